@@ -1,0 +1,1 @@
+"""Data: where the bytes come from, batches, and augmentation."""

@@ -1,0 +1,22 @@
+"""The one exception that reaches a user as a single line."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; `main` prints it as one line and exits with status 2."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """Returns the error for a name that is not in `known`, with the nearest ones offered.
+
+    Args:
+      kind: what the name stands for, as the user would say it ("model", "config field").
+      name: the name that was asked for.
+      known: the names that exist.
+    """
+    choices = sorted(known)
+    near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
+    return UserError(f"unknown {kind} {name!r}; {hint}")
