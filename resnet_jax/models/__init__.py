@@ -1,1 +1,122 @@
-"""Models."""
+"""The registry: every model's name and its constructor, in one dict."""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.models.resnet import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActivationBlock,
+    PreActivationBottleneckBlock,
+    ResNet,
+)
+
+
+def _resnet(*stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
+    defaults = {"num_filters": (64, 128, 256, 512)}
+    return functools.partial(ResNet, stage_sizes=stage_sizes, **(defaults | options))
+
+
+def _cifar_resnet(depth: int) -> functools.partial[ResNet]:
+    """Returns the CIFAR network of He et al. 2015, section 4.2: 6n + 2 layers."""
+    size = (depth - 2) // 6
+    return _resnet(size, size, size, num_filters=(16, 32, 64), shortcut="zero_pad")
+
+
+def _wide_resnet(depth: int, widening: int) -> functools.partial[ResNet]:
+    """Returns the network of Zagoruyko and Komodakis 2016: 6n + 4 layers."""
+    size = (depth - 4) // 6
+    return _resnet(
+        *(size, size, size),
+        num_filters=(16 * widening, 32 * widening, 64 * widening),
+        stem_filters=16,
+        block_cls=PreActivationBlock,
+        shortcut="convolution",
+        pre_activation=True,
+        final_norm=True,
+    )
+
+
+_preact = functools.partial(_resnet, shortcut="convolution", pre_activation=True)
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    # `resnet_v1` and `resnet_v2` are one report's names for its two networks under five million
+    # parameters; they are not the post- and pre-activation block styles of the literature.
+    "resnet_v1": _resnet(1, 1, 1, 1),
+    "resnet_v2": _resnet(2, 2, 2, 2, num_filters=(64, 128, 128, 128)),
+    "resnet_small": _resnet(2, 2, 2, num_filters=(16, 32, 64), shortcut="projection_3x3"),
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, block_cls=BottleneckBlock),
+    "resnet101": _resnet(3, 4, 23, 3, block_cls=BottleneckBlock),
+    "resnet152": _resnet(3, 8, 36, 3, block_cls=BottleneckBlock),
+    "resnet20": _cifar_resnet(20),
+    "resnet32": _cifar_resnet(32),
+    "resnet44": _cifar_resnet(44),
+    "resnet56": _cifar_resnet(56),
+    "resnet110": _cifar_resnet(110),
+    "preact_resnet18": _preact(2, 2, 2, 2, block_cls=PreActivationBlock),
+    "preact_resnet34": _preact(3, 4, 6, 3, block_cls=PreActivationBlock),
+    "preact_resnet50": _preact(3, 4, 6, 3, block_cls=PreActivationBottleneckBlock),
+    "wide_resnet16_8": _wide_resnet(16, 8),
+    "wide_resnet28_10": _wide_resnet(28, 10),
+    "resnet_custom": _resnet(
+        *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), shortcut="none", conv_bias=True
+    ),
+    "resnet_custom_skip": _resnet(
+        *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True
+    ),
+}
+
+
+def list_models() -> list[str]:
+    """Returns the names that `create_model` knows, sorted."""
+    return sorted(MODELS)
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Returns the options of a model and their defaults.
+
+    Args:
+      name: a name of `list_models()`.
+
+    Raises:
+      UserError: if there is no such model.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    constructor = MODELS[name]
+    bound = constructor.keywords if isinstance(constructor, functools.partial) else {}
+    module = constructor.func if isinstance(constructor, functools.partial) else constructor
+    assert inspect.isclass(module) and dataclasses.is_dataclass(module)
+    fields = {f.name: f.default for f in dataclasses.fields(module)}
+    return {key: bound.get(key, fields[key]) for key in fields if key not in ("parent", "name")}
+
+
+def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+    """Returns a Flax module by its registry name.
+
+    Args:
+      name: a name of `list_models()`.
+      num_classes: number of logits.
+      **options: fields of the module that replace the registry's, such as `dropout_rate`.
+
+    Returns:
+      A module to be called as `module.apply(variables, x, train=...)`.
+
+    Raises:
+      UserError: if there is no such model, or it has no such option.
+    """
+    known = model_options(name)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of model {name!r}", option, known)
+    if num_classes < 1:
+        raise UserError(f"num_classes must be at least 1, not {num_classes}")
+    return MODELS[name](num_classes=num_classes, **options)

@@ -1,0 +1,177 @@
+"""Layers that every model shares: PyTorch's default initialisers, explicit padding, regularisers.
+
+All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are HWIO.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.linen.dtypes import promote_dtype
+from flax.typing import Dtype, Initializer
+
+from resnet_jax.models.conv import conv_general_dilated
+
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's Conv2d and Linear draw by default.
+torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_bias_init(fan_in: int) -> Initializer:
+    """Returns PyTorch's default bias initialiser, U(-1/sqrt(fan_in), 1/sqrt(fan_in)).
+
+    Args:
+      fan_in: inputs that each output of the layer sums over.
+    """
+    bound = fan_in**-0.5
+
+    def init(key: jax.Array, shape: Sequence[int], dtype: Dtype = jnp.float32) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """Two-dimensional convolution with PyTorch's default initialisers and explicit padding.
+
+    Attributes:
+      features: number of output channels.
+      kernel_size: height and width of the kernel, pixels.
+      strides: step in both directions, pixels.
+      padding: zeros added on all four sides, pixels.
+      use_bias: whether a bias is added.
+      feature_group_count: number of groups that channels are split into.
+      kernel_init: initialiser of the kernel.
+      dtype: dtype of the computation; None: that of the operands.
+      param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    kernel_size: tuple[int, int] = (3, 3)
+    strides: int = 1
+    padding: int = 0
+    use_bias: bool = False
+    feature_group_count: int = 1
+    kernel_init: Initializer = torch_kernel_init
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', features]`."""
+        inputs_per_group = x.shape[-1] // self.feature_group_count
+        shape = (*self.kernel_size, inputs_per_group, self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            fan_in = self.kernel_size[0] * self.kernel_size[1] * inputs_per_group
+            bias = self.param("bias", torch_bias_init(fan_in), (self.features,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = conv_general_dilated(
+            x,
+            kernel,
+            window_strides=(self.strides, self.strides),
+            padding=((self.padding, self.padding), (self.padding, self.padding)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.feature_group_count,
+        )
+        return y if bias is None else y + bias
+
+
+class Dense(nn.Module):
+    """Linear layer with PyTorch's default initialisers.
+
+    Attributes:
+      features: number of outputs.
+      use_bias: whether a bias is added.
+      dtype: dtype of the computation; None: that of the operands.
+      param_dtype: dtype of the parameters.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps `[..., inputs]` to `[..., features]`."""
+        inputs = x.shape[-1]
+        shape = (inputs, self.features)
+        kernel = self.param("kernel", torch_kernel_init, shape, self.param_dtype)
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", torch_bias_init(inputs), (self.features,), self.param_dtype)
+        x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
+        y = x @ kernel
+        return y if bias is None else y + bias
+
+
+class SqueezeExcitation(nn.Module):
+    """Channel attention of "Squeeze-and-Excitation Networks" (Hu et al. 2018).
+
+    Attributes:
+      reduction: factor between the channels and the hidden width.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+    """
+
+    reduction: int = 16
+    dtype: Dtype | None = None
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Scales the channels of `[batch, height, width, channels]`."""
+        channels = x.shape[-1]
+        hidden = max(1, channels // self.reduction)
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        scale = x.mean(axis=(1, 2))
+        scale = nn.relu(Dense(hidden, name="fc1", **dense)(scale))
+        scale = nn.sigmoid(Dense(channels, name="fc2", **dense)(scale))
+        return x * scale[:, None, None, :]
+
+
+class StochasticDepth(nn.Module):
+    """Drops a whole residual branch per image ("Deep Networks with Stochastic Depth", 2016).
+
+    Attributes:
+      rate: probability of dropping the branch; what is kept is scaled by 1 / (1 - rate).
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns `x`, `[batch, ...]`, with some images' branches zeroed in training."""
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
+        return jnp.where(mask, x / keep, 0).astype(x.dtype)
+
+
+def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int = 0) -> jax.Array:
+    """Max-pools `[batch, height, width, channels]` as PyTorch does.
+
+    Windows that do not overlap are a reshape and a maximum, whose gradient is far cheaper than
+    the select-and-scatter of the general form.
+
+    Args:
+      x: the images, `[batch, height, width, channels]`.
+      window: side of the square window, pixels.
+      strides: step between windows, pixels; None: the window's side.
+      padding: pixels of minus infinity added on all sides.
+
+    Returns:
+      `[batch, height', width', channels]`; rows and columns left over are dropped.
+    """
+    strides = strides or window
+    if strides != window or padding:
+        pads = ((padding, padding), (padding, padding))
+        return nn.max_pool(x, (window, window), (strides, strides), pads)
+    batch, height, width, channels = x.shape
+    rows, columns = height // window, width // window
+    x = x[:, : rows * window, : columns * window]
+    return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))

@@ -1,0 +1,294 @@
+"""Residual networks: one general `ResNet` and the blocks it is made of.
+
+Sources: "Deep Residual Learning for Image Recognition" (He et al. 2015), "Identity Mappings in Deep
+Residual Networks" (He et al. 2016), "Wide Residual Networks" (Zagoruyko and Komodakis 2016).
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.models import layers
+from resnet_jax.models.normalization import BatchNorm
+
+ModuleDef = Callable[..., Any]
+
+SHORTCUTS = ("projection", "projection_3x3", "convolution", "zero_pad", "none")
+STEMS = ("cifar", "imagenet")
+
+
+class ResidualBlock(nn.Module):
+    """What all residual blocks share: their fields, the shortcut, the end of the branch.
+
+    Attributes:
+      filters: width of the block; its output has `filters * expansion` channels.
+      conv: constructor of convolutions, bound to dtypes and bias.
+      norm: constructor of normalisations, bound to dtypes.
+      strides: step of the block, pixels.
+      shortcut: how the input reaches the sum where shapes differ. "projection": 1x1 convolution
+        and norm; "projection_3x3": 3x3 convolution and norm; "convolution": 1x1 convolution
+        alone; "zero_pad": subsampling and zero channels; "none": there is no sum at all.
+      num_convs: number of 3x3 convolutions in a basic block.
+      activation: the non-linearity.
+      dropout_rate: dropout between the convolutions of a pre-activation block.
+      squeeze_excitation: reduction of channel attention on the branch; 0: none.
+      stochastic_depth_rate: probability of dropping the branch in training.
+      zero_init_residual: whether the branch's last norm starts at zero.
+    """
+
+    filters: int
+    conv: ModuleDef
+    norm: ModuleDef
+    strides: int = 1
+    shortcut: str = "projection"
+    num_convs: int = 2
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    dropout_rate: float = 0.0
+    squeeze_excitation: int = 0
+    stochastic_depth_rate: float = 0.0
+    zero_init_residual: bool = False
+
+    expansion: ClassVar[int] = 1
+
+    def last_norm(self, name: str) -> nn.Module:
+        """Returns the norm that ends the branch."""
+        if self.zero_init_residual:
+            return self.norm(scale_init=nn.initializers.zeros, name=name)
+        return self.norm(name=name)
+
+    def project(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Returns the shortcut of `x`, `[batch, height', width', filters * expansion]`."""
+        features = self.filters * self.expansion
+        if self.strides == 1 and x.shape[-1] == features:
+            return x
+        if self.shortcut == "zero_pad":
+            missing = features - x.shape[-1]
+            pads = ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2))
+            return jnp.pad(x[:, :: self.strides, :: self.strides], pads)
+        side, padding = (3, 1) if self.shortcut == "projection_3x3" else (1, 0)
+        conv = self.conv(features, (side, side), self.strides, padding, name="shortcut_conv")
+        x = conv(x)
+        if self.shortcut == "convolution":
+            return x
+        return self.norm(name="shortcut_bn")(x, train=train)
+
+    def add_shortcut(self, branch: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
+        """Returns branch + shortcut projection, with the branch's regularisers applied."""
+        if self.squeeze_excitation:
+            attention = layers.SqueezeExcitation(
+                self.squeeze_excitation, dtype=branch.dtype, name="squeeze_excitation"
+            )
+            branch = attention(branch)
+        if self.shortcut == "none":
+            return branch
+        if self.stochastic_depth_rate:
+            drop = layers.StochasticDepth(self.stochastic_depth_rate, name="stochastic_depth")
+            branch = drop(branch, train=train)
+        return branch + shortcut
+
+
+class BasicBlock(ResidualBlock):
+    """3x3 convolutions, each with a norm; the activation follows the sum."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
+        shortcut = x if self.shortcut == "none" else self.project(x, train=train)
+        for index in range(1, self.num_convs + 1):
+            strides = self.strides if index == 1 else 1
+            x = self.conv(self.filters, (3, 3), strides, 1, name=f"conv{index}")(x)
+            if index < self.num_convs:
+                x = self.activation(self.norm(name=f"bn{index}")(x, train=train))
+        x = self.last_norm(f"bn{self.num_convs}")(x, train=train)
+        return self.activation(self.add_shortcut(x, shortcut, train=train))
+
+
+class BottleneckBlock(ResidualBlock):
+    """1x1, 3x3 and 1x1 convolutions with a fourfold output; the stride is on the 3x3 one."""
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
+        shortcut = x if self.shortcut == "none" else self.project(x, train=train)
+        x = self.conv(self.filters, (1, 1), name="conv1")(x)
+        x = self.activation(self.norm(name="bn1")(x, train=train))
+        x = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(x)
+        x = self.activation(self.norm(name="bn2")(x, train=train))
+        x = self.conv(self.filters * self.expansion, (1, 1), name="conv3")(x)
+        x = self.last_norm("bn3")(x, train=train)
+        return self.activation(self.add_shortcut(x, shortcut, train=train))
+
+
+class PreActivationBlock(ResidualBlock):
+    """Norm and activation before each 3x3 convolution; nothing follows the sum."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
+        y = self.activation(self.norm(name="bn1")(x, train=train))
+        same_shape = self.strides == 1 and x.shape[-1] == self.filters
+        shortcut = x if same_shape else self.project(y, train=train)
+        y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv1")(y)
+        y = self.activation(self.last_norm("bn2")(y, train=train))
+        y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
+        y = self.conv(self.filters, (3, 3), 1, 1, name="conv2")(y)
+        return self.add_shortcut(y, shortcut, train=train)
+
+
+class PreActivationBottleneckBlock(ResidualBlock):
+    """Norm and activation before the 1x1, 3x3 and 1x1 convolutions, with a fourfold output."""
+
+    expansion: ClassVar[int] = 4
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
+        features = self.filters * self.expansion
+        y = self.activation(self.norm(name="bn1")(x, train=train))
+        same_shape = self.strides == 1 and x.shape[-1] == features
+        shortcut = x if same_shape else self.project(y, train=train)
+        y = self.conv(self.filters, (1, 1), name="conv1")(y)
+        y = self.activation(self.norm(name="bn2")(y, train=train))
+        y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(y)
+        y = self.activation(self.last_norm("bn3")(y, train=train))
+        y = self.conv(features, (1, 1), name="conv3")(y)
+        return self.add_shortcut(y, shortcut, train=train)
+
+
+class ResNet(nn.Module):
+    """A residual network: stem, stages of blocks, global average pooling, linear head.
+
+    Submodules are named `conv1`, `bn1`, `stage<i>_block<j>` (from 1), `head`; the output of each
+    stage is sown into the collection "intermediates" as `stage<i>`.
+
+    Attributes:
+      stage_sizes: number of blocks in each stage.
+      num_filters: width of each stage.
+      block_cls: `BasicBlock`, `BottleneckBlock` or one of their pre-activation kin.
+      num_classes: number of logits.
+      stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, and a 3x3 max-pool of stride 2).
+      stem_filters: width of the stem; 0: that of the first stage.
+      stage_strides: step of each stage, pixels; empty: 1 for the first stage and 2 for the others.
+      shortcut: see `ResidualBlock`.
+      num_convs: number of 3x3 convolutions in a basic block.
+      conv_bias: whether convolutions have a bias.
+      pre_activation: whether the blocks normalise first, so that the stem must not.
+      final_norm: whether a norm and an activation follow the last stage.
+      dropout_rate: dropout between pooling and head.
+      block_dropout_rate: dropout inside pre-activation blocks.
+      squeeze_excitation: reduction of channel attention in every block; 0: none.
+      stochastic_depth_rate: probability of dropping the last block's branch; it grows linearly
+        from the first block on.
+      zero_init_residual: whether each branch's last norm starts at zero.
+      activation: the non-linearity.
+      norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`.
+      dtype: dtype of the computation; logits are always float32.
+      param_dtype: dtype of the parameters.
+
+    Raises:
+      UserError: if the stages' fields differ in length or name an unknown stem or shortcut.
+    """
+
+    stage_sizes: Sequence[int]
+    num_filters: Sequence[int]
+    block_cls: type[ResidualBlock] = BasicBlock
+    num_classes: int = 10
+    stem: str = "cifar"
+    stem_filters: int = 0
+    stage_strides: Sequence[int] = ()
+    shortcut: str = "projection"
+    num_convs: int = 2
+    conv_bias: bool = False
+    pre_activation: bool = False
+    final_norm: bool = False
+    dropout_rate: float = 0.0
+    block_dropout_rate: float = 0.0
+    squeeze_excitation: int = 0
+    stochastic_depth_rate: float = 0.0
+    zero_init_residual: bool = False
+    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    norm_cls: ModuleDef = BatchNorm
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuses fields that contradict each other."""
+        stages = len(self.stage_sizes)
+        for field in ("num_filters", "stage_strides"):
+            length = len(getattr(self, field))
+            if length != stages and not (field == "stage_strides" and length == 0):
+                raise UserError(
+                    f"model option {field} has {length} entries but stage_sizes has {stages}; "
+                    "give one for each stage"
+                )
+        if self.shortcut not in SHORTCUTS:
+            raise unknown("shortcut", self.shortcut, SHORTCUTS)
+        if self.stem not in STEMS:
+            raise unknown("stem", self.stem, STEMS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          x: normalised images, `[batch, height, width, channels]`.
+          train: whether to normalise with the batch's statistics and to apply dropout.
+
+        Returns:
+          Logits, float32 `[batch, num_classes]`.
+        """
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
+        norm = functools.partial(self.norm_cls, **dtypes)
+        x = self.apply_stem(x.astype(self.dtype), conv, norm, train=train)
+        for stage, size in enumerate(self.stage_sizes, start=1):
+            for index in range(1, size + 1):
+                x = self.make_block(stage, index, conv, norm)(x, train=train)
+            self.sow("intermediates", f"stage{stage}", x)
+        if self.final_norm:
+            x = self.activation(norm(name="final_bn")(x, train=train))
+        x = x.mean(axis=(1, 2))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
+        return logits.astype(jnp.float32)
+
+    def apply_stem(
+        self, x: jax.Array, conv: ModuleDef, norm: ModuleDef, *, train: bool
+    ) -> jax.Array:
+        """Returns the stem's output, `[batch, height', width', stem_filters]`."""
+        filters = self.stem_filters or self.num_filters[0]
+        if self.stem == "imagenet":
+            x = conv(filters, (7, 7), 2, 3, name="conv1")(x)
+        else:
+            x = conv(filters, (3, 3), 1, 1, name="conv1")(x)
+        if not self.pre_activation:
+            x = self.activation(norm(name="bn1")(x, train=train))
+        return layers.max_pool(x, 3, 2, 1) if self.stem == "imagenet" else x
+
+    def make_block(self, stage: int, index: int, conv: ModuleDef, norm: ModuleDef) -> ResidualBlock:
+        """Returns block `index` of `stage`, both counted from 1."""
+        strides = self.stage_strides or (1, *[2] * (len(self.stage_sizes) - 1))
+        depth = sum(self.stage_sizes[: stage - 1]) + index
+        return self.block_cls(
+            filters=self.num_filters[stage - 1],
+            conv=conv,
+            norm=norm,
+            strides=strides[stage - 1] if index == 1 else 1,
+            shortcut=self.shortcut,
+            num_convs=self.num_convs,
+            activation=self.activation,
+            dropout_rate=self.block_dropout_rate,
+            squeeze_excitation=self.squeeze_excitation,
+            stochastic_depth_rate=self.stochastic_depth_rate * depth / sum(self.stage_sizes),
+            zero_init_residual=self.zero_init_residual,
+            name=f"stage{stage}_block{index}",
+        )
