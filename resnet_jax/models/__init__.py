@@ -69,9 +69,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet_custom": _resnet(
         *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), shortcut="none", conv_bias=True
     ),
-    "resnet_custom_skip": _resnet(
-        *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True
-    ),
+    "resnet_custom_skip": _resnet(*(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True),
 }
 
 

@@ -1,0 +1,331 @@
+"""The default config: every field with its unit, meaning and range; validation.
+
+A config is an `ml_collections.ConfigDict` with exactly the fields of `FIELDS`. Files in `configs/`
+start from `default_config()` and change what differs. Three fields named `options` are open: they
+hold keyword arguments of the model, optimizer or schedule that is named beside them, which are
+checked against its signature.
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """One field of the config.
+
+    Attributes:
+      default: the default value; its type is the field's type.
+      help: meaning and unit.
+      low: smallest value allowed.
+      high: largest value allowed.
+      above: bound that the value must exceed.
+      choices: the values allowed.
+    """
+
+    default: Any
+    help: str
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+FIELDS: dict[str, Field] = {
+    "seed": Field(0, "seed of initialisation, order, augmentation and dropout", low=0, high=2**31),
+    "num_epochs": Field(10, "passes over the training images", low=0, high=100_000),
+    "batch_size": Field(128, "training images per step", low=1, high=1_000_000),
+    "steps_per_dispatch": Field(
+        0,
+        "training steps that one call of the compiled function takes; 0: 1 on CPU, 50 elsewhere",
+        low=0,
+        high=100_000,
+    ),
+    # Model
+    "model.name": Field("resnet_v2", "a name of resnet_jax.list_models()"),
+    "model.num_classes": Field(10, "number of logits", low=1, high=1_000_000),
+    "model.dtype": Field(
+        "float32",
+        "dtype of the computation; parameters, statistics and loss stay float32",
+        choices=("float32", "bfloat16", "float16"),
+    ),
+    "model.options": Field({}, "fields of the model that replace the registry's"),
+    # Data
+    "data.source": Field("auto", "where CIFAR-10 comes from; see resnet_jax.data.sources"),
+    "data.dir": Field("", "folder with CIFAR-10, and of its cache; empty: the user's cache folder"),
+    "data.val_fraction": Field(
+        0.1, "share of the training images set aside, per class", low=0.0, high=0.9
+    ),
+    "data.split_seed": Field(0, "seed of that split", low=0, high=2**31),
+    "data.shuffle": Field(True, "whether every epoch has an order of its own"),
+    "data.drop_last": Field(False, "whether an epoch's incomplete last batch is left out"),
+    "data.mean": Field(
+        (0.4914, 0.4822, 0.4465), "per-channel mean, of pixels in [0, 1]", low=-10.0, high=10.0
+    ),
+    "data.std": Field(
+        (0.2470, 0.2435, 0.2616), "per-channel deviation, of pixels in [0, 1]", above=0.0, high=10.0
+    ),
+    # Augmentation, in the order in which it is applied
+    "augment.crop_padding": Field(
+        0,
+        "pixels added on all sides before a random crop to the old size; 0: no crop",
+        low=0,
+        high=64,
+    ),
+    "augment.crop_mode": Field(
+        "zero",
+        "what the added pixels are: black, or the image mirrored",
+        choices=("zero", "reflect"),
+    ),
+    "augment.flip": Field(
+        "none",
+        "horizontal flip: at random, or alternating (random in epoch 0, then every other epoch)",
+        choices=("none", "random", "alternating"),
+    ),
+    "augment.policy": Field(
+        "none", "colour and shape policy", choices=("none", "randaugment", "trivialaugment")
+    ),
+    "augment.policy_layers": Field(2, "operations per image of randaugment", low=1, high=10),
+    "augment.policy_magnitude": Field(9.0, "strength of randaugment, of 30", low=0.0, high=30.0),
+    "augment.brightness": Field(
+        0.0, "largest relative change of brightness; 0: none", low=0.0, high=1.0
+    ),
+    "augment.contrast": Field(
+        0.0, "largest relative change of contrast; 0: none", low=0.0, high=1.0
+    ),
+    "augment.saturation": Field(
+        0.0, "largest relative change of saturation; 0: none", low=0.0, high=1.0
+    ),
+    "augment.cutout": Field(
+        0, "side of the square that is set to the mean, pixels; 0: none", low=0, high=1024
+    ),
+    "augment.erasing": Field(0.0, "probability of random erasing; 0: none", low=0.0, high=1.0),
+    "augment.mixup": Field(0.0, "alpha of mixup's Beta distribution; 0: none", low=0.0, high=100.0),
+    "augment.cutmix": Field(
+        0.0,
+        "alpha of cutmix's Beta distribution; 0: none; with mixup: one of them at random",
+        low=0.0,
+        high=100.0,
+    ),
+    # Loss and optimizer
+    "loss.label_smoothing": Field(
+        0.0, "share of each target spread over all classes", low=0.0, high=0.999
+    ),
+    "optimizer.name": Field("sgd", "a name of resnet_jax.optim.OPTIMIZERS"),
+    "optimizer.learning_rate": Field(0.1, "peak learning rate", low=0.0, high=1e6),
+    "optimizer.weight_decay": Field(0.0, "weight decay", low=0.0, high=1e3),
+    "optimizer.decoupled_weight_decay": Field(
+        False, "False: decay is added to the gradient (PyTorch); True: it acts beside the update"
+    ),
+    "optimizer.no_decay": Field(
+        "", "regular expression; parameters whose path matches are not decayed; empty: none"
+    ),
+    "optimizer.frozen": Field(
+        "", "regular expression; parameters whose path matches are not trained; empty: none"
+    ),
+    "optimizer.learning_rate_factors": Field(
+        {}, "regular expression of parameter paths -> factor on the learning rate"
+    ),
+    "optimizer.gradient_clip": Field(
+        0.0, "largest global norm of the gradient; 0: no clipping", low=0.0, high=1e9
+    ),
+    "optimizer.accumulate_steps": Field(
+        1, "steps whose gradients are averaged into one update", low=1, high=100_000
+    ),
+    "optimizer.ema_decay": Field(
+        0.0,
+        "share kept by the moving average of the weights that is evaluated; 0: none",
+        low=0.0,
+        high=0.999999,
+    ),
+    "optimizer.options": Field({}, "keyword arguments of the optimizer, such as momentum"),
+    "schedule.name": Field("constant", "a name of resnet_jax.optim.SCHEDULES"),
+    "schedule.per": Field("step", "when the learning rate changes", choices=("step", "epoch")),
+    "schedule.warmup_epochs": Field(
+        0.0, "epochs of linear growth from zero before the schedule", low=0.0, high=100_000.0
+    ),
+    "schedule.options": Field({}, "keyword arguments of the schedule, in epochs"),
+    # Evaluation, checkpoints, logs
+    "evaluate.batch_size": Field(500, "images per evaluation step", low=1, high=1_000_000),
+    "evaluate.split": Field(
+        "val",
+        "what is scored while training; the test set is scored at the end in any case",
+        choices=("val", "test"),
+    ),
+    "evaluate.select_on_test": Field(
+        False, "whether the best checkpoint may be chosen by the test set; never for a claim"
+    ),
+    "evaluate.every_epochs": Field(
+        1, "epochs between scores; 0: only after the last epoch", low=0, high=100_000
+    ),
+    "evaluate.every_steps": Field(0, "steps between further scores; 0: none", low=0, high=2**31),
+    "evaluate.patience": Field(
+        0, "scores without a new best before training stops early; 0: never", low=0, high=100_000
+    ),
+    "checkpoint.every_epochs": Field(1, "epochs between checkpoints", low=1, high=100_000),
+    "checkpoint.every_steps": Field(
+        0, "steps between further checkpoints; 0: none", low=0, high=2**31
+    ),
+    "checkpoint.keep": Field(2, "newest checkpoints kept, beside the best", low=1, high=1000),
+    "log.every_steps": Field(
+        100, "steps between training records in metrics.jsonl; 0: per epoch only", low=0, high=2**31
+    ),
+    "log.tensorboard": Field(True, "whether TensorBoard events are written"),
+    "log.images": Field(16, "training images shown in TensorBoard; 0: none", low=0, high=256),
+    "log.histograms": Field(
+        False, "whether every epoch writes histograms of parameters and gradients"
+    ),
+}
+
+# Fields that a resumed run may change: they alter neither the result nor the files of the run.
+RESUMABLE = frozenset({"data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep"})
+
+
+def default_config() -> ConfigDict:
+    """Returns a new config of all fields at their defaults."""
+    config = ConfigDict()
+    for path, field in FIELDS.items():
+        *groups, name = path.split(".")
+        node = config
+        for group in groups:
+            node = node.setdefault(group, ConfigDict())
+        node[name] = ConfigDict(field.default) if isinstance(field.default, dict) else field.default
+    return config
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns the config as one dict of dotted paths; open fields keep their dict.
+
+    Args:
+      config: a config, or the dict of one read from JSON.
+      prefix: path of `config` itself, with its final dot.
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and not _is_open(path):
+            flat |= flatten(value, f"{path}.")
+        else:
+            flat[path] = dict(value) if isinstance(value, Mapping) else value
+    return flat
+
+
+def validate(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns a checked copy of a config, with values in their fields' exact types.
+
+    Args:
+      config: a config, or the dict of one read from JSON.
+
+    Raises:
+      UserError: if a field is unknown, missing, ill-typed or out of range, or contradicts another.
+    """
+    if not isinstance(config, ConfigDict | dict):
+        raise UserError(f"a config is a ConfigDict, not {type(config).__name__}")
+    values = flatten(config)
+    for path in values:
+        if path not in FIELDS:
+            raise unknown("config field", path, FIELDS)
+    checked = default_config()
+    checked.unlock()
+    for path, field in FIELDS.items():
+        if path not in values:
+            raise UserError(f"config field {path} is missing; start from default_config()")
+        _set(checked, path, _checked(path, field, values[path]))
+    _check_relations(checked)
+    return checked.lock()
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Returns one phrase for each field whose change would make a different run.
+
+    Args:
+      old: the config of the run so far, or its dict read from JSON.
+      new: the config asked for now.
+    """
+    before, after = _comparable(old), _comparable(new)
+    return [
+        f"{path} was {before.get(path)!r}, is {after.get(path)!r}"
+        for path in sorted(before.keys() | after.keys())
+        if path not in RESUMABLE and before.get(path) != after.get(path)
+    ]
+
+
+def _is_open(path: str) -> bool:
+    return path in FIELDS and isinstance(FIELDS[path].default, dict)
+
+
+def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+    def plain(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    return {path: plain(value) for path, value in flatten(config).items()}
+
+
+def _set(config: ConfigDict, path: str, value: Any) -> None:
+    *groups, name = path.split(".")
+    for group in groups:
+        config = config[group]
+    config[name] = ConfigDict(value) if isinstance(value, dict) else value
+
+
+def _checked(path: str, field: Field, value: Any) -> Any:
+    """Returns `value` in the type of its field, or raises."""
+    kind = type(field.default)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and isinstance(value, list | tuple):
+        value = tuple(_checked(path, dataclasses.replace(field, default=0.0), v) for v in value)
+        if len(value) != len(field.default):
+            raise UserError(f"config field {path} takes {len(field.default)} numbers, not {value}")
+        return value
+    if type(value) is not kind:
+        raise UserError(f"config field {path} takes a {kind.__name__}, not {value!r}")
+    if field.choices and value not in field.choices:
+        raise unknown(f"value of config field {path}:", value, field.choices)
+    if kind in (int, float):
+        _check_range(path, field, value)
+    return value
+
+
+def _check_range(path: str, field: Field, value: float) -> None:
+    if not math.isfinite(value):
+        raise UserError(f"config field {path} must be a finite number, not {value}")
+    if field.above is not None and value <= field.above:
+        raise UserError(f"config field {path} must be above {field.above}, not {value}")
+    if field.low is not None and value < field.low:
+        raise UserError(f"config field {path} must be at least {field.low}, not {value}")
+    if field.high is not None and value > field.high:
+        raise UserError(f"config field {path} must be at most {field.high}, not {value}")
+
+
+def _check_relations(config: ConfigDict) -> None:
+    if config.evaluate.split == "val" and config.data.val_fraction == 0:
+        raise UserError(
+            "config field evaluate.split is 'val' but data.val_fraction is 0; "
+            "set data.val_fraction, or evaluate.split='test'"
+        )
+    if config.evaluate.patience and not selects(config):
+        raise UserError(
+            "config field evaluate.patience needs evaluate.split='val', "
+            "or evaluate.select_on_test=True"
+        )
+    patterns = [config.optimizer.no_decay, config.optimizer.frozen]
+    for pattern in (*patterns, *config.optimizer.learning_rate_factors):
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"config group optimizer: bad pattern {pattern!r}: {error}") from None
+
+
+def selects(config: ConfigDict) -> bool:
+    """Returns whether the scores of this run may choose its best checkpoint."""
+    return config.evaluate.split == "val" or config.evaluate.select_on_test
