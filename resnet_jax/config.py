@@ -131,7 +131,8 @@ FIELDS: dict[str, Field] = {
         "", "regular expression; parameters whose path matches are not trained; empty: none"
     ),
     "optimizer.learning_rate_factors": Field(
-        {}, "regular expression of parameter paths -> factor on the learning rate"
+        (),
+        "pairs (regular expression of parameter paths, factor on the learning rate); first wins",
     ),
     "optimizer.gradient_clip": Field(
         0.0, "largest global norm of the gradient; 0: no clipping", low=0.0, high=1e9
@@ -282,6 +283,8 @@ def _checked(path: str, field: Field, value: Any) -> Any:
     kind = type(field.default)
     if kind is float and type(value) is int:
         value = float(value)
+    if kind is tuple and not field.default:
+        return _checked_pairs(path, value)
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(_checked(path, dataclasses.replace(field, default=0.0), v) for v in value)
         if len(value) != len(field.default):
@@ -294,6 +297,19 @@ def _checked(path: str, field: Field, value: Any) -> Any:
     if kind in (int, float):
         _check_range(path, field, value)
     return value
+
+
+def _checked_pairs(path: str, value: Any) -> tuple[tuple[str, float], ...]:
+    pairs = []
+    for pair in value if isinstance(value, list | tuple) else [value]:
+        match pair:
+            case [str(pattern), int() | float() as factor] if factor >= 0:
+                pairs.append((pattern, float(factor)))
+            case _:
+                raise UserError(
+                    f"config field {path} takes pairs (pattern, factor of at least 0), not {pair!r}"
+                )
+    return tuple(pairs)
 
 
 def _check_range(path: str, field: Field, value: float) -> None:
@@ -319,7 +335,8 @@ def _check_relations(config: ConfigDict) -> None:
             "or evaluate.select_on_test=True"
         )
     patterns = [config.optimizer.no_decay, config.optimizer.frozen]
-    for pattern in (*patterns, *config.optimizer.learning_rate_factors):
+    patterns += [pattern for pattern, _ in config.optimizer.learning_rate_factors]
+    for pattern in patterns:
         try:
             re.compile(pattern)
         except re.error as error:
