@@ -196,7 +196,9 @@ def default_config() -> ConfigDict:
         *groups, name = path.split(".")
         node = config
         for group in groups:
-            node = node.setdefault(group, ConfigDict())
+            if group not in node:
+                node[group] = ConfigDict()
+            node = node[group]
         node[name] = ConfigDict(field.default) if isinstance(field.default, dict) else field.default
     return config
 
