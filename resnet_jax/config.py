@@ -210,6 +210,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
       config: a config, or the dict of one read from JSON.
       prefix: path of `config` itself, with its final dot.
     """
+    if isinstance(config, ConfigDict):
+        config = config.to_dict()
     flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
