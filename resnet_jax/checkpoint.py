@@ -1,0 +1,220 @@
+"""Checkpoints with orbax: the newest and the best, each leaf with a digest, restored strictly."""
+
+import errno
+import hashlib
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from resnet_jax.errors import UserError
+
+Tree = TypeVar("Tree")
+Arrays = dict[str, np.ndarray]
+
+
+class DamagedError(Exception):
+    """A checkpoint that can't be trusted; the message says why."""
+
+
+class _NewestAndBest(preservation_policy.PreservationPolicy):
+    """Keeps the newest checkpoints, and the best one however old it is."""
+
+    def __init__(self, keep: int) -> None:
+        self.best: int | None = None
+        self._keep = keep
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns whether each checkpoint, oldest first, is kept."""
+        newest = len(checkpoints) - self._keep
+        return [i >= newest or info.step == self.best for i, info in enumerate(checkpoints)]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Attributes:
+      directory: the folder that holds one folder per checkpoint, named by its step.
+    """
+
+    def __init__(
+        self, directory: pathlib.Path, keep: int, notify: Callable[[str], None] = print
+    ) -> None:
+        """Opens or creates the folder, and clears away what an interrupted save left there.
+
+        Args:
+          directory: the folder of the checkpoints.
+          keep: number of newest checkpoints kept; the best is kept beside them.
+          notify: is told of every checkpoint that is passed over.
+        """
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory = directory.absolute()
+        self._notify = notify
+        self._clear_unfinished()
+        self._policy = _NewestAndBest(keep)
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
+        )
+
+    def steps(self) -> list[int]:
+        """Returns the steps of which there is a checkpoint, newest first."""
+        return sorted(self._manager.all_steps(), reverse=True)
+
+    def save(self, step: int, state: Any, best: int | None = None) -> None:
+        """Starts to save a state; what was being saved before is completed first.
+
+        Args:
+          step: number of steps taken.
+          state: a tree of arrays.
+          best: step of the best checkpoint, which is kept; None: there is none.
+
+        Raises:
+          UserError: if the disk is full or can't be written.
+        """
+        arrays = _named_arrays(state)
+        digests = {name: _digest(array) for name, array in arrays.items()}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays), digests=ocp.args.JsonSave(digests)
+        )
+        self._policy.best = best
+        with _disk_errors(self.directory, self._clear_unfinished):
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=items)
+
+    def wait(self) -> None:
+        """Returns when all that was to be saved is on disk.
+
+        Raises:
+          UserError: if the disk is full or can't be written.
+        """
+        with _disk_errors(self.directory, self._clear_unfinished):
+            self._manager.wait_until_finished()
+
+    def restore(self, template: Tree, step: int) -> Tree:
+        """Returns the state saved at a step.
+
+        Args:
+          template: a tree of arrays of the right names, shapes and dtypes.
+          step: one of `steps()`.
+
+        Raises:
+          DamagedError: if the checkpoint can't be read, was altered, or is of another model.
+        """
+        try:
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(), digests=ocp.args.JsonRestore()
+                ),
+            )
+            arrays, digests = dict(items.state), dict(items.digests)
+        except Exception as error:  # orbax raises whatever its many backends raise
+            raise DamagedError(f"it can't be read ({_first_line(error)})") from error
+        for name, array in arrays.items():
+            if digests.get(name) != _digest(np.asarray(array)):
+                raise DamagedError(f"the digest of {name} differs")
+        return _fill(template, arrays)
+
+    def restore_newest(self, template: Tree) -> Tree | None:
+        """Returns the newest state that is whole; None if nothing was ever saved.
+
+        Checkpoints that are damaged are passed over with a notice and removed.
+
+        Args:
+          template: a tree of arrays of the right names, shapes and dtypes.
+
+        Raises:
+          UserError: if there are checkpoints but none of them can be used.
+        """
+        steps = self.steps()
+        for step in steps:
+            try:
+                state = self.restore(template, step)
+            except DamagedError as error:
+                self._notify(f"checkpoint {step} is damaged: {error}; trying the next older one")
+                continue
+            for damaged in (s for s in steps if s > step):
+                self._manager.delete(damaged)
+            return state
+        if steps:
+            raise UserError(
+                f"no checkpoint in {self.directory} can be used; "
+                "name another --workdir, or remove that folder to start anew"
+            )
+        return None
+
+    def close(self) -> None:
+        """Completes what is being saved and releases the folder."""
+        self.wait()
+        self._manager.close()
+
+    def _clear_unfinished(self) -> None:
+        """Removes the temporary, empty and half-deleted folders of interrupted saves."""
+        for folder in self.directory.glob("*"):
+            whole = all((folder / item).is_dir() for item in ("state", "digests"))
+            if folder.is_dir() and not (folder.name.isdigit() and whole):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+class _disk_errors:  # noqa: N801 (reads as a statement)
+    """Turns the errors of a full or read-only disk into one line, after clearing up."""
+
+    def __init__(self, directory: pathlib.Path, clear: Callable[[], None]) -> None:
+        self._directory = directory
+        self._clear = clear
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception):
+            return
+        full = getattr(error, "errno", None) == errno.ENOSPC
+        if full or "RESOURCE_EXHAUSTED" in str(error) or "No space left" in str(error):
+            self._clear()
+            raise UserError(f"no space left on the disk of {self._directory}") from error
+        if isinstance(error, OSError):
+            raise UserError(f"can't write to {self._directory}: {error.strerror}") from error
+
+
+def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
+
+
+def _named_arrays(tree: Any) -> Arrays:
+    """Returns copies of all leaves: the originals may be donated while they are saved."""
+    return {name: np.array(leaf) for name, leaf in _named_leaves(tree)}
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def _fill(template: Tree, arrays: Arrays) -> Tree:
+    """Returns a tree like `template` with the arrays of the same names."""
+    names = [name for name, _ in _named_leaves(template)]
+    if missing := sorted(set(names) ^ set(arrays)):
+        raise DamagedError(f"it is of another model ({', '.join(missing[:3])} ...)")
+    for name, leaf in _named_leaves(template):
+        array = arrays[name]
+        if array.shape != leaf.shape or array.dtype != leaf.dtype:
+            raise DamagedError(
+                f"{name} is {array.dtype}{list(array.shape)}, not {leaf.dtype}{list(leaf.shape)}"
+            )
+    structure = jax.tree.structure(template)
+    return jax.tree.unflatten(structure, [arrays[name] for name in names])
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:120] if lines else type(error).__name__

@@ -1,0 +1,80 @@
+"""The records of a run: metrics.jsonl, the source of truth, and what is read from it."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+Record = dict[str, Any]
+
+
+class History:
+    """The records of a run, in memory and in a JSON-lines file.
+
+    Every record has a "kind" ("train", "score" or "final") and a "step". A record is on disk
+    before the checkpoint of its step is, so that a resumed run finds each step exactly once.
+
+    Attributes:
+      records: all records so far, oldest first.
+    """
+
+    def __init__(self, path: pathlib.Path, resume_step: int) -> None:
+        """Opens the file and drops what was recorded after the step that training resumes from.
+
+        Args:
+          path: the file, which need not exist.
+          resume_step: number of steps taken so far.
+        """
+        self.records: list[Record] = [r for r in read(path) if r["step"] <= resume_step]
+        lines = "".join(_line(record) for record in self.records)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(lines)
+        os.replace(temporary, path)
+        self._file = path.open("a")
+
+    def add(self, record: Record) -> None:
+        """Appends a record, in memory and on disk."""
+        self.records.append(record)
+        self._file.write(_line(record))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def scores(self, split: str) -> list[Record]:
+        """Returns the records of a split's scores, oldest first."""
+        return [r for r in self.records if r["kind"] == "score" and r["split"] == split]
+
+    def best(self, split: str) -> Record | None:
+        """Returns the record of a split's best accuracy, the newest of equals; None if none."""
+        scores = self.scores(split)
+        return max(scores, key=lambda r: (r["accuracy"], r["step"])) if scores else None
+
+    def final(self) -> Record | None:
+        """Returns the record that closes a finished run; None if it is not finished."""
+        return next((r for r in self.records if r["kind"] == "final"), None)
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read(path: pathlib.Path) -> list[Record]:
+    """Returns the records of a JSON-lines file; torn or foreign lines are left out.
+
+    Args:
+      path: the file; one that does not exist has no records.
+    """
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+            records.append(record)
+    return records
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, allow_nan=False) + "\n"

@@ -1,0 +1,325 @@
+"""Training and evaluation steps: pure functions, with jit and sharding applied in one place."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from resnet_jax import keys, optim
+from resnet_jax.data.augment import augment, normalize
+from resnet_jax.data.pipeline import Examples, padded_batches
+
+Tree = Any
+
+
+class Sums(flax.struct.PyTreeNode):
+    """What is added up over the images of an epoch or of an evaluation.
+
+    Attributes:
+      loss: sum of the losses, float32 scalar.
+      correct: number of images classified correctly, float32 scalar.
+      count: number of images, float32 scalar.
+      bad_step: first step whose loss or gradient was not finite, int32 scalar; -1: none.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+    bad_step: jax.Array
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        """Returns the sums over nothing."""
+        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32))
+
+    def means(self) -> dict[str, float]:
+        """Returns the mean loss and the accuracy, in percent."""
+        count = float(self.count)
+        return {"loss": float(self.loss) / count, "accuracy": 100 * float(self.correct) / count}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a training step reads and writes; a checkpoint holds exactly this.
+
+    Attributes:
+      step: number of steps taken, int32 scalar.
+      params: the model's parameters.
+      batch_stats: its running statistics; empty for a model without any.
+      opt_state: the optimizer's state, hyper-parameters included.
+      average: moving average of params and batch_stats; empty if there is none.
+      sums: sums over the images of the epoch so far.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    average: Tree
+    sums: Sums
+
+    def variables(self) -> dict[str, Tree]:
+        """Returns the variables to evaluate: the moving average if there is one."""
+        return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      model: the module to train.
+      optimizer: its optimizer.
+      config: the whole config.
+      image_shape: `(height, width, channels)`.
+    """
+
+    @jax.jit
+    def init(key: jax.Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.array(0, jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
+            sums=Sums.zero(),
+        )
+
+    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT))
+
+
+def _average(params: Tree, batch_stats: Tree) -> dict[str, Tree]:
+    return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
+    """Returns each image's loss, float32 `[batch]`.
+
+    Args:
+      logits: float32 `[batch, num_classes]`.
+      targets: weights of the classes, float32 `[batch, num_classes]`.
+      label_smoothing: share of each target spread over all classes (Szegedy et al. 2016).
+    """
+    smooth = optax.smooth_labels(targets, label_smoothing) if label_smoothing else targets
+    return optax.softmax_cross_entropy(logits, smooth)
+
+
+class Steps:
+    """The compiled functions of one run.
+
+    Attributes:
+      mesh: the devices, with the axis "data" over which batches are split.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: optax.GradientTransformation,
+        config: ConfigDict,
+        steps_per_epoch: int,
+        mesh: Mesh | None = None,
+    ) -> None:
+        """Binds model, optimizer and config; nothing is compiled yet."""
+        self.mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
+        self._model = model
+        self._optimizer = optimizer
+        self._config = config
+        self._steps_per_epoch = steps_per_epoch
+        self._seed_key = jax.random.key(config.seed)
+        self._train = jax.jit(self._train_steps, donate_argnums=0)
+        self._score = jax.jit(self._eval_step, donate_argnums=0)
+        self._gradients = jax.jit(self._batch_gradients)
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Sharding of what every device holds in full."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def train(
+        self,
+        state: TrainState,
+        examples: Examples,
+        indices: np.ndarray,
+        learning_rates: np.ndarray,
+    ) -> tuple[TrainState, Sums]:
+        """Takes some training steps in one dispatch; `state` is donated.
+
+        Args:
+          state: the state before.
+          examples: the training images, on device.
+          indices: int32 `[steps, batch]`.
+          learning_rates: float32 `[steps]`.
+
+        Returns:
+          The state after, and a copy of its sums.
+        """
+        rates = jax.device_put(np.asarray(learning_rates, np.float32), self.replicated)
+        return self._train(state, self._seed_key, examples, self._split(indices), rates)
+
+    def evaluate(self, variables: dict[str, Tree], examples: Examples, batch_size: int) -> Sums:
+        """Scores every image exactly once, for any batch size and number of devices.
+
+        Args:
+          variables: the model's parameters and statistics.
+          examples: the images, on device.
+          batch_size: images per evaluation step; rounded up to a multiple of the devices.
+
+        Returns:
+          The sums over all images.
+        """
+        devices = self.mesh.size
+        batch_size = -(-min(batch_size, len(examples)) // devices) * devices
+        sums = jax.device_put(Sums.zero(), self.replicated)
+        for indices, mask in padded_batches(len(examples), batch_size):
+            sums = self._score(sums, variables, examples, self._split(indices), self._split(mask))
+        return sums
+
+    def gradients(self, state: TrainState, examples: Examples, indices: np.ndarray) -> Tree:
+        """Returns the gradients of the step that follows `state`, for histograms.
+
+        Args:
+          state: the state, which is kept.
+          examples: the training images, on device.
+          indices: int32 `[batch]`.
+        """
+        return self._gradients(state, self._seed_key, examples, self._split(indices))
+
+    def _split(self, array: np.ndarray) -> jax.Array:
+        """Puts an array on the devices, its last axis split over them where it divides."""
+        axis = "data" if array.shape[-1] % self.mesh.size == 0 else None
+        spec = PartitionSpec(*[None] * (array.ndim - 1), axis)
+        return jax.device_put(array, NamedSharding(self.mesh, spec))
+
+    def _train_steps(
+        self,
+        state: TrainState,
+        seed_key: jax.Array,
+        examples: Examples,
+        indices: jax.Array,
+        learning_rates: jax.Array,
+    ) -> tuple[TrainState, Sums]:
+        step = functools.partial(self._train_step, seed_key=seed_key, examples=examples)
+        if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
+            state = step(state, indices[0], learning_rates[0])
+        else:
+            state, _ = jax.lax.scan(
+                lambda carry, xs: (step(carry, *xs), None), state, (indices, learning_rates)
+            )
+        return state, state.sums
+
+    def _train_step(
+        self,
+        state: TrainState,
+        indices: jax.Array,
+        learning_rate: jax.Array,
+        *,
+        seed_key: jax.Array,
+        examples: Examples,
+    ) -> TrainState:
+        loss_fn = self._loss_fn(state, seed_key, examples, indices)
+        (loss, (sums, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        opt_state = optim.set_learning_rate(state.opt_state, learning_rate)
+        updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        return state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=opt_state,
+            average=self._updated_average(state, params, batch_stats),
+            sums=self._add_sums(state, sums, finite),
+        )
+
+    def _loss_fn(
+        self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
+    ) -> Callable[[Tree], tuple[jax.Array, tuple[Sums, Tree]]]:
+        """Returns the loss of a batch as a function of the parameters."""
+        config = self._config
+        labels = examples.labels[indices]
+        images, targets = augment(
+            keys.derive(seed_key, keys.Purpose.AUGMENT, state.step),
+            examples.images[indices].astype(jnp.float32) / 255,
+            labels,
+            indices,
+            state.step // self._steps_per_epoch,
+            config.augment,
+            mean=config.data.mean,
+            num_classes=config.model.num_classes,
+            flip_key=keys.derive(seed_key, keys.Purpose.FLIP),
+        )
+        images = normalize(images, config.data.mean, config.data.std)
+        dropout_key = keys.derive(seed_key, keys.Purpose.DROPOUT, state.step)
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Sums, Tree]]:
+            logits, mutated = self._model.apply(
+                {"params": params, "batch_stats": state.batch_stats},
+                images,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": dropout_key},
+            )
+            losses = cross_entropy(logits, targets, config.loss.label_smoothing)
+            sums = _sums(losses, logits, targets.argmax(-1), jnp.ones_like(losses))
+            return losses.mean(), (sums, dict(mutated).get("batch_stats", {}))
+
+        return loss_fn
+
+    def _batch_gradients(
+        self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
+    ) -> Tree:
+        loss_fn = self._loss_fn(state, seed_key, examples, indices)
+        return jax.grad(loss_fn, has_aux=True)(state.params)[0]
+
+    def _updated_average(self, state: TrainState, params: Tree, batch_stats: Tree) -> Tree:
+        decay = self._config.optimizer.ema_decay
+        if not decay:
+            return state.average
+        # Until it is as long as its memory, it is the plain mean: the initial weights don't count.
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(decay, step / (step + 1))
+        new = {"params": params, "batch_stats": batch_stats}
+        return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), state.average, new)
+
+    def _add_sums(self, state: TrainState, sums: Sums, finite: jax.Array) -> Sums:
+        """Adds a step's sums to those of its epoch, which start anew with the epoch."""
+        first = state.step % self._steps_per_epoch == 0
+        old = jax.tree.map(lambda a: jnp.where(first, 0, a), state.sums)
+        bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step, state.sums.bad_step)
+        return Sums(
+            old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad
+        )
+
+    def _eval_step(
+        self,
+        sums: Sums,
+        variables: dict[str, Tree],
+        examples: Examples,
+        indices: jax.Array,
+        mask: jax.Array,
+    ) -> Sums:
+        data = self._config.data
+        images = normalize(examples.images[indices].astype(jnp.float32) / 255, data.mean, data.std)
+        logits = self._model.apply(variables, images, train=False)
+        labels = examples.labels[indices]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return jax.tree.map(jnp.add, sums, _sums(losses, logits, labels, mask))
+
+
+def _sums(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
+    correct = (logits.argmax(-1) == labels) * mask
+    return Sums((losses * mask).sum(), correct.sum(), mask.sum(), jnp.array(0, jnp.int32))
+
