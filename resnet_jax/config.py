@@ -147,7 +147,7 @@ FIELDS: dict[str, Field] = {
         high=0.999999,
     ),
     "optimizer.options": Field({}, "keyword arguments of the optimizer, such as momentum"),
-    "schedule.name": Field("constant", "a name of resnet_jax.optim.SCHEDULES"),
+    "schedule.name": Field("constant", "a name of resnet_jax.schedules.SCHEDULES"),
     "schedule.per": Field("step", "when the learning rate changes", choices=("step", "epoch")),
     "schedule.warmup_epochs": Field(
         0.0, "epochs of linear growth from zero before the schedule", low=0.0, high=100_000.0

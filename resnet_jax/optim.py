@@ -1,0 +1,180 @@
+"""Optimizers by name, with PyTorch's numerics.
+
+An optimizer turns gradients into a direction; `create_optimizer` puts what all of them share around
+it: clipping, weight decay, learning-rate factors, the learning rate itself, freezing and gradient
+accumulation. Its keyword-only parameters are its options, with PyTorch's defaults.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.options import Decay, NonNegative, complete_options
+
+
+def sgd(
+    *, momentum: Decay = 0.0, dampening: Decay = 0.0, nesterov: bool = False
+) -> optax.GradientTransformation:
+    """Stochastic gradient descent with momentum (Sutskever et al. 2013), as in PyTorch."""
+    if nesterov and (_is_off(momentum) or not _is_off(dampening)):
+        raise UserError("option nesterov of optimizer 'sgd' needs momentum and no dampening")
+    if _is_off(momentum):
+        return optax.identity()
+    # The first gradient fills the buffer undamped.
+    damp = optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, 1.0 - dampening))
+    trace = optax.trace(momentum, nesterov)
+    return trace if _is_off(dampening) else optax.chain(damp, trace)
+
+
+def adam(
+    *, beta1: Decay = 0.9, beta2: Decay = 0.999, eps: NonNegative = 1e-8
+) -> optax.GradientTransformation:
+    """Adam (Kingma and Ba 2015); `adamw` is Adam with decoupled weight decay."""
+    return optax.scale_by_adam(beta1, beta2, eps)
+
+
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
+    "adam": adam,
+    "adamw": adam,
+    "sgd": sgd,
+}
+
+# Optimizers that are defined with a weight decay beside the gradient.
+DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})
+
+
+class OptimizerState(NamedTuple):
+    """State of an optimizer whose float hyper-parameters are inputs of the compiled step.
+
+    Attributes:
+      hyperparams: float32 scalars by name, `learning_rate` and `weight_decay` among them.
+      inner: state of the transformations that use them.
+    """
+
+    hyperparams: dict[str, jax.Array]
+    inner: optax.OptState
+
+
+def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """Returns an optimizer; its state holds the learning rate, see `set_learning_rate`.
+
+    Args:
+      config: the group `optimizer` of a config.
+
+    Raises:
+      UserError: if the optimizer is unknown or its options don't suit it, and from `init` if a
+        pattern of parameter paths matches none.
+    """
+    if config.name not in OPTIMIZERS:
+        raise unknown("optimizer", config.name, OPTIMIZERS)
+    function = OPTIMIZERS[config.name]
+    options = complete_options("optimizer", config.name, function, config.options)
+    # Zero switches a part off and so decides the structure of the state: it stays a constant.
+    numbers = {k: v for k, v in options.items() if isinstance(v, float) and v}
+    fixed = {k: v for k, v in options.items() if k not in numbers}
+    hyperparams = numbers | {
+        "learning_rate": config.learning_rate,
+        "weight_decay": config.weight_decay,
+        "gradient_clip": config.gradient_clip,
+    }
+
+    def build(values: dict[str, Any]) -> optax.GradientTransformation:
+        direction = function(**fixed, **{k: values[k] for k in numbers})
+        return _surround(direction, config, values)
+
+    build(hyperparams)  # options that contradict each other are refused here
+    tx = _inject(build, hyperparams)
+    if config.accumulate_steps > 1:
+        return optax.MultiSteps(tx, config.accumulate_steps).gradient_transformation()
+    return tx
+
+
+def set_learning_rate(opt_state: optax.OptState, learning_rate: jax.Array) -> optax.OptState:
+    """Returns the state with another learning rate.
+
+    Args:
+      opt_state: a state of `create_optimizer`.
+      learning_rate: the new learning rate, a float32 scalar.
+    """
+    if isinstance(opt_state, optax.MultiStepsState):
+        inner = set_learning_rate(opt_state.inner_opt_state, learning_rate)
+        return opt_state._replace(inner_opt_state=inner)
+    assert isinstance(opt_state, OptimizerState)
+    rate = jnp.asarray(learning_rate, jnp.float32)
+    return opt_state._replace(hyperparams=opt_state.hyperparams | {"learning_rate": rate})
+
+
+def _is_off(value: Any) -> bool:
+    """Returns whether a hyper-parameter is the constant zero, rather than an input."""
+    return isinstance(value, float) and value == 0.0
+
+
+def _inject(
+    build: Callable[[dict[str, Any]], optax.GradientTransformation], hyperparams: dict[str, float]
+) -> optax.GradientTransformation:
+    """Returns the transformation that `build` makes, with its numbers taken from the state."""
+
+    def init(params: optax.Params) -> OptimizerState:
+        values = {name: jnp.asarray(v, jnp.float32) for name, v in hyperparams.items()}
+        return OptimizerState(values, build(values).init(params))
+
+    def update(
+        updates: optax.Updates, state: OptimizerState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, OptimizerState]:
+        updates, inner = build(state.hyperparams).update(updates, state.inner, params)
+        return updates, state._replace(inner=inner)
+
+    return optax.GradientTransformation(init, update)
+
+
+def _surround(
+    direction: optax.GradientTransformation, config: ConfigDict, values: dict[str, Any]
+) -> optax.GradientTransformation:
+    """Returns `direction` with everything that all optimizers share."""
+    decay = _add_weight_decay(values["weight_decay"], config.no_decay)
+    decoupled = config.decoupled_weight_decay or config.name in DECOUPLED
+    parts = [optax.clip_by_global_norm(values["gradient_clip"])] if config.gradient_clip else []
+    parts += [direction, decay] if decoupled else [decay, direction]
+    parts.append(_scale_by_learning_rate(values["learning_rate"], config.learning_rate_factors))
+    chain = optax.chain(*parts)
+    if not config.frozen:
+        return chain
+    labels = _by_path(lambda path, _: "frozen" if re.search(config.frozen, path) else "trained")
+    return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
+
+
+def _by_path(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function(path, *leaves)` as a function of trees; a path reads "conv1/kernel"."""
+
+    def mapped(tree: Any, *trees: Any) -> Any:
+        def call(keys: Any, *leaves: Any) -> Any:
+            return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
+
+        return jax.tree_util.tree_map_with_path(call, tree, *trees)
+
+    return mapped
+
+
+def _add_weight_decay(weight_decay: Any, no_decay: str) -> optax.GradientTransformation:
+    def add(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+        if no_decay and re.search(no_decay, path):
+            return update
+        return update + weight_decay * param
+
+    return optax.stateless(_by_path(add))
+
+
+def _scale_by_learning_rate(
+    learning_rate: Any, factors: tuple[tuple[str, float], ...]
+) -> optax.GradientTransformation:
+    def scale(path: str, update: jax.Array) -> jax.Array:
+        matching = (factor for pattern, factor in factors if re.search(pattern, path))
+        return -learning_rate * next(matching, 1.0) * update
+
+    return optax.stateless(lambda updates, params: _by_path(scale)(updates))
