@@ -2,20 +2,22 @@
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.errors import unknown
+from resnet_jax.models.convnets import CNN, AlexNet
+from resnet_jax.models.options import checked_options
 from resnet_jax.models.resnet import (
-    BasicBlock,
     BottleneckBlock,
     PreActivationBlock,
     PreActivationBottleneckBlock,
     ResNet,
 )
+from resnet_jax.models.vgg import VGG
+from resnet_jax.models.vit import VisionTransformer
 
 
 def _resnet(*stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
@@ -38,12 +40,21 @@ def _wide_resnet(depth: int, widening: int) -> functools.partial[ResNet]:
         stem_filters=16,
         block_cls=PreActivationBlock,
         shortcut="convolution",
-        pre_activation=True,
         final_norm=True,
     )
 
 
-_preact = functools.partial(_resnet, shortcut="convolution", pre_activation=True)
+def _vgg(*stage_sizes: int, batch_norm: bool = False) -> functools.partial[VGG]:
+    return functools.partial(VGG, stage_sizes=stage_sizes, batch_norm=batch_norm)
+
+
+def _vit(patch_size: int, hidden_size: int, num_heads: int) -> functools.partial[VisionTransformer]:
+    return functools.partial(
+        VisionTransformer, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads
+    )
+
+
+_preact = functools.partial(_resnet, shortcut="convolution")
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     # `resnet_v1` and `resnet_v2` are one report's names for its two networks under five million
@@ -70,6 +81,25 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), shortcut="none", conv_bias=True
     ),
     "resnet_custom_skip": _resnet(*(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True),
+    # Five textbook blocks; ten are stage_sizes=(2, 2, 3, 3), a third convolution num_convs=3. The
+    # report gives neither widths nor stages: assumed.
+    "resnet_textbook": _resnet(1, 1, 1, 2, shortcut="convolution", conv_bias=True),
+    "cnn": CNN,
+    "alexnet": AlexNet,
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "vgg11_bn": _vgg(1, 1, 2, 2, 2, batch_norm=True),
+    "vgg13_bn": _vgg(2, 2, 2, 2, 2, batch_norm=True),
+    "vgg16_bn": _vgg(2, 2, 3, 3, 3, batch_norm=True),
+    "vgg19_bn": _vgg(2, 2, 4, 4, 4, batch_norm=True),
+    # For 32x32 images, the widths of the ImageNet models of the same names.
+    "vit_tiny": _vit(4, 192, 3),
+    "vit_small": _vit(4, 384, 6),
+    "vit_tiny_patch16_224": _vit(16, 192, 3),
+    "vit_small_patch16_224": _vit(16, 384, 6),
+    "vit_base_patch16_224": _vit(16, 768, 12),
 }
 
 
@@ -87,14 +117,11 @@ def model_options(name: str) -> dict[str, Any]:
     Raises:
       UserError: if there is no such model.
     """
-    if name not in MODELS:
-        raise unknown("model", name, MODELS)
-    constructor = MODELS[name]
-    bound = constructor.keywords if isinstance(constructor, functools.partial) else {}
-    module = constructor.func if isinstance(constructor, functools.partial) else constructor
-    assert inspect.isclass(module) and dataclasses.is_dataclass(module)
-    fields = {f.name: f.default for f in dataclasses.fields(module)}
-    return {key: bound.get(key, fields[key]) for key in fields if key not in ("parent", "name")}
+    constructor = _constructor(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(_module(constructor))}
+    if isinstance(constructor, functools.partial):
+        defaults |= constructor.keywords
+    return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
 
 
 def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
@@ -103,18 +130,31 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     Args:
       name: a name of `list_models()`.
       num_classes: number of logits.
-      **options: fields of the module that replace the registry's, such as `dropout_rate`.
+      **options: fields of the module that replace the registry's, such as `dropout_rate`; lists
+        stand for tuples, names for dtypes, block classes and activations.
 
     Returns:
       A module to be called as `module.apply(variables, x, train=...)`.
 
     Raises:
-      UserError: if there is no such model, or it has no such option.
+      UserError: if there is no such model, or it has no such option or not of such a value.
     """
     known = model_options(name)
     for option in options:
         if option not in known:
             raise unknown(f"option of model {name!r}", option, known)
-    if num_classes < 1:
-        raise UserError(f"num_classes must be at least 1, not {num_classes}")
-    return MODELS[name](num_classes=num_classes, **options)
+    constructor = _constructor(name)
+    options["num_classes"] = num_classes
+    return constructor(**checked_options(_module(constructor), options))
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def _module(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
+    module = constructor.func if isinstance(constructor, functools.partial) else constructor
+    assert isinstance(module, type) and issubclass(module, nn.Module)
+    return module

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
+from resnet_jax.errors import UserError
 from resnet_jax.models.conv import conv_general_dilated
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's Conv2d and Linear draw by default.
@@ -42,6 +43,7 @@ class Conv(nn.Module):
       use_bias: whether a bias is added.
       feature_group_count: number of groups that channels are split into.
       kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias; None: PyTorch's default.
       dtype: dtype of the computation; None: that of the operands.
       param_dtype: dtype of the parameters.
     """
@@ -53,6 +55,7 @@ class Conv(nn.Module):
     use_bias: bool = False
     feature_group_count: int = 1
     kernel_init: Initializer = torch_kernel_init
+    bias_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -65,7 +68,8 @@ class Conv(nn.Module):
         bias = None
         if self.use_bias:
             fan_in = self.kernel_size[0] * self.kernel_size[1] * inputs_per_group
-            bias = self.param("bias", torch_bias_init(fan_in), (self.features,), self.param_dtype)
+            bias_init = self.bias_init or torch_bias_init(fan_in)
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = conv_general_dilated(
             x,
@@ -84,12 +88,16 @@ class Dense(nn.Module):
     Attributes:
       features: number of outputs.
       use_bias: whether a bias is added.
+      kernel_init: initialiser of the kernel.
+      bias_init: initialiser of the bias; None: PyTorch's default.
       dtype: dtype of the computation; None: that of the operands.
       param_dtype: dtype of the parameters.
     """
 
     features: int
     use_bias: bool = True
+    kernel_init: Initializer = torch_kernel_init
+    bias_init: Initializer | None = None
     dtype: Dtype | None = None
     param_dtype: Dtype = jnp.float32
 
@@ -98,10 +106,11 @@ class Dense(nn.Module):
         """Maps `[..., inputs]` to `[..., features]`."""
         inputs = x.shape[-1]
         shape = (inputs, self.features)
-        kernel = self.param("kernel", torch_kernel_init, shape, self.param_dtype)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
-            bias = self.param("bias", torch_bias_init(inputs), (self.features,), self.param_dtype)
+            bias_init = self.bias_init or torch_bias_init(inputs)
+            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = x @ kernel
         return y if bias is None else y + bias
@@ -175,3 +184,50 @@ def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int
     rows, columns = height // window, width // window
     x = x[:, : rows * window, : columns * window]
     return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
+
+
+def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
+    """Averages `[batch, height, width, channels]` into a grid, as PyTorch's AdaptiveAvgPool2d does.
+
+    Cell i of n covers rows floor(i * height / n) up to ceil((i + 1) * height / n), so that cells
+    overlap where the height is no multiple of n, and repeat where it is smaller.
+
+    Args:
+      x: the images, `[batch, height, width, channels]`.
+      size: side of the grid, cells.
+
+    Returns:
+      `[batch, size, size, channels]`.
+    """
+
+    def weights(length: int) -> jax.Array:
+        rows = [[0.0] * length for _ in range(size)]
+        for cell, row in enumerate(rows):
+            start, stop = cell * length // size, -(-(cell + 1) * length // size)
+            row[start:stop] = [1 / (stop - start)] * (stop - start)
+        return jnp.array(rows, x.dtype)
+
+    _, height, width, _ = x.shape
+    if height == width == size:
+        return x
+    return jnp.einsum("bhwc,ih,jw->bijc", x, weights(height), weights(width))
+
+
+def check_images(x: jax.Array, smallest: int) -> None:
+    """Refuses an input that is no batch of images, or whose images a model would reduce to nothing.
+
+    Args:
+      x: input of a model.
+      smallest: least height and width that its strides and pools leave a pixel of.
+
+    Raises:
+      UserError: if `x` is not `[batch, height, width, channels]` or an image is too small.
+    """
+    if x.ndim != 4:
+        raise UserError(f"images must be [batch, height, width, channels], not of shape {x.shape}")
+    height, width = x.shape[1:3]
+    if min(height, width) < smallest:
+        raise UserError(
+            f"images of {height}x{width} pixels are too small for the strides of this model; "
+            f"give at least {smallest}x{smallest}"
+        )

@@ -5,6 +5,7 @@ Residual Networks" (He et al. 2016), "Wide Residual Networks" (Zagoruyko and Kom
 """
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -37,9 +38,9 @@ class ResidualBlock(nn.Module):
       num_convs: number of 3x3 convolutions in a basic block.
       activation: the non-linearity.
       dropout_rate: dropout between the convolutions of a pre-activation block.
-      squeeze_excitation: reduction of channel attention on the branch; 0: none.
+      attention: constructor of channel attention on the branch, bound to dtypes; None: none.
       stochastic_depth_rate: probability of dropping the branch in training.
-      zero_init_residual: whether the branch's last norm starts at zero.
+      zero_init_residual: whether the branch starts at zero.
     """
 
     filters: int
@@ -50,25 +51,41 @@ class ResidualBlock(nn.Module):
     num_convs: int = 2
     activation: Callable[[jax.Array], jax.Array] = nn.relu
     dropout_rate: float = 0.0
-    squeeze_excitation: int = 0
+    attention: ModuleDef | None = None
     stochastic_depth_rate: float = 0.0
     zero_init_residual: bool = False
 
     expansion: ClassVar[int] = 1
+    pre_activation: ClassVar[bool] = False
 
     def last_norm(self, name: str) -> nn.Module:
-        """Returns the norm that ends the branch."""
+        """Returns the norm that ends the branch of a block that is not pre-activation."""
         if self.zero_init_residual:
             return self.norm(scale_init=nn.initializers.zeros, name=name)
         return self.norm(name=name)
 
+    def last_conv(self, features: int, side: int, name: str) -> nn.Module:
+        """Returns the convolution that ends the branch of a pre-activation block.
+
+        Here it is the kernel that starts at zero: a norm at zero before an activation would get no
+        gradient, ever.
+        """
+        init = {"kernel_init": nn.initializers.zeros} if self.zero_init_residual else {}
+        return self.conv(features, (side, side), 1, side // 2, name=name, **init)
+
+    def same_shape(self, x: jax.Array) -> bool:
+        """Returns whether the block's output has the shape of its input `x`."""
+        return self.strides == 1 and x.shape[-1] == self.filters * self.expansion
+
     def project(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Returns the shortcut of `x`, `[batch, height', width', filters * expansion]`."""
         features = self.filters * self.expansion
-        if self.strides == 1 and x.shape[-1] == features:
+        if self.shortcut == "none":
             return x
         if self.shortcut == "zero_pad":
             missing = features - x.shape[-1]
+            if missing < 0:
+                raise UserError("shortcut 'zero_pad' needs stages that never narrow (num_filters)")
             pads = ((0, 0), (0, 0), (0, 0), (missing // 2, missing - missing // 2))
             return jnp.pad(x[:, :: self.strides, :: self.strides], pads)
         side, padding = (3, 1) if self.shortcut == "projection_3x3" else (1, 0)
@@ -80,11 +97,8 @@ class ResidualBlock(nn.Module):
 
     def add_shortcut(self, branch: jax.Array, shortcut: jax.Array, *, train: bool) -> jax.Array:
         """Returns branch + shortcut projection, with the branch's regularisers applied."""
-        if self.squeeze_excitation:
-            attention = layers.SqueezeExcitation(
-                self.squeeze_excitation, dtype=branch.dtype, name="squeeze_excitation"
-            )
-            branch = attention(branch)
+        if self.attention is not None:
+            branch = self.attention(name="squeeze_excitation")(branch)
         if self.shortcut == "none":
             return branch
         if self.stochastic_depth_rate:
@@ -99,7 +113,7 @@ class BasicBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
-        shortcut = x if self.shortcut == "none" else self.project(x, train=train)
+        shortcut = x if self.same_shape(x) else self.project(x, train=train)
         for index in range(1, self.num_convs + 1):
             strides = self.strides if index == 1 else 1
             x = self.conv(self.filters, (3, 3), strides, 1, name=f"conv{index}")(x)
@@ -117,7 +131,7 @@ class BottleneckBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
-        shortcut = x if self.shortcut == "none" else self.project(x, train=train)
+        shortcut = x if self.same_shape(x) else self.project(x, train=train)
         x = self.conv(self.filters, (1, 1), name="conv1")(x)
         x = self.activation(self.norm(name="bn1")(x, train=train))
         x = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(x)
@@ -130,16 +144,17 @@ class BottleneckBlock(ResidualBlock):
 class PreActivationBlock(ResidualBlock):
     """Norm and activation before each 3x3 convolution; nothing follows the sum."""
 
+    pre_activation: ClassVar[bool] = True
+
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
         y = self.activation(self.norm(name="bn1")(x, train=train))
-        same_shape = self.strides == 1 and x.shape[-1] == self.filters
-        shortcut = x if same_shape else self.project(y, train=train)
+        shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv1")(y)
-        y = self.activation(self.last_norm("bn2")(y, train=train))
+        y = self.activation(self.norm(name="bn2")(y, train=train))
         y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
-        y = self.conv(self.filters, (3, 3), 1, 1, name="conv2")(y)
+        y = self.last_conv(self.filters, 3, "conv2")(y)
         return self.add_shortcut(y, shortcut, train=train)
 
 
@@ -147,19 +162,19 @@ class PreActivationBottleneckBlock(ResidualBlock):
     """Norm and activation before the 1x1, 3x3 and 1x1 convolutions, with a fourfold output."""
 
     expansion: ClassVar[int] = 4
+    pre_activation: ClassVar[bool] = True
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
-        features = self.filters * self.expansion
         y = self.activation(self.norm(name="bn1")(x, train=train))
-        same_shape = self.strides == 1 and x.shape[-1] == features
-        shortcut = x if same_shape else self.project(y, train=train)
+        shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (1, 1), name="conv1")(y)
         y = self.activation(self.norm(name="bn2")(y, train=train))
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(y)
-        y = self.activation(self.last_norm("bn3")(y, train=train))
-        y = self.conv(features, (1, 1), name="conv3")(y)
+        y = self.activation(self.norm(name="bn3")(y, train=train))
+        y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
+        y = self.last_conv(self.filters * self.expansion, 1, "conv3")(y)
         return self.add_shortcut(y, shortcut, train=train)
 
 
@@ -180,21 +195,21 @@ class ResNet(nn.Module):
       shortcut: see `ResidualBlock`.
       num_convs: number of 3x3 convolutions in a basic block.
       conv_bias: whether convolutions have a bias.
-      pre_activation: whether the blocks normalise first, so that the stem must not.
       final_norm: whether a norm and an activation follow the last stage.
       dropout_rate: dropout between pooling and head.
       block_dropout_rate: dropout inside pre-activation blocks.
       squeeze_excitation: reduction of channel attention in every block; 0: none.
       stochastic_depth_rate: probability of dropping the last block's branch; it grows linearly
         from the first block on.
-      zero_init_residual: whether each branch's last norm starts at zero.
+      zero_init_residual: whether each branch starts at zero: its last norm, or in pre-activation
+        blocks its last convolution.
       activation: the non-linearity.
       norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
 
     Raises:
-      UserError: if the stages' fields differ in length or name an unknown stem or shortcut.
+      UserError: if fields contradict each other, or name an unknown stem or shortcut.
     """
 
     stage_sizes: Sequence[int]
@@ -207,7 +222,6 @@ class ResNet(nn.Module):
     shortcut: str = "projection"
     num_convs: int = 2
     conv_bias: bool = False
-    pre_activation: bool = False
     final_norm: bool = False
     dropout_rate: float = 0.0
     block_dropout_rate: float = 0.0
@@ -233,6 +247,14 @@ class ResNet(nn.Module):
             raise unknown("shortcut", self.shortcut, SHORTCUTS)
         if self.stem not in STEMS:
             raise unknown("stem", self.stem, STEMS)
+        if self.num_convs != 2 and not issubclass(self.block_cls, BasicBlock):
+            raise UserError("model option num_convs is for block_cls BasicBlock only")
+        if self.block_dropout_rate and not self.block_cls.pre_activation:
+            raise UserError("model option block_dropout_rate is for pre-activation blocks only")
+        if self.shortcut == "none" and (self.stochastic_depth_rate or self.zero_init_residual):
+            raise UserError(
+                "model options stochastic_depth_rate and zero_init_residual need a shortcut"
+            )
         super().__post_init__()
 
     @nn.compact
@@ -245,7 +267,12 @@ class ResNet(nn.Module):
 
         Returns:
           Logits, float32 `[batch, num_classes]`.
+
+        Raises:
+          UserError: if the images are smaller than the product of all strides.
         """
+        stem_strides = 4 if self.stem == "imagenet" else 1
+        layers.check_images(x, stem_strides * math.prod(self.strides()))
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
         norm = functools.partial(self.norm_cls, **dtypes)
@@ -261,6 +288,10 @@ class ResNet(nn.Module):
         logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
         return logits.astype(jnp.float32)
 
+    def strides(self) -> Sequence[int]:
+        """Returns the step of each stage, pixels."""
+        return self.stage_strides or (1, *[2] * (len(self.stage_sizes) - 1))
+
     def apply_stem(
         self, x: jax.Array, conv: ModuleDef, norm: ModuleDef, *, train: bool
     ) -> jax.Array:
@@ -270,24 +301,31 @@ class ResNet(nn.Module):
             x = conv(filters, (7, 7), 2, 3, name="conv1")(x)
         else:
             x = conv(filters, (3, 3), 1, 1, name="conv1")(x)
-        if not self.pre_activation:
+        if not self.block_cls.pre_activation:
             x = self.activation(norm(name="bn1")(x, train=train))
         return layers.max_pool(x, 3, 2, 1) if self.stem == "imagenet" else x
 
     def make_block(self, stage: int, index: int, conv: ModuleDef, norm: ModuleDef) -> ResidualBlock:
         """Returns block `index` of `stage`, both counted from 1."""
-        strides = self.stage_strides or (1, *[2] * (len(self.stage_sizes) - 1))
         depth = sum(self.stage_sizes[: stage - 1]) + index
+        attention = None
+        if self.squeeze_excitation:
+            attention = functools.partial(
+                layers.SqueezeExcitation,
+                self.squeeze_excitation,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
         return self.block_cls(
             filters=self.num_filters[stage - 1],
             conv=conv,
             norm=norm,
-            strides=strides[stage - 1] if index == 1 else 1,
+            strides=self.strides()[stage - 1] if index == 1 else 1,
             shortcut=self.shortcut,
             num_convs=self.num_convs,
             activation=self.activation,
             dropout_rate=self.block_dropout_rate,
-            squeeze_excitation=self.squeeze_excitation,
+            attention=attention,
             stochastic_depth_rate=self.stochastic_depth_rate * depth / sum(self.stage_sizes),
             zero_init_residual=self.zero_init_residual,
             name=f"stage{stage}_block{index}",

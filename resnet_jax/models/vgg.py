@@ -1,0 +1,115 @@
+"""VGG networks (Simonyan and Zisserman 2015), with and without batch normalization."""
+
+import functools
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.models import layers
+from resnet_jax.models.normalization import BatchNorm
+
+# Side of the pooled grid, and widths of the hidden linear layers. "transfer" is the ImageNet one
+# whose last layer is replaced by 512 units, ReLU, dropout and the logits.
+CLASSIFIERS: dict[str, tuple[int, tuple[int, ...]]] = {
+    "imagenet": (7, (4096, 4096)),
+    "transfer": (7, (4096, 4096, 512)),
+    "cifar": (1, ()),
+}
+
+# torchvision's initialisers of this family; its biases start at zero.
+conv_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+dense_kernel_init = nn.initializers.normal(0.01)
+
+
+class VGG(nn.Module):
+    """A VGG network in torchvision's layout: convolutions, adaptive average pool, linear layers.
+
+    Submodules are named `conv<i>_<j>` and `bn<i>_<j>` (stage i, convolution j, from 1), `fc<k>`,
+    `head`; what the pool of each stage returns is sown into the collection "intermediates" as
+    `stage<i>`.
+
+    Attributes:
+      stage_sizes: number of 3x3 convolutions in each stage.
+      num_filters: width of each stage.
+      batch_norm: whether a batch normalization follows each convolution.
+      num_classes: number of logits.
+      classifier: "imagenet" (a 7x7 grid, 4096-4096-logits), "transfer" (a 7x7 grid,
+        4096-4096-512-logits) or "cifar" (the global average, then the logits).
+      dropout_rate: dropout after each hidden linear layer.
+      dtype: dtype of the computation; logits are always float32.
+      param_dtype: dtype of the parameters.
+
+    Raises:
+      UserError: if the stages' fields differ in length, or the classifier is unknown.
+    """
+
+    stage_sizes: Sequence[int]
+    num_filters: Sequence[int] = (64, 128, 256, 512, 512)
+    batch_norm: bool = False
+    num_classes: int = 10
+    classifier: str = "imagenet"
+    dropout_rate: float = 0.5
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuses fields that contradict each other."""
+        if len(self.num_filters) != len(self.stage_sizes):
+            raise UserError(
+                f"model option num_filters has {len(self.num_filters)} entries but stage_sizes "
+                f"has {len(self.stage_sizes)}; give one for each stage"
+            )
+        if self.classifier not in CLASSIFIERS:
+            raise unknown("classifier", self.classifier, CLASSIFIERS)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          x: normalised images, `[batch, height, width, channels]`.
+          train: whether to normalise with the batch's statistics and to apply dropout.
+
+        Returns:
+          Logits, float32 `[batch, num_classes]`.
+
+        Raises:
+          UserError: if the images are smaller than the product of all pools.
+        """
+        layers.check_images(x, 2 ** len(self.stage_sizes))
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        zeros = nn.initializers.zeros
+        conv = functools.partial(
+            layers.Conv,
+            kernel_size=(3, 3),
+            padding=1,
+            use_bias=True,
+            kernel_init=conv_kernel_init,
+            bias_init=zeros,
+            **dtypes,
+        )
+        dense = functools.partial(
+            layers.Dense, kernel_init=dense_kernel_init, bias_init=zeros, **dtypes
+        )
+        x = x.astype(self.dtype)
+        for stage, (size, filters) in enumerate(
+            zip(self.stage_sizes, self.num_filters, strict=True), 1
+        ):
+            for index in range(1, size + 1):
+                x = conv(filters, name=f"conv{stage}_{index}")(x)
+                if self.batch_norm:
+                    x = BatchNorm(name=f"bn{stage}_{index}", **dtypes)(x, train=train)
+                x = nn.relu(x)
+            x = layers.max_pool(x, 2)
+            self.sow("intermediates", f"stage{stage}", x)
+        pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
+        x = layers.adaptive_avg_pool(x, pool_size).reshape(x.shape[0], -1)
+        for index, features in enumerate(hidden_sizes, start=1):
+            x = nn.relu(dense(features, name=f"fc{index}")(x))
+            x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")(x)
+        return dense(self.num_classes, name="head")(x).astype(jnp.float32)

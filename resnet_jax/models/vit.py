@@ -1,0 +1,182 @@
+"""Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), as timm has it."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import layers
+
+# timm truncates this normal distribution at 100 deviations, that is, nowhere.
+kernel_init = nn.initializers.normal(0.02)
+
+
+def _dense(dtype: Dtype, param_dtype: Dtype) -> functools.partial[layers.Dense]:
+    return functools.partial(
+        layers.Dense,
+        kernel_init=kernel_init,
+        bias_init=nn.initializers.zeros,
+        dtype=dtype,
+        param_dtype=param_dtype,
+    )
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one linear layer for queries, keys and values.
+
+    Attributes:
+      num_heads: number of heads; divides the width.
+      dtype: dtype of the computation; the softmax is float32.
+      param_dtype: dtype of the parameters.
+    """
+
+    num_heads: int
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps tokens `[batch, tokens, width]` to the same shape."""
+        batch, tokens, width = x.shape
+        dense = _dense(self.dtype, self.param_dtype)
+        head_size = width // self.num_heads
+        qkv = dense(3 * width, name="qkv")(x)
+        query, key, value = jnp.moveaxis(
+            qkv.reshape(batch, tokens, 3, self.num_heads, head_size), 2, 0
+        )
+        scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_size**-0.5, key)
+        weights = nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        return dense(width, name="proj")(x.reshape(batch, tokens, width))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and a two-layer perceptron, each with a residual connection.
+
+    Attributes:
+      num_heads: number of attention heads.
+      mlp_dim: width of the perceptron's hidden layer.
+      stochastic_depth_rate: probability of dropping each of the two branches in training.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    stochastic_depth_rate: float = 0.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps tokens `[batch, tokens, width]` to the same shape."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = _dense(**dtypes)
+        norm = functools.partial(nn.LayerNorm, use_fast_variance=False, **dtypes)
+        y = norm(name="norm1")(x)
+        y = Attention(self.num_heads, name="attention", **dtypes)(y)
+        x += layers.StochasticDepth(self.stochastic_depth_rate, name="drop1")(y, train=train)
+        y = norm(name="norm2")(x)
+        y = nn.gelu(dense(self.mlp_dim, name="fc1")(y), approximate=False)
+        y = dense(x.shape[-1], name="fc2")(y)
+        return x + layers.StochasticDepth(self.stochastic_depth_rate, name="drop2")(y, train=train)
+
+
+class VisionTransformer(nn.Module):
+    """Patches, a class token and learned positions, transformer blocks, a linear head.
+
+    Submodules are named `patch_embed`, `block<i>` (from 1), `norm`, `head`; the parameters
+    `cls_token` and `pos_embed` are the model's own. The output of block i, tokens `[batch,
+    1 + patches, hidden_size]`, is sown into the collection "intermediates" as `stage<i>`. The
+    images' size at initialisation fixes the number of positions.
+
+    Attributes:
+      patch_size: side of a patch, pixels.
+      hidden_size: width of the tokens.
+      num_layers: number of blocks.
+      num_heads: number of attention heads.
+      mlp_ratio: width of the hidden layers over that of the tokens.
+      num_classes: number of logits.
+      dropout_rate: dropout before the head.
+      stochastic_depth_rate: probability of dropping the last block's branches; it grows linearly
+        from zero at the first block.
+      dtype: dtype of the computation; logits are always float32.
+      param_dtype: dtype of the parameters.
+
+    Raises:
+      UserError: if the heads do not divide the width.
+    """
+
+    patch_size: int
+    hidden_size: int
+    num_heads: int
+    num_layers: int = 12
+    mlp_ratio: int = 4
+    num_classes: int = 10
+    dropout_rate: float = 0.0
+    stochastic_depth_rate: float = 0.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def __post_init__(self) -> None:
+        """Refuses heads that do not divide the width."""
+        if self.hidden_size % self.num_heads:
+            raise UserError(
+                f"model option num_heads={self.num_heads} must divide hidden_size="
+                f"{self.hidden_size}"
+            )
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          x: normalised images, `[batch, height, width, channels]`.
+          train: whether to apply dropout and stochastic depth.
+
+        Returns:
+          Logits, float32 `[batch, num_classes]`.
+
+        Raises:
+          UserError: if the images are smaller than a patch, or no whole number of patches.
+        """
+        layers.check_images(x, self.patch_size)
+        if x.shape[1] % self.patch_size or x.shape[2] % self.patch_size:
+            raise UserError(
+                f"images of {x.shape[1]}x{x.shape[2]} pixels can't be cut into patches of "
+                f"{self.patch_size}x{self.patch_size}; give multiples of {self.patch_size}"
+            )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = self.embed(x.astype(self.dtype))
+        for index in range(1, self.num_layers + 1):
+            rate = self.stochastic_depth_rate * (index - 1) / max(1, self.num_layers - 1)
+            mlp_dim = self.mlp_ratio * self.hidden_size
+            block = TransformerBlock(self.num_heads, mlp_dim, rate, name=f"block{index}", **dtypes)
+            x = block(x, train=train)
+            self.sow("intermediates", f"stage{index}", x)
+        x = nn.LayerNorm(use_fast_variance=False, name="norm", **dtypes)(x)[:, 0]
+        x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        return _dense(**dtypes)(self.num_classes, name="head")(x).astype(jnp.float32)
+
+    def embed(self, x: jax.Array) -> jax.Array:
+        """Returns the tokens of images, `[batch, 1 + patches, hidden_size]`."""
+        side = self.patch_size
+        patch_embed = layers.Conv(
+            *(self.hidden_size, (side, side), side),
+            use_bias=True,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="patch_embed",
+        )
+        x = patch_embed(x).reshape(x.shape[0], -1, self.hidden_size)
+        token_init = nn.initializers.normal(1e-6)
+        token = self.param("cls_token", token_init, (1, 1, self.hidden_size), self.param_dtype)
+        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.hidden_size))
+        x = jnp.concatenate([token, x], axis=1)
+        return x + self.param("pos_embed", kernel_init, (1, *x.shape[1:]), self.param_dtype).astype(
+            self.dtype
+        )
