@@ -46,6 +46,11 @@ class Unavailable(UserError):
     """A source cannot serve the data, but another may: `auto` passes over it, saying why."""
 
 
+def describe(error: BaseException) -> str:
+    """Returns an exception of some library as one line."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
 def batch_bytes() -> int:
     """Returns the size of one binary batch."""
     return IMAGES_PER_BATCH * RECORD_BYTES
@@ -62,17 +67,19 @@ def check(name: str, content: bytes, where: str) -> bytes:
     Raises:
       Unavailable: the size or the MD5 is wrong.
     """
-    if len(content) != batch_bytes():
-        problem = "truncated" if len(content) < batch_bytes() else "too long"
-        raise Unavailable(f"{where} is {problem}: {len(content)} bytes instead of {batch_bytes()}")
     found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != MD5[name]:
-        raise Unavailable(f"{where} is altered: expected MD5 {MD5[name]}, found {found}")
-    return content
+    if found == MD5[name]:
+        return content
+    missing = batch_bytes() - len(content)
+    problem = "truncated" if missing > 0 else "too long" if missing < 0 else "altered"
+    raise Unavailable(
+        f"{where} is {problem}: expected {batch_bytes()} bytes with MD5 {MD5[name]}, "
+        f"found {len(content)} with MD5 {found}"
+    )
 
 
 def pack(images: np.ndarray, labels: np.ndarray) -> bytes:
-    """Returns uint8 [N, 32, 32, 3] images and their [N] labels in the binary layout."""
+    """Returns uint8 images [N, 32, 32, 3] (or [N, 1024, 3]) and labels [N] in the binary layout."""
     records = np.empty((len(labels), RECORD_BYTES), np.uint8)
     records[:, 0] = labels
     planes = records[:, 1:].reshape(-1, 3, PIXELS)  # a view: the assignment below fills records

@@ -6,7 +6,6 @@ lossless PNG per split: a grid of 32 images a row, read row by row. Labels are i
 """
 
 import hashlib
-import io
 import json
 from importlib import resources
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data import batches
+from resnet_jax.data import batches, png
 from resnet_jax.errors import UserError
 
 PHRASE = "bundled sample (640 + 320 images)"
@@ -41,11 +40,9 @@ def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     folder = resources.files("resnet_jax.data") / "sample"
     try:
         labels = np.array(json.loads((folder / "labels.json").read_text())[split], np.int32)
-        with Image.open(io.BytesIO((folder / f"{split}.png").read_bytes()), formats=["PNG"]) as png:
-            rows = 10 * PER_CLASS[split] // _COLUMNS
-            if png.size != (32 * _COLUMNS, 32 * rows) or png.mode != "RGB":
-                raise ValueError(f"{split}.png is {png.mode} {png.size}")
-            grid = np.asarray(png).reshape(rows, 32, _COLUMNS, 32, 3)
+        rows = 10 * PER_CLASS[split] // _COLUMNS
+        content = (folder / f"{split}.png").read_bytes()
+        grid = png.decode(content, 32 * _COLUMNS, 32 * rows).reshape(rows, 32, _COLUMNS, 32, 3)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"cannot read the bundled sample in {folder}: {error}") from error
     images = np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(-1, 32, 32, 3)

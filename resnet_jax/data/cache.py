@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 
@@ -47,8 +48,9 @@ def load(root: Path) -> Batches:
     Raises:
       Unavailable: the cache is empty, incomplete or altered.
     """
-    if not batches_dir(root).is_dir():
-        raise Unavailable(f"{root} holds no CIFAR-10 yet")
+    with using(root):
+        if not batches_dir(root).is_dir():
+            raise Unavailable(f"{root} holds no CIFAR-10 yet")
     return originals.read(batches_dir(root))
 
 
@@ -71,7 +73,7 @@ def store(root: Path, batches: Batches, source: str, phrase: str) -> None:
     """
     folder = batches_dir(root)
     known = {**origins(root), source: phrase}
-    with writing(root):
+    with using(root):
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in batches.items():
             _write(folder / f"{name}.bin", content)
@@ -84,7 +86,7 @@ def prepare(root: Path) -> Path:
     Raises:
       UserError: the cache can't be written or the disk is too full.
     """
-    with writing(root):
+    with using(root):
         downloads_dir(root).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=downloads_dir(root)):
             pass  # only a file really made tells that the folder can be written
@@ -92,20 +94,20 @@ def prepare(root: Path) -> Path:
     if free < SPACE_NEEDED:
         raise UserError(
             f"not enough disk space in {root}: {free // 10**6} MB free, "
-            f"{SPACE_NEEDED // 10**6} MB needed; name another folder (data.dir)"
+            f"{SPACE_NEEDED // 10**6} MB needed; name another folder (--config.data.dir)"
         )
     return downloads_dir(root)
 
 
 @contextlib.contextmanager
-def writing(root: Path) -> Iterator[None]:
-    """Turns a failure to write below `root` into one line for the user."""
+def using(root: Path) -> Iterator[None]:
+    """Turns a failure to read or write below `root` into one line for the user."""
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot write the data cache {root}: {reason}; name another folder (data.dir)"
+            f"cannot use the data cache {root}: {reason}; name another (--config.data.dir)"
         ) from error
 
 
@@ -113,33 +115,38 @@ def writing(root: Path) -> Iterator[None]:
 def lock(root: Path, notify: Callable[[str], None]) -> Iterator[None]:
     """Holds the cache's lock, so that of several processes one fetches and the others wait.
 
-    The system releases it when its holder ends, however that happens. Where files can't be locked
-    (some network file systems) the processes work side by side, which is safe but wasteful.
+    The system releases it when its holder ends, however that happens. What a killed process left
+    behind is removed on entry, and finished or useless downloads on success; an unfinished one
+    that can go on is kept. Where files can't be locked (some network file systems) the processes
+    work side by side and remove nothing, which is safe but wasteful.
     """
-    with writing(root):
+    with using(root):
         root.mkdir(parents=True, exist_ok=True)
-        file = (root / "lock").open("w")
+        file = (root / "cifar10.lock").open("w")
     with file:
-        if fcntl is not None:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                notify(f"another process is filling {root}; waiting for it")
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:
-                pass
+        is_held = _take(file, root, notify)
+        if is_held:
+            for temporary in batches_dir(root).glob("*.tmp"):
+                temporary.unlink(missing_ok=True)
+            for folder in downloads_dir(root).glob("npm-*"):
+                shutil.rmtree(folder, ignore_errors=True)
         yield
+        if is_held:
+            shutil.rmtree(downloads_dir(root), ignore_errors=True)
 
 
-def remove_leftovers(root: Path) -> None:
-    """Removes what a killed process left in the cache, but keeps downloads that can go on.
-
-    To be called by the holder of the lock.
-    """
-    for file in batches_dir(root).glob("*.tmp"):
-        file.unlink(missing_ok=True)
-    for folder in downloads_dir(root).glob("npm-*"):
-        shutil.rmtree(folder, ignore_errors=True)
+def _take(file: IO[str], root: Path, notify: Callable[[str], None]) -> bool:
+    """Waits for the lock on `file`; returns whether such locks exist here."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        notify(f"another process is filling {root}; waiting for it")
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
 
 
 def _write(path: Path, content: bytes) -> None:

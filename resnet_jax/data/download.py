@@ -38,7 +38,7 @@ def read_archive(root: Path, progress: Progress) -> Batches:
     archive = part.with_suffix("")
     if not archive.exists():
         _complete(part, progress)
-        with cache.writing(root):
+        with cache.using(root):
             part.replace(archive)
     try:
         return originals.read(archive)
@@ -85,11 +85,11 @@ def _append(part: Path, progress: Progress) -> None:
         expected = response.headers.get("Content-Length")
         if expected is not None and size + int(expected) != BYTES:
             raise Unavailable(f"{URL} is not the archive: {size + int(expected)} bytes")
-        with cache.writing(part.parent):
+        with cache.using(part.parent):
             file = part.open("ab" if size else "wb")
         with file:
             while size < BYTES and (chunk := response.read(_CHUNK)):
-                with cache.writing(part.parent):
+                with cache.using(part.parent):
                     file.write(chunk)
                     file.flush()
                 size += len(chunk)

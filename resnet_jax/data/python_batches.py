@@ -84,5 +84,5 @@ def to_binary(content: bytes, where: str) -> bytes:
         labels = np.array(fields["labels"], np.uint8).reshape(-1, 1)
         return np.concatenate([labels, pixels], axis=1).tobytes()
     except Exception as error:  # a forged pickle can raise anything; nothing of it is used
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = batches.describe(error)
         raise batches.Unavailable(f"{where} is not a CIFAR-10 Python batch ({reason})") from error

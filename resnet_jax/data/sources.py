@@ -10,14 +10,21 @@ plain or in an archive), they are read, and an altered file among them is an err
 over. If it holds none, it is the cache folder in place of the user's own.
 """
 
-import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data import batches, bundled_sample, cache, download, npm_mirror, originals
+from resnet_jax.data import (
+    batches,
+    bundled_sample,
+    cache,
+    download,
+    npm_mirror,
+    originals,
+    tfds_cifar10,
+)
 from resnet_jax.data.batches import Batches, Unavailable
 from resnet_jax.data.cache import default_cache_dir
 from resnet_jax.data.download import PlainProgress, Progress
@@ -26,7 +33,13 @@ from resnet_jax.errors import UserError, unknown
 __all__ = ["Dataset", "default_cache_dir", "fetch", "load_dataset", "train_val_split"]
 
 SOURCES = ("auto", "folder", "cache", "tfds", "archive", "npm", "sample")
-_REMOTE = ("tfds", "archive", "npm")
+_NETWORK = ("archive", "npm")
+# What a source tries: first what is at hand, then what is worth keeping in the cache.
+_ORDER: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "auto": (("folder", "cache"), ("tfds", "archive", "npm")),
+    "folder": (("folder",), ()),
+    "cache": (("cache",), ()),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +123,9 @@ def train_val_split(
 class _Request:
     """What every reader of a source is given."""
 
-    path: Path | None  # the user's own files, as `originals.find` finds them
+    source: str  # as the user named it
     directory: Path | None  # as the user named it
+    path: Path | None  # what holds the original files in it
     root: Path  # the cache folder
     notify: Callable[[str], None]
     progress: Progress
@@ -136,58 +150,45 @@ def fetch(
     named = Path(directory).expanduser() if directory else None
     path = originals.find(named) if named else None
     root = default_cache_dir() if named is None or path else named
-    request = _Request(path, named, root, notify, progress)
-    if source in _REMOTE:
-        return _fetch_remote(request, (source,), frozenset({source}))
-    if source != "auto":
-        return _READERS[source](request)
+    request = _Request(source, named, path, root, notify, progress)
+    local, remote = _ORDER.get(source, (("cache",), (source,)))
+    try:  # what is at hand needs no lock and no words
+        quiet = dataclasses.replace(request, notify=lambda line: None)
+        return _first(quiet, local)[1:]
+    except Unavailable:
+        if not remote:
+            raise
+    with cache.lock(root, notify):
+        name, content, phrase = _first(request, local + remote)
+        if name in remote:
+            cache.store(root, content, name, phrase)
+    return content, phrase
+
+
+def _first(request: _Request, names: tuple[str, ...]) -> tuple[str, Batches, str]:
+    """Returns the name of the first source that can serve, the batches and a phrase.
+
+    Raises:
+      Unavailable: none can; the message says why, source by source.
+    """
     passed_over = []
-    for name in ("folder", "cache"):
+    for name in names:
         try:
-            return _READERS[name](request)
+            if name in _NETWORK:
+                request.notify(f"trying {name}")
+            return name, *_READERS[name](request)
         except Unavailable as error:
             passed_over.append(f"{name}: {error}")
-    for line in passed_over:
-        notify(f"passed over {line}")
-    return _fetch_remote(request, _REMOTE, None)
-
-
-def _fetch_remote(
-    request: _Request, names: tuple[str, ...], accepted: frozenset[str] | None
-) -> tuple[Batches, str]:
-    """Tries the named sources in turn and keeps what the first one gives in the cache.
-
-    Args:
-      request: the request.
-      names: the sources to try.
-      accepted: the sources whose cached bytes will do as well; None for any.
-    """
-    with cache.lock(request.root, request.notify):
-        with contextlib.suppress(Unavailable):  # full already, or filled while we waited
-            return _read_cache(request, accepted)
-        cache.remove_leftovers(request.root)
-        passed_over = []
-        for name in names:
-            try:
-                request.notify(f"trying {name}")
-                content, phrase = _READERS[name](request)
-            except Unavailable as error:
-                if len(names) == 1:
-                    raise
-                request.notify(f"passed over {name}: {error}")
-                passed_over.append(f"{name}: {error}")
-                continue
-            cache.store(request.root, content, name, phrase)
-            return content, phrase
-    raise UserError(
-        f"CIFAR-10 can't be reached ({'; '.join(passed_over)}); "
-        "name a folder that has it (data.dir) or take the small bundled sample (data.source=sample)"
+            request.notify(f"passed over {name}: {error}")
+    raise Unavailable(
+        f"CIFAR-10 is out of reach ({'; '.join(passed_over)}); name a folder that has it "
+        "(--config.data.dir) or take the bundled sample (--config.data.source=sample)"
     )
 
 
 def _read_folder(request: _Request) -> tuple[Batches, str]:
     if request.directory is None:
-        raise Unavailable("no folder is named (data.dir)")
+        raise Unavailable("none is named (--config.data.dir)")
     if request.path is None:
         raise Unavailable(f"{request.directory} holds no CIFAR-10 files")
     try:
@@ -196,19 +197,47 @@ def _read_folder(request: _Request) -> tuple[Batches, str]:
         raise UserError(str(error)) from error
 
 
-def _read_cache(request: _Request, accepted: frozenset[str] | None = None) -> tuple[Batches, str]:
-    """Reads the cache if what is in it came from one of the accepted sources."""
+def _read_cache(request: _Request) -> tuple[Batches, str]:
+    """Reads the cache, if its bytes came from the source that the user insists on."""
     origins = cache.origins(request.root)
-    fitting = [name for name in origins if accepted is None or name in accepted]
-    if accepted is not None and not fitting:
-        raise Unavailable(f"the cache holds nothing from {' or '.join(sorted(accepted))}")
-    content = cache.load(request.root)
-    origin = origins[fitting[-1]] if fitting else "an unknown source"
-    return content, f"cache {request.root}, first read from {origin}"
+    origin = origins.get(request.source, next(iter(origins.values()), "an unknown source"))
+    if request.source in _ORDER or request.source in origins:
+        return cache.load(request.root), f"cache {request.root}, filled from {origin}"
+    raise Unavailable(f"{request.root} holds nothing from {request.source}")
 
 
 def _read_tfds(request: _Request) -> tuple[Batches, str]:
-    raise Unavailable("not yet")
+    """Reads a prepared copy or tfds's own download; prepares a copy only if asked for by name.
+
+    What tfds would download is the original archive, so `auto` leaves that to the next source.
+    """
+    ours, theirs = request.root / "tensorflow_datasets", tfds_cifar10.default_data_dir()
+    reasons = []
+    for data_dir in (theirs, ours):
+        folder = tfds_cifar10.prepared_dir(data_dir)
+        if folder.is_dir():
+            try:
+                return tfds_cifar10.read_prepared(data_dir), f"tensorflow-datasets in {folder}"
+            except Unavailable as error:
+                reasons.append(str(error))
+    if request.source == "tfds":
+        _prepare_tfds(request, ours)
+        folder = tfds_cifar10.prepared_dir(ours)
+        return tfds_cifar10.read_prepared(ours), f"tensorflow-datasets in {folder}"
+    try:
+        content, path = tfds_cifar10.read_downloads(theirs)
+    except Unavailable as error:
+        raise Unavailable("; ".join(reasons) or str(error)) from error
+    return content, f"{path}, downloaded by tensorflow-datasets"
+
+
+def _prepare_tfds(request: _Request, data_dir: Path) -> None:
+    """Prepares a tfds copy in `data_dir` from whatever source can serve."""
+    cache.prepare(request.root)
+    local, remote = _ORDER["auto"]
+    _, content, phrase = _first(dataclasses.replace(request, source="auto"), local + remote)
+    request.notify(f"preparing {tfds_cifar10.prepared_dir(data_dir)} from {phrase}")
+    tfds_cifar10.prepare(data_dir, content)
 
 
 def _read_archive(request: _Request) -> tuple[Batches, str]:
