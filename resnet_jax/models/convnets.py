@@ -1,6 +1,7 @@
 """The plain convolutional networks that two of the reports compare residual networks with."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -43,7 +44,7 @@ class CNN(nn.Module):
           UserError: if the images are too small.
         """
         layers.check_images(x, 16)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.astype(self.dtype)
         for stage, features in enumerate((6, 16), start=1):
             conv = layers.Conv(features, (5, 5), use_bias=True, name=f"conv{stage}", **dtypes)
@@ -109,7 +110,7 @@ class AlexNet(nn.Module):
           UserError: if the images are too small.
         """
         layers.check_images(x, 16)
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = x.astype(self.dtype)
         pooled_stages = {1: "stage1", 2: "stage2", 5: "stage3"}
         for index, features in enumerate(self.num_filters, start=1):

@@ -4,6 +4,7 @@ All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -134,10 +135,10 @@ class SqueezeExcitation(nn.Module):
         """Scales the channels of `[batch, height, width, channels]`."""
         channels = x.shape[-1]
         hidden = max(1, channels // self.reduction)
-        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         scale = x.mean(axis=(1, 2))
-        scale = nn.relu(Dense(hidden, name="fc1", **dense)(scale))
-        scale = nn.sigmoid(Dense(channels, name="fc2", **dense)(scale))
+        scale = nn.relu(Dense(hidden, name="fc1", **dtypes)(scale))
+        scale = nn.sigmoid(Dense(channels, name="fc2", **dtypes)(scale))
         return x * scale[:, None, None, :]
 
 

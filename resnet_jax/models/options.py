@@ -65,9 +65,9 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     if type(value) is not kind:
         raise UserError(f"model option {name} takes a {kind.__name__}, not {value!r}")
     low = 0 if field.default == 0 else 1
-    if kind is int and value < low:
+    if type(value) is int and value < low:
         raise UserError(f"model option {name} must be at least {low}, not {value}")
-    if name.endswith("_rate") and not 0 <= value < 1:
+    if type(value) is float and name.endswith("_rate") and not 0 <= value < 1:
         raise UserError(f"model option {name} must be at least 0 and below 1, not {value}")
     return value
 
@@ -79,7 +79,7 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _subclass(name: str, base: type, value: Any) -> type:
+def _subclass(name: str, base: type[nn.Module], value: Any) -> type[nn.Module]:
     known = {cls.__name__: cls for cls in base.__subclasses__()}
     if isinstance(value, str):
         if value not in known:

@@ -273,7 +273,7 @@ class ResNet(nn.Module):
         """
         stem_strides = 4 if self.stem == "imagenet" else 1
         layers.check_images(x, stem_strides * math.prod(self.strides()))
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
         norm = functools.partial(self.norm_cls, **dtypes)
         x = self.apply_stem(x.astype(self.dtype), conv, norm, train=train)

@@ -1,7 +1,8 @@
 """VGG networks (Simonyan and Zisserman 2015), with and without batch normalization."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -82,9 +83,9 @@ class VGG(nn.Module):
           UserError: if the images are smaller than the product of all pools.
         """
         layers.check_images(x, 2 ** len(self.stage_sizes))
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         zeros = nn.initializers.zeros
-        conv = functools.partial(
+        conv: Callable[..., layers.Conv] = functools.partial(
             layers.Conv,
             kernel_size=(3, 3),
             padding=1,
@@ -93,7 +94,7 @@ class VGG(nn.Module):
             bias_init=zeros,
             **dtypes,
         )
-        dense = functools.partial(
+        dense: Callable[..., layers.Dense] = functools.partial(
             layers.Dense, kernel_init=dense_kernel_init, bias_init=zeros, **dtypes
         )
         x = x.astype(self.dtype)

@@ -1,6 +1,8 @@
 """Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), as timm has it."""
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -14,7 +16,7 @@ from resnet_jax.models import layers
 kernel_init = nn.initializers.normal(0.02)
 
 
-def _dense(dtype: Dtype, param_dtype: Dtype) -> functools.partial[layers.Dense]:
+def _dense(dtype: Dtype, param_dtype: Dtype) -> Callable[..., layers.Dense]:
     return functools.partial(
         layers.Dense,
         kernel_init=kernel_init,
@@ -73,7 +75,7 @@ class TransformerBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps tokens `[batch, tokens, width]` to the same shape."""
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = _dense(**dtypes)
         norm = functools.partial(nn.LayerNorm, use_fast_variance=False, **dtypes)
         y = norm(name="norm1")(x)
@@ -150,7 +152,7 @@ class VisionTransformer(nn.Module):
                 f"images of {x.shape[1]}x{x.shape[2]} pixels can't be cut into patches of "
                 f"{self.patch_size}x{self.patch_size}; give multiples of {self.patch_size}"
             )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = self.embed(x.astype(self.dtype))
         for index in range(1, self.num_layers + 1):
             rate = self.stochastic_depth_rate * (index - 1) / max(1, self.num_layers - 1)

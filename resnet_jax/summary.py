@@ -1,0 +1,112 @@
+"""The layers of a model as a table: shapes, parameters, multiply-accumulates."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models.vit import Attention
+
+MAX_PATH = 48  # characters; keeps the table within 100 columns
+
+
+@dataclasses.dataclass
+class Layer:
+    """One module that has parameters of its own, or multiplies.
+
+    Attributes:
+      path: names of the module and of those around it, joined by "/"; "." is the model itself.
+      kind: class of the module.
+      output_shape: shape of its output for one image, without the batch axis.
+      parameters: number of its own trainable parameters.
+      macs: multiply-accumulates of its forward pass for one image.
+    """
+
+    path: str
+    kind: str
+    output_shape: tuple[int, ...] = ()
+    parameters: int = 0
+    macs: int = 0
+
+
+def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
+    """Returns the layers of a model in the order in which they are called.
+
+    The model is traced, not run. Counted are the multiply-accumulates of convolutions, linear
+    layers and attention; biases, norms, activations and pools are not, as is usual.
+
+    Args:
+      model: a classifier of `resnet_jax.models`.
+      input_shape: `(height, width, channels)` of one image.
+
+    Raises:
+      UserError: if the model can't take such images.
+    """
+    layers: list[Layer] = []
+
+    def record(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        if context.method_name != "__call__":
+            return call(*args, **kwargs)
+        module = context.module
+        layer = Layer("/".join(module.path) or ".", type(module).__name__)
+        layers.append(layer)
+        output = call(*args, **kwargs)
+        params = module.variables.get("params", {})
+        own = {name: value for name, value in params.items() if not isinstance(value, dict)}
+        layer.output_shape = output.shape[1:]
+        layer.parameters = sum(math.prod(value.shape) for value in own.values())
+        layer.macs = _macs(module, own, output.shape)
+        return output
+
+    images = jnp.zeros((1, *input_shape))
+    with nn.intercept_methods(record):
+        jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    return [layer for layer in layers if layer.parameters or layer.macs]
+
+
+def format_table(layers: Sequence[Layer]) -> str:
+    """Returns the layers as lines of text of at most 100 columns, the totals in the last one.
+
+    Args:
+      layers: what `layer_table` returned.
+    """
+    rows = [("layer", "kind", "output", "parameters", "MACs")]
+    for layer in layers:
+        path = layer.path if len(layer.path) <= MAX_PATH else f"...{layer.path[3 - MAX_PATH :]}"
+        shape = "x".join(map(str, layer.output_shape))
+        rows.append((path, layer.kind, shape, f"{layer.parameters:,}", f"{layer.macs:,}"))
+    parameters = sum(layer.parameters for layer in layers)
+    macs = sum(layer.macs for layer in layers)
+    rows.append(("total", "", "", f"{parameters:,}", f"{macs:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    aligns = ("<", "<", ">", ">", ">")
+    lines = [
+        "  ".join(
+            f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths, strict=True)
+        )
+        for row in rows
+    ]
+    rule = "-" * len(lines[0])
+    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def _macs(module: nn.Module, own: dict[str, Any], output_shape: tuple[int, ...]) -> int:
+    """Returns the multiply-accumulates of a module itself, without its submodules, for one image.
+
+    A kernel, of a convolution or a linear layer, is used once at each position of the output.
+    """
+    if isinstance(module, Attention):
+        tokens, width = output_shape[1:]
+        return 2 * tokens * tokens * width
+    if "kernel" not in own:
+        return 0
+    return math.prod(own["kernel"].shape) * math.prod(output_shape[1:-1])

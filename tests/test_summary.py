@@ -1,0 +1,87 @@
+"""The layer table: multiply-accumulates, parameters, layout."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.summary import format_table, layer_table
+
+CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
+
+
+def total_macs(layers):
+    return sum(layer.macs for layer in layers)
+
+
+@pytest.mark.parametrize(
+    ("name", "macs"),
+    [
+        ("resnet_small", 28_754_560),
+        ("resnet18", 555_422_720),
+        ("resnet34", 1_159_402_496),
+        ("resnet50", 1_297_829_888),
+        ("resnet101", 2_509_983_744),
+        ("resnet152", 3_722_137_600),
+        ("resnet_v1", 253_432_832),
+        ("resnet_v2", 335_480_064),
+        ("resnet_custom", 118_852_096),
+    ],
+)
+def test_macs(name, macs):
+    assert total_macs(layer_table(create_model(name), CIFAR)) == macs
+
+
+def test_macs_of_the_other_families():
+    vgg = layer_table(create_model("vgg16_bn", classifier="cifar"), CIFAR)
+    assert total_macs(vgg) == 313_201_664
+    assert total_macs(layer_table(create_model("vgg16", 1000), IMAGENET)) == 15_470_264_320
+    resnet = layer_table(create_model("resnet50", 1000, stem="imagenet"), IMAGENET)
+    assert total_macs(resnet) == 4_089_184_256
+
+
+def test_macs_of_attention():
+    layers = {layer.path: layer for layer in layer_table(create_model("vit_tiny"), CIFAR)}
+    tokens, width = 65, 192
+    assert layers["block1/attention"].macs == 2 * tokens**2 * width  # scores, and their use
+    assert layers["block1/attention/qkv"].macs == tokens * width * 3 * width
+    assert layers["."].parameters == width + tokens * width  # class token and positions
+
+
+def test_layers_of_cnn():
+    layers = layer_table(create_model("cnn"), CIFAR)
+    assert [(layer.path, layer.kind, layer.output_shape) for layer in layers] == [
+        ("conv1", "Conv", (28, 28, 6)),
+        ("conv2", "Conv", (10, 10, 16)),
+        ("fc1", "Dense", (120,)),
+        ("fc2", "Dense", (84,)),
+        ("head", "Dense", (10,)),
+    ]
+    assert [layer.parameters for layer in layers] == [456, 2_416, 48_120, 10_164, 850]
+    assert layers[0].macs == 28 * 28 * 6 * 5 * 5 * 3
+
+
+@pytest.mark.parametrize("name", ["resnet_small", "vgg11_bn", "vit_tiny", "alexnet"])
+def test_parameters_are_all_of_the_models(name):
+    model = create_model(name, **({"squeeze_excitation": 4} if name == "resnet_small" else {}))
+    images = jnp.zeros((1, *CIFAR))
+    params = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))["params"]
+    counted = sum(layer.parameters for layer in layer_table(model, CIFAR))
+    assert counted == sum(leaf.size for leaf in jax.tree.leaves(params))
+
+
+def test_table_fits_and_adds_up():
+    model = create_model("resnet152", 1000, stem="imagenet", squeeze_excitation=16)
+    lines = format_table(layer_table(model, IMAGENET)).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len({len(line) for line in lines}) == 1
+    small = format_table(layer_table(create_model("resnet_small"), CIFAR)).splitlines()
+    assert small[0].split() == ["layer", "kind", "output", "parameters", "MACs"]
+    assert small[2].split() == ["conv1", "Conv", "32x32x16", "432", "442,368"]
+    assert small[-1].split() == ["total", "195,738", "28,754,560"]
+
+
+def test_images_too_small_are_one_line():
+    with pytest.raises(UserError, match="give at least 32x32"):
+        layer_table(create_model("vgg16"), (8, 8, 3))
