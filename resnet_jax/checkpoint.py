@@ -1,5 +1,6 @@
 """Checkpoints with orbax: the newest and the best, each leaf with a digest, restored strictly."""
 
+import contextlib
 import errno
 import hashlib
 import logging
@@ -41,10 +42,15 @@ class Checkpoints:
 
     Attributes:
       directory: the folder that holds one folder per checkpoint, named by its step.
+      notify: is told of every checkpoint that is passed over.
     """
 
     def __init__(
-        self, directory: pathlib.Path, keep: int, notify: Callable[[str], None] = print
+        self,
+        directory: pathlib.Path,
+        keep: int,
+        notify: Callable[[str], None] = print,
+        read_only: bool = False,
     ) -> None:
         """Opens or creates the folder, and clears away what an interrupted save left there.
 
@@ -52,15 +58,19 @@ class Checkpoints:
           directory: the folder of the checkpoints.
           keep: number of newest checkpoints kept; the best is kept beside them.
           notify: is told of every checkpoint that is passed over.
+          read_only: whether to leave the folder as it is; a run may be writing to it.
         """
         logging.getLogger("absl").setLevel(logging.ERROR)
         self.directory = directory.absolute()
-        self._notify = notify
-        self._clear_unfinished()
+        self.notify = notify
         self._policy = _NewestAndBest(keep)
+        if not read_only:
+            self._clear_unfinished()
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=self._policy),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=self._policy, read_only=read_only
+            ),
         )
 
     def steps(self) -> list[int]:
@@ -138,7 +148,7 @@ class Checkpoints:
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
-                self._notify(f"checkpoint {step} is damaged: {error}; trying the next older one")
+                self.notify(f"checkpoint {step} is damaged: {error}; trying the next older one")
                 continue
             for damaged in (s for s in steps if s > step):
                 self._manager.delete(damaged)
@@ -163,25 +173,20 @@ class Checkpoints:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-class _disk_errors:  # noqa: N801 (reads as a statement)
+@contextlib.contextmanager
+def _disk_errors(directory: pathlib.Path, clear: Callable[[], None]) -> Iterator[None]:
     """Turns the errors of a full or read-only disk into one line, after clearing up."""
-
-    def __init__(self, directory: pathlib.Path, clear: Callable[[], None]) -> None:
-        self._directory = directory
-        self._clear = clear
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception):
-            return
+    try:
+        yield
+    except Exception as error:
+        reason = str(error)
         full = getattr(error, "errno", None) == errno.ENOSPC
-        if full or "RESOURCE_EXHAUSTED" in str(error) or "No space left" in str(error):
-            self._clear()
-            raise UserError(f"no space left on the disk of {self._directory}") from error
+        if full or "RESOURCE_EXHAUSTED" in reason or "No space left" in reason:
+            clear()
+            raise UserError(f"no space left on the disk of {directory}") from error
         if isinstance(error, OSError):
-            raise UserError(f"can't write to {self._directory}: {error.strerror}") from error
+            raise UserError(f"can't write to {directory}: {error.strerror}") from error
+        raise
 
 
 def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

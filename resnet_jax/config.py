@@ -7,8 +7,11 @@ checked against its signature.
 """
 
 import dataclasses
+import difflib
 import math
+import pathlib
 import re
+import runpy
 from collections.abc import Mapping
 from typing import Any
 
@@ -107,6 +110,12 @@ FIELDS: dict[str, Field] = {
         0, "side of the square that is set to the mean, pixels; 0: none", low=0, high=1024
     ),
     "augment.erasing": Field(0.0, "probability of random erasing; 0: none", low=0.0, high=1.0),
+    "augment.erasing_scale": Field(
+        (0.02, 0.33), "smallest and largest share of the area erased", above=0.0, high=1.0
+    ),
+    "augment.erasing_ratio": Field(
+        (0.3, 3.3), "smallest and largest height over width of that area", above=0.0, high=100.0
+    ),
     "augment.mixup": Field(0.0, "alpha of mixup's Beta distribution; 0: none", low=0.0, high=100.0),
     "augment.cutmix": Field(
         0.0,
@@ -200,6 +209,34 @@ def default_config() -> ConfigDict:
                 node[group] = ConfigDict()
             node = node[group]
         node[name] = ConfigDict(field.default) if isinstance(field.default, dict) else field.default
+    return config
+
+
+def load(path: str) -> ConfigDict:
+    """Returns the config of a file, not yet validated.
+
+    Args:
+      path: a Python file with a function `get_config`; after a colon, the variant passed to it.
+
+    Raises:
+      UserError: if there is no such file, or it does not make a config.
+    """
+    file, _, variant = path.partition(":")
+    if not pathlib.Path(file).is_file():
+        near = difflib.get_close_matches(file, map(str, pathlib.Path(file).parent.glob("*.py")))
+        hint = f"did you mean {near[0]}?" if near else "name a file such as configs/resnet_v2.py"
+        raise UserError(f"--config {file} does not exist; {hint}")
+    try:
+        get_config = runpy.run_path(file)["get_config"]
+        config = get_config(variant) if variant else get_config()
+    except UserError:
+        raise
+    except KeyError as error:
+        raise UserError(f"--config {file}: {error} is missing or not known") from error
+    except Exception as error:
+        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"--config {path}: get_config returned no ConfigDict but {config!r:.60}")
     return config
 
 

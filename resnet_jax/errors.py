@@ -20,3 +20,15 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+class Interrupted(Exception):
+    """A signal ended a run after its state was saved; the message says how to resume.
+
+    Attributes:
+      signal_number: the signal.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number

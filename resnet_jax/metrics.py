@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 Record = dict[str, Any]
@@ -19,7 +20,7 @@ class History:
     """
 
     def __init__(self, path: pathlib.Path, resume_step: int) -> None:
-        """Opens the file and drops what was recorded after the step that training resumes from.
+        """Opens the file to append to it, and drops what was recorded after the step that training resumes from.
 
         Args:
           path: the file, which need not exist.
@@ -39,18 +40,13 @@ class History:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def scores(self, split: str) -> list[Record]:
-        """Returns the records of a split's scores, oldest first."""
-        return [r for r in self.records if r["kind"] == "score" and r["split"] == split]
-
-    def best(self, split: str) -> Record | None:
-        """Returns the record of a split's best accuracy, the newest of equals; None if none."""
-        scores = self.scores(split)
-        return max(scores, key=lambda r: (r["accuracy"], r["step"])) if scores else None
-
     def final(self) -> Record | None:
         """Returns the record that closes a finished run; None if it is not finished."""
         return next((r for r in self.records if r["kind"] == "final"), None)
+
+    def seconds(self) -> float:
+        """Returns the time that the run took up to its last record."""
+        return self.records[-1].get("seconds", 0.0) if self.records else 0.0
 
     def close(self) -> None:
         """Closes the file."""
@@ -74,6 +70,16 @@ def read(path: pathlib.Path) -> list[Record]:
         if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
             records.append(record)
     return records
+
+
+def scores(records: Sequence[Record], split: str) -> list[Record]:
+    """Returns the records of a split's scores, oldest first."""
+    return [r for r in records if r["kind"] == "score" and r["split"] == split]
+
+
+def best(records: Sequence[Record], split: str) -> Record | None:
+    """Returns the record of a split's best accuracy, the newest of equals; None if none."""
+    return max(scores(records, split), key=lambda r: (r["accuracy"], r["step"]), default=None)
 
 
 def _line(record: Record) -> str:

@@ -1,8 +1,7 @@
-"""Optimizers by name, with PyTorch's numerics.
+"""Optimizers by name, as optax transformations.
 
-An optimizer turns gradients into a direction; `create_optimizer` puts what all of them share around
-it: clipping, weight decay, learning-rate factors, the learning rate itself, freezing and gradient
-accumulation. Its keyword-only parameters are its options, with PyTorch's defaults.
+An update rule turns gradients into a direction; around it comes what all optimizers share:
+clipping, weight decay, learning-rate factors, the learning rate, freezing and accumulation.
 """
 
 import re
@@ -15,35 +14,8 @@ import optax
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.options import Decay, NonNegative, complete_options
-
-
-def sgd(
-    *, momentum: Decay = 0.0, dampening: Decay = 0.0, nesterov: bool = False
-) -> optax.GradientTransformation:
-    """Stochastic gradient descent with momentum (Sutskever et al. 2013), as in PyTorch."""
-    if nesterov and (_is_off(momentum) or not _is_off(dampening)):
-        raise UserError("option nesterov of optimizer 'sgd' needs momentum and no dampening")
-    if _is_off(momentum):
-        return optax.identity()
-    # The first gradient fills the buffer undamped.
-    damp = optax.scale_by_schedule(lambda count: jnp.where(count == 0, 1.0, 1.0 - dampening))
-    trace = optax.trace(momentum, nesterov)
-    return trace if _is_off(dampening) else optax.chain(damp, trace)
-
-
-def adam(
-    *, beta1: Decay = 0.9, beta2: Decay = 0.999, eps: NonNegative = 1e-8
-) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2015); `adamw` is Adam with decoupled weight decay."""
-    return optax.scale_by_adam(beta1, beta2, eps)
-
-
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": adam,
-    "adamw": adam,
-    "sgd": sgd,
-}
+from resnet_jax.options import complete_options
+from resnet_jax.update_rules import OPTIMIZERS, map_with_path
 
 # Optimizers that are defined with a weight decay beside the gradient.
 DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})
@@ -89,7 +61,13 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
         return _surround(direction, config, values)
 
     build(hyperparams)  # options that contradict each other are refused here
-    tx = _inject(build, hyperparams)
+    inner = _inject(build, hyperparams)
+
+    def init(params: optax.Params) -> optax.OptState:
+        _check_patterns(config, params)
+        return inner.init(params)
+
+    tx = optax.GradientTransformation(init, inner.update)
     if config.accumulate_steps > 1:
         return optax.MultiSteps(tx, config.accumulate_steps).gradient_transformation()
     return tx
@@ -108,11 +86,6 @@ def set_learning_rate(opt_state: optax.OptState, learning_rate: jax.Array) -> op
     assert isinstance(opt_state, OptimizerState)
     rate = jnp.asarray(learning_rate, jnp.float32)
     return opt_state._replace(hyperparams=opt_state.hyperparams | {"learning_rate": rate})
-
-
-def _is_off(value: Any) -> bool:
-    """Returns whether a hyper-parameter is the constant zero, rather than an input."""
-    return isinstance(value, float) and value == 0.0
 
 
 def _inject(
@@ -141,24 +114,16 @@ def _surround(
     decoupled = config.decoupled_weight_decay or config.name in DECOUPLED
     parts = [optax.clip_by_global_norm(values["gradient_clip"])] if config.gradient_clip else []
     parts += [direction, decay] if decoupled else [decay, direction]
+    if config.name == "lamb":
+        parts.append(optax.scale_by_trust_ratio())
     parts.append(_scale_by_learning_rate(values["learning_rate"], config.learning_rate_factors))
     chain = optax.chain(*parts)
     if not config.frozen:
         return chain
-    labels = _by_path(lambda path, _: "frozen" if re.search(config.frozen, path) else "trained")
+    labels = map_with_path(
+        lambda path, _: "frozen" if re.search(config.frozen, path) else "trained"
+    )
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
-
-
-def _by_path(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(path, *leaves)` as a function of trees; a path reads "conv1/kernel"."""
-
-    def mapped(tree: Any, *trees: Any) -> Any:
-        def call(keys: Any, *leaves: Any) -> Any:
-            return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
-
-        return jax.tree_util.tree_map_with_path(call, tree, *trees)
-
-    return mapped
 
 
 def _add_weight_decay(weight_decay: Any, no_decay: str) -> optax.GradientTransformation:
@@ -167,7 +132,7 @@ def _add_weight_decay(weight_decay: Any, no_decay: str) -> optax.GradientTransfo
             return update
         return update + weight_decay * param
 
-    return optax.stateless(_by_path(add))
+    return optax.stateless(map_with_path(add))
 
 
 def _scale_by_learning_rate(
@@ -177,4 +142,19 @@ def _scale_by_learning_rate(
         matching = (factor for pattern, factor in factors if re.search(pattern, path))
         return -learning_rate * next(matching, 1.0) * update
 
-    return optax.stateless(lambda updates, params: _by_path(scale)(updates))
+    return optax.stateless(lambda updates, params: map_with_path(scale)(updates))
+
+
+def _check_patterns(config: ConfigDict, params: optax.Params) -> None:
+    """Refuses patterns that match no parameter, and a freeze of all of them."""
+    paths = jax.tree.leaves(map_with_path(lambda path, _: path)(params))
+    patterns = [("no_decay", config.no_decay), ("frozen", config.frozen)]
+    patterns += [("learning_rate_factors", pattern) for pattern, _ in config.learning_rate_factors]
+    for field, pattern in patterns:
+        if pattern and not any(re.search(pattern, path) for path in paths):
+            raise UserError(
+                f"config field optimizer.{field}: pattern {pattern!r} matches no parameter; "
+                f"they are called {paths[0]}, {paths[-1]} and so on"
+            )
+    if config.frozen and all(re.search(config.frozen, path) for path in paths):
+        raise UserError("config field optimizer.frozen matches every parameter; nothing is trained")

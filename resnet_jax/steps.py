@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -127,12 +127,12 @@ class Steps:
     def __init__(
         self,
         model: nn.Module,
-        optimizer: optax.GradientTransformation,
+        optimizer: optax.GradientTransformation | None,
         config: ConfigDict,
         steps_per_epoch: int,
         mesh: Mesh | None = None,
     ) -> None:
-        """Binds model, optimizer and config; nothing is compiled yet."""
+        """Binds model, optimizer (None: evaluation only) and config; nothing is compiled yet."""
         self.mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
         self._model = model
         self._optimizer = optimizer
@@ -299,9 +299,7 @@ class Steps:
         first = state.step % self._steps_per_epoch == 0
         old = jax.tree.map(lambda a: jnp.where(first, 0, a), state.sums)
         bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step, state.sums.bad_step)
-        return Sums(
-            old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad
-        )
+        return Sums(old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad)
 
     def _eval_step(
         self,
@@ -313,7 +311,7 @@ class Steps:
     ) -> Sums:
         data = self._config.data
         images = normalize(examples.images[indices].astype(jnp.float32) / 255, data.mean, data.std)
-        logits = self._model.apply(variables, images, train=False)
+        logits = cast(jax.Array, self._model.apply(variables, images, train=False))
         labels = examples.labels[indices]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jax.tree.map(jnp.add, sums, _sums(losses, logits, labels, mask))
@@ -322,4 +320,3 @@ class Steps:
 def _sums(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:
     correct = (logits.argmax(-1) == labels) * mask
     return Sums((losses * mask).sum(), correct.sum(), mask.sum(), jnp.array(0, jnp.int32))
-

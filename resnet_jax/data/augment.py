@@ -10,6 +10,11 @@ import jax.numpy as jnp
 from jax import lax
 from ml_collections import ConfigDict
 
+from resnet_jax.data import policies
+
+# Each augmentation has a key of its own, so that switching one on leaves the others as they were.
+_PURPOSES = ("crop", "flip", "policy", "jitter", "cutout", "erasing", "mix")
+
 
 def augment(
     key: jax.Array,
@@ -39,18 +44,24 @@ def augment(
     Returns:
       Images, float32 of the same shape, and targets, float32 `[batch, num_classes]`.
     """
-    keys = jax.random.split(key, 8)
+    keys = dict(zip(_PURPOSES, jax.random.split(key, len(_PURPOSES)), strict=True))
     if config.crop_padding:
-        images = random_crop(keys[0], images, config.crop_padding, config.crop_mode)
+        images = random_crop(keys["crop"], images, config.crop_padding, config.crop_mode)
     if config.flip == "random":
-        images = flip_where(jax.random.bernoulli(keys[1], shape=labels.shape), images)
+        images = flip_where(jax.random.bernoulli(keys["flip"], shape=labels.shape), images)
     elif config.flip == "alternating":
         if flip_key is None:
             raise ValueError("alternating flip needs flip_key")
         images = flip_where(alternating_coin(flip_key, indices, epoch), images)
+    images = _change_colors(keys, images, config, mean)
     if config.cutout:
-        images = cutout(keys[4], images, config.cutout, mean)
-    targets = jax.nn.one_hot(labels, num_classes)
+        images = cutout(keys["cutout"], images, config.cutout, mean)
+    if config.erasing:
+        scale, ratio = config.erasing_scale, config.erasing_ratio
+        images = random_erasing(keys["erasing"], images, config.erasing, scale, ratio, mean)
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    if config.mixup or config.cutmix:
+        return mix(keys["mix"], images, targets, config.mixup, config.cutmix)
     return images, targets
 
 
@@ -130,6 +141,95 @@ def cutout(key: jax.Array, images: jax.Array, side: int, mean: Sequence[float]) 
     return jnp.where(inside[..., None], jnp.asarray(mean, images.dtype), images)
 
 
+def color_jitter(
+    key: jax.Array, images: jax.Array, brightness: float, contrast: float, saturation: float
+) -> jax.Array:
+    """Changes brightness, contrast and saturation by random factors, in this order.
+
+    Args:
+      key: PRNG key.
+      images: float32 `[batch, height, width, 3]` in [0, 1].
+      brightness: largest relative change; the factor is uniform in 1 - it to 1 + it.
+      contrast: the same of the contrast.
+      saturation: the same of the saturation.
+    """
+
+    def factor(key: jax.Array, change: float) -> jax.Array:
+        return jax.random.uniform(key, (len(images), 1, 1, 1), jnp.float32, 1 - change, 1 + change)
+
+    keys = jax.random.split(key, 3)
+    if brightness:
+        images = policies.blend(0.0, images, factor(keys[0], brightness))
+    if contrast:
+        images = policies.contrast(images, factor(keys[1], contrast))
+    if saturation:
+        images = policies.saturate(images, factor(keys[2], saturation))
+    return images
+
+
+def random_erasing(
+    key: jax.Array,
+    images: jax.Array,
+    probability: float,
+    scale: Sequence[float],
+    ratio: Sequence[float],
+    mean: Sequence[float],
+) -> jax.Array:
+    """Sets a random rectangle inside some images to the mean (Zhong et al. 2020).
+
+    Args:
+      key: PRNG key.
+      images: float32 `[batch, height, width, channels]`.
+      probability: share of the images that lose a rectangle.
+      scale: smallest and largest area, as shares of the image's.
+      ratio: smallest and largest height over width, log-uniform between.
+      mean: the colour of the rectangle, per channel.
+    """
+    batch, height, width, _ = images.shape
+    keys = jax.random.split(key, 5)
+    chosen = jax.random.bernoulli(keys[0], probability, (batch,))
+    area = jax.random.uniform(keys[1], (batch,), minval=scale[0], maxval=scale[1]) * height * width
+    low, high = jnp.log(jnp.asarray(ratio))
+    shape = jnp.exp(jax.random.uniform(keys[2], (batch,), minval=low, maxval=high))
+    rows = jnp.clip(jnp.round(jnp.sqrt(area * shape)), 1, height).astype(jnp.int32)
+    columns = jnp.clip(jnp.round(jnp.sqrt(area / shape)), 1, width).astype(jnp.int32)
+    top = jax.random.randint(keys[3], (batch,), 0, height - rows + 1)
+    left = jax.random.randint(keys[4], (batch,), 0, width - columns + 1)
+    inside = rectangles(top, left, rows, columns, height, width)
+    inside &= chosen[:, None, None]
+    return jnp.where(inside[..., None], jnp.asarray(mean, images.dtype), images)
+
+
+def mix(
+    key: jax.Array, images: jax.Array, targets: jax.Array, mixup: float, cutmix: float
+) -> tuple[jax.Array, jax.Array]:
+    """Mixes each image and its target with another of the batch, all in one proportion.
+
+    Mixup (Zhang et al. 2018) averages the pixels; cutmix (Yun et al. 2019) pastes a rectangle, and
+    its proportion is the area that is really left. With both, a coin chooses one for the batch.
+
+    Args:
+      key: PRNG key.
+      images: float32 `[batch, height, width, channels]`.
+      targets: float32 `[batch, num_classes]`.
+      mixup: alpha of mixup's Beta distribution; 0: no mixup.
+      cutmix: alpha of cutmix's Beta distribution; 0: no cutmix.
+    """
+    key_partner, key_mixup, key_cutmix, key_coin = jax.random.split(key, 4)
+    height, width = images.shape[1:3]
+    partner = jax.random.permutation(key_partner, len(images))
+    # The share of every pixel that its own image keeps, [height, width].
+    kept = jnp.ones((height, width))
+    if mixup:
+        kept = kept * jax.random.beta(key_mixup, mixup, mixup)
+    if cutmix:
+        use = jax.random.bernoulli(key_coin, 0.5 if mixup else 1.0)
+        kept = jnp.where(use, _cutmix_mask(key_cutmix, cutmix, height, width), kept)
+    share = kept.mean()
+    images = kept[:, :, None] * images + (1 - kept[:, :, None]) * images[partner]
+    return images, share * targets + (1 - share) * targets[partner]
+
+
 def rectangles(
     top: jax.Array,
     left: jax.Array,
@@ -152,3 +252,25 @@ def rectangles(
     in_rows = (y >= top[:, None]) & (y < jnp.asarray(top + rows)[:, None])
     in_columns = (x >= left[:, None]) & (x < jnp.asarray(left + columns)[:, None])
     return in_rows[:, :, None] & in_columns[:, None, :]
+
+
+def _change_colors(
+    keys: dict[str, jax.Array], images: jax.Array, config: ConfigDict, mean: Sequence[float]
+) -> jax.Array:
+    if config.policy == "randaugment":
+        layers, magnitude = config.policy_layers, config.policy_magnitude
+        images = policies.randaugment(keys["policy"], images, layers, magnitude, mean)
+    elif config.policy == "trivialaugment":
+        images = policies.trivialaugment(keys["policy"], images, mean)
+    changes = config.brightness, config.contrast, config.saturation
+    return color_jitter(keys["jitter"], images, *changes) if any(changes) else images
+
+
+def _cutmix_mask(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:
+    """Returns 0 in a random rectangle, clipped at the border, and 1 elsewhere."""
+    key_share, key_y, key_x = jax.random.split(key, 3)
+    side = jnp.sqrt(1 - jax.random.beta(key_share, alpha, alpha))
+    rows, columns = (side * height).astype(jnp.int32), (side * width).astype(jnp.int32)
+    top = jax.random.randint(key_y, (1,), 0, height) - rows // 2
+    left = jax.random.randint(key_x, (1,), 0, width) - columns // 2
+    return 1.0 - rectangles(top, left, rows, columns, height, width)[0]

@@ -11,6 +11,8 @@ from resnet_jax import keys
 from resnet_jax.data.sources import Dataset, train_val_split
 from resnet_jax.errors import UserError
 
+IMAGE_SHAPE = (32, 32, 3)
+
 
 @dataclasses.dataclass(frozen=True)
 class Examples:

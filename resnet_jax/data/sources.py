@@ -162,6 +162,7 @@ def fetch(
         name, content, phrase = _first(request, local + remote)
         if name in remote:
             cache.store(root, content, name, phrase)
+            notify(f"kept in {cache.batches_dir(root)}")
     return content, phrase
 
 

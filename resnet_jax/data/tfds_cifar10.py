@@ -107,7 +107,9 @@ def _builder(data_dir: Path, content: Batches | None = None) -> "tfds.core.Gener
     """
     import tensorflow_datasets as tfds
 
-    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    class Cifar10(  # type: ignore[call-arg]
+        tfds.core.GeneratorBasedBuilder, skip_registration=True
+    ):
         name = "cifar10"
         VERSION = tfds.core.Version(VERSION)
 

@@ -1,0 +1,112 @@
+"""Exact evaluation of a finished or unfinished run."""
+
+import dataclasses
+import os
+import pathlib
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax import metrics
+from resnet_jax import workdir as workdir_lib
+from resnet_jax.checkpoint import Checkpoints, DamagedError
+from resnet_jax.config import selects
+from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples
+from resnet_jax.data.sources import Dataset, load_dataset
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.optim import create_optimizer
+from resnet_jax.steps import Steps, Tree, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """A checkpoint, ready to be applied.
+
+    Attributes:
+      config: the config of its run.
+      model: the module.
+      variables: its parameters and statistics, or their moving average if the run keeps one.
+      step: number of steps taken.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    variables: dict[str, Tree]
+    step: int
+
+
+def load_checkpoint(
+    workdir: str | os.PathLike[str], which: str = "best"
+) -> tuple[nn.Module, dict[str, Tree]]:
+    """Returns the module of a run and its variables.
+
+    Args:
+      workdir: the folder of the run.
+      which: "best", the best by the run's own scores (the newest where they may not choose), or
+        "newest".
+
+    Raises:
+      UserError: if there is no run, or no checkpoint that can be used.
+    """
+    restored = restore(workdir, which)
+    return restored.model, restored.variables
+
+
+def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
+    """Returns a checkpoint of a run; see `load_checkpoint`."""
+    folder = pathlib.Path(workdir)
+    config = workdir_lib.read_config(folder)
+    options = config.model.options.to_dict() | {"dtype": config.model.dtype}
+    model = create_model(config.model.name, config.model.num_classes, **options)
+    optimizer = create_optimizer(config.optimizer)
+    template = jax.eval_shape(lambda: create_state(model, optimizer, config, IMAGE_SHAPE))
+    directory = folder / workdir_lib.CHECKPOINTS
+    if not directory.is_dir():
+        raise UserError(f"--workdir {workdir} holds no checkpoint yet")
+    checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
+    steps = checkpoints.steps()
+    if which == "best" and selects(config):
+        best = metrics.best(metrics.read(folder / workdir_lib.METRICS), config.evaluate.split)
+        steps = [best["step"]] if best else steps
+    for step in steps:
+        try:
+            state = checkpoints.restore(template, step)
+        except DamagedError as error:
+            checkpoints.notify(f"checkpoint {step} is damaged: {error}")
+            continue
+        return Restored(config, model, state.variables(), step)
+    raise UserError(f"no {which} checkpoint in {directory} can be used")
+
+
+def evaluate_run(
+    workdir: str | os.PathLike[str],
+    which: str = "best",
+    batch_size: int = 500,
+    dataset: Dataset | None = None,
+) -> dict[str, float]:
+    """Scores a checkpoint of a run on the test set, each image exactly once.
+
+    Args:
+      workdir: the folder of the run.
+      which: see `load_checkpoint`.
+      batch_size: images per step; it does not change the result.
+      dataset: the images; None: those that the run's config names.
+
+    Returns:
+      "step", "loss", "accuracy" in percent, and "count", the number of images.
+
+    Raises:
+      UserError: if there is no run, no checkpoint that can be used, or no data.
+    """
+    restored = restore(workdir, which)
+    config = restored.config
+    if dataset is None:
+        dataset = load_dataset(config.data.source, config.data.dir or None)
+    steps = Steps(restored.model, None, config, steps_per_epoch=1)
+    test = Examples(dataset.test_images, dataset.test_labels).on_device(steps.replicated)
+    variables = jax.device_put(restored.variables, steps.replicated)
+    sums = steps.evaluate(variables, test, batch_size)
+    return {"step": restored.step, **sums.means(), "count": int(np.asarray(sums.count))}

@@ -1,0 +1,144 @@
+"""The command line.
+
+  python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
+  python -m resnet_jax.main --mode=eval --workdir=DIR
+  python -m resnet_jax.main --mode=summary --config=FILE
+
+modes
+  train     train the config's model, or resume: the same command again goes on where it stopped
+  eval      score a run's newest and best checkpoints on all test images
+  summary   print the model's layers, their shapes, parameters and multiply-accumulates
+
+flags
+  --config          a file of configs/, with a variant after a colon where it has any
+  --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
+                    resnet_jax/config.py lists all fields
+  --workdir         the folder of the run; default: runs/<config>-seed<seed>
+  --mode            train (default), eval or summary
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from resnet_jax import config as config_lib
+from resnet_jax.errors import Interrupted, UserError, unknown
+
+MODES = ("train", "eval", "summary")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line.
+
+    Args:
+      arguments: the program's name and its arguments.
+
+    Returns:
+      The exit status: 0; 2 for what the user can mend; 128 + n after signal n.
+    """
+    if len(arguments) < 2 or any(a in ("-h", "--help", "-help", "--helpfull") for a in arguments):
+        print(__doc__)
+        return 0
+    try:
+        _run_mode(_parse(arguments))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted as error:
+        print(f"{error}; the same command again resumes:\n  {shlex.join(arguments)}", file=sys.stderr)
+        return 128 + error.signal_number
+    return 0
+
+
+def run() -> None:
+    """Runs the command line of this process; the console script `resnet-jax`."""
+    sys.exit(main(sys.argv))
+
+
+def _run_mode(settings: "_Settings") -> None:
+    # jax takes a second to import: only here, when the command line is known to be good.
+    if settings.mode == "eval":
+        _evaluate(settings.workdir)
+    elif settings.mode == "summary":
+        from resnet_jax.summary import summarise
+
+        print(summarise(settings.config))
+    else:
+        from resnet_jax.compilation import enable_cache
+        from resnet_jax.train import train_and_evaluate
+
+        enable_cache()
+        train_and_evaluate(settings.config, settings.workdir)
+
+
+def _evaluate(workdir: str) -> None:
+    from resnet_jax.compilation import enable_cache
+    from resnet_jax.evaluate import evaluate_run
+
+    enable_cache()
+    for which in ("newest", "best"):
+        score = evaluate_run(workdir, which)
+        print(
+            f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
+            f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"
+        )
+
+
+class _Settings(NamedTuple):
+    """What the command line asks for."""
+
+    mode: str
+    workdir: str
+    config: ConfigDict
+
+
+def _parse(arguments: Sequence[str]) -> _Settings:
+    """Returns what the command line asks for, or raises UserError."""
+    values = flags.FlagValues()
+    values.set_gnu_getopt(True)
+    for name, default in (("config", ""), ("workdir", ""), ("mode", "train")):
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    try:
+        rest = values(arguments, known_only=True)
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from None
+    if values.mode not in MODES:
+        raise unknown("--mode", values.mode, MODES)
+    if values.mode == "eval":
+        if not values.workdir or len(rest) > 1:
+            raise UserError("--mode=eval takes --workdir, the folder of a run, and nothing else")
+        return _Settings(values.mode, values.workdir, ConfigDict())
+    if not values.config:
+        raise UserError("--config is missing, a file such as configs/resnet_v2.py; see --help")
+    config = config_lib.validate(_override(config_lib.load(values.config), rest))
+    name = values.config.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-")
+    workdir = values.workdir or f"runs/{name}-seed{config.seed}"
+    return _Settings(values.mode, workdir, config)
+
+
+def _override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """Returns the config with the fields that `--config.FIELD=VALUE` flags replace."""
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config",
+            config,
+            flag_values=values,
+            lock_config=False,
+            accept_new_attributes=True,  # unknown fields are refused, by name, in validation
+            sys_argv=arguments,
+        )
+        rest = values(arguments)
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; see --help")
+    return values.config
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,151 @@
+"""What a training is made of: model, data, order of the images, and the agenda of its events."""
+
+import dataclasses
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.data.pipeline import Examples, TrainingOrder, split
+from resnet_jax.data.sources import Dataset, load_dataset
+from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
+from resnet_jax.optim import create_optimizer
+from resnet_jax.schedules import create_schedule
+from resnet_jax.steps import Steps, Sums, TrainState, create_state
+
+
+@dataclasses.dataclass(frozen=True)
+class Agenda:
+    """When what is due, as a function of the number of steps taken.
+
+    Attributes:
+      config: the whole config.
+      steps_per_epoch: training steps in an epoch.
+    """
+
+    config: ConfigDict
+    steps_per_epoch: int
+
+    @property
+    def total_steps(self) -> int:
+        """Length of the run, steps."""
+        return self.config.num_epochs * self.steps_per_epoch
+
+    def epoch_ends(self, step: int) -> bool:
+        """Returns whether an epoch ends with this step."""
+        return step % self.steps_per_epoch == 0
+
+    def log_due(self, step: int) -> bool:
+        """Returns whether training loss and accuracy are recorded."""
+        return self.epoch_ends(step) or _divides(self.config.log.every_steps, step)
+
+    def score_due(self, step: int) -> bool:
+        """Returns whether the model is scored."""
+        every = self.config.evaluate.every_epochs * self.steps_per_epoch
+        by_steps = _divides(self.config.evaluate.every_steps, step)
+        return by_steps or _divides(every, step) or step == self.total_steps
+
+    def save_due(self, step: int) -> bool:
+        """Returns whether the state is saved."""
+        every = self.config.checkpoint.every_epochs * self.steps_per_epoch
+        by_steps = _divides(self.config.checkpoint.every_steps, step)
+        return by_steps or _divides(every, step) or step == self.total_steps
+
+    def next_event(self, step: int) -> int:
+        """Returns the first later step after which anything is due."""
+        intervals = [
+            self.steps_per_epoch,
+            self.config.log.every_steps,
+            self.config.evaluate.every_steps,
+            self.config.checkpoint.every_steps,
+        ]
+        return min((step // every + 1) * every for every in intervals if every)
+
+
+def _divides(interval: int, step: int) -> bool:
+    return interval > 0 and step % interval == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """All that a training needs and that never changes in its course.
+
+    Attributes:
+      config: the checked config.
+      model: the module that is trained.
+      dataset: the images.
+      data: the splits "train", "test" and perhaps "val", on the devices.
+      order: which images make up each step.
+      agenda: when what is due.
+      steps: the compiled functions.
+      learning_rates: learning rate of every step, float32 `[steps]`.
+      state: the state before the first step.
+    """
+
+    config: ConfigDict
+    model: nn.Module
+    dataset: Dataset
+    data: dict[str, Examples]
+    order: TrainingOrder
+    agenda: Agenda
+    steps: Steps
+    learning_rates: np.ndarray
+    state: TrainState
+
+    @classmethod
+    def create(
+        cls, config: ConfigDict, dataset: Dataset | None, notify: Callable[[str], None]
+    ) -> "Task":
+        """Makes everything that a config names; `dataset` replaces its data."""
+        options = config.model.options.to_dict() | {"dtype": config.model.dtype}
+        model = create_model(config.model.name, config.model.num_classes, **options)
+        optimizer = create_optimizer(config.optimizer)
+        if dataset is None:
+            dataset = load_dataset(config.data.source, config.data.dir or None, notify)
+        if len(dataset.class_names) > config.model.num_classes:
+            raise UserError(
+                f"config field model.num_classes is {config.model.num_classes} but the data has "
+                f"{len(dataset.class_names)} classes"
+            )
+        splits = split(dataset, config.data)
+        order = TrainingOrder(
+            jax.random.key(config.seed),
+            len(splits["train"]),
+            config.batch_size,
+            config.data.shuffle,
+            config.data.drop_last,
+        )
+        agenda = Agenda(config, order.steps_per_epoch)
+        schedule = create_schedule(
+            config.schedule,
+            learning_rate=config.optimizer.learning_rate,
+            steps_per_epoch=order.steps_per_epoch,
+            num_epochs=config.num_epochs,
+        )
+        steps = Steps(model, optimizer, config, order.steps_per_epoch)
+        return cls(
+            config=config,
+            model=model,
+            dataset=dataset,
+            data={name: part.on_device(steps.replicated) for name, part in splits.items()},
+            order=order,
+            agenda=agenda,
+            steps=steps,
+            learning_rates=schedule(np.arange(agenda.total_steps)),
+            state=create_state(model, optimizer, config, dataset.train_images.shape[1:]),
+        )
+
+    @property
+    def steps_per_dispatch(self) -> int:
+        """Number of training steps in one call of the compiled function."""
+        # A loop would cost XLA's CPU backend its fast convolutions.
+        on_cpu = jax.default_backend() == "cpu"
+        return self.config.steps_per_dispatch or (1 if on_cpu else 50)
+
+    def score(self, state: TrainState, name: str) -> Sums:
+        """Returns the sums over all images of a split."""
+        batch_size = self.config.evaluate.batch_size
+        return self.steps.evaluate(state.variables(), self.data[name], batch_size)

@@ -1,0 +1,232 @@
+"""The training loop."""
+
+import contextlib
+import os
+import pathlib
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from resnet_jax import config as config_lib
+from resnet_jax import workdir as workdir_lib
+from resnet_jax.checkpoint import Checkpoints, DamagedError
+from resnet_jax.data.sources import Dataset
+from resnet_jax.errors import Interrupted, UserError
+from resnet_jax.metrics import Record
+from resnet_jax.recorder import Recorder
+from resnet_jax.schedules import plateau_factor
+from resnet_jax.steps import Sums, TrainState
+from resnet_jax.task import Task
+from resnet_jax.terminal import Terminal, duration
+
+
+def train_and_evaluate(
+    config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
+) -> tuple[Record, TrainState]:
+    """Trains a model, or goes on training it, and scores it on the test set.
+
+    A run whose folder holds the beginning of the same run resumes, and ends with the same bits as
+    one that was never interrupted.
+
+    Args:
+      config: what to train and how; see `resnet_jax.config`.
+      workdir: the folder of the run.
+      dataset: the images; None: those that the config's group `data` names.
+
+    Returns:
+      The closing record, with "test_accuracy" and "best_test_accuracy" in percent among others,
+      and the state after the last step.
+
+    Raises:
+      UserError: if config, data or folder can't be used, or the loss is not finite.
+      Interrupted: if SIGINT or SIGTERM arrived; the state was saved.
+    """
+    config = config_lib.validate(config)
+    with contextlib.ExitStack() as stack:
+        terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
+        folder = stack.enter_context(workdir_lib.claim(workdir, config))
+        task = Task.create(config, dataset, terminal.note)
+        checkpoints = Checkpoints(
+            folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep, terminal.note
+        )
+        stack.enter_context(contextlib.closing(checkpoints))
+        state = checkpoints.restore_newest(task.state) or task.state
+        state = jax.device_put(state, task.steps.replicated)
+        step = int(state.step)
+        recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal)
+        stack.enter_context(contextlib.closing(recorder))
+        signals = stack.enter_context(_stop_signals())
+        terminal.note(_announcement(task, step, folder))
+        if step == 0:
+            recorder.images(task.dataset.train_images[: config.log.images], step)
+        state = _train(task, state, recorder, checkpoints, signals)
+        final = recorder.history.final() or _finish(task, state, recorder, checkpoints)
+        terminal.close()
+        terminal.note(_summary(config, final, folder))
+        return final, state
+
+
+def _train(
+    task: "Task",
+    state: TrainState,
+    recorder: Recorder,
+    checkpoints: Checkpoints,
+    signals: list[int],
+) -> TrainState:
+    """Takes all steps that are left, and attends to each step's events.
+
+    The order of the events is part of the format of a run. What a step records is on disk before
+    its checkpoint is, so that a run that resumes from the checkpoint finds each record once; and a
+    signal is obeyed last, when there is a checkpoint to resume from.
+    """
+    config, order, agenda = task.config, task.order, task.agenda
+    step = int(state.step)
+    while step < agenda.total_steps and not recorder.exhausted():
+        dispatches = order.dispatches(step, agenda.next_event(step), task.steps_per_dispatch)
+        for first, indices in dispatches:
+            rates = task.learning_rates[first : first + len(indices)] * _plateau_factor(
+                task, recorder
+            )
+            state, sums = task.steps.train(state, task.data["train"], indices, rates)
+            step = first + len(indices)
+            recorder.progress(step, sums)
+            if signals:
+                break
+        _refuse_nonfinite(sums, checkpoints)
+        if agenda.log_due(step):
+            recorder.training(step, sums, float(rates[-1]))
+        if agenda.score_due(step):
+            _score(task, state, step, sums, recorder)
+        if agenda.epoch_ends(step) and config.log.histograms:
+            _record_histograms(task, state, step, recorder)
+        if agenda.save_due(step) or signals:
+            checkpoints.save(step, state, recorder.best_step())
+        if signals:
+            checkpoints.wait()
+            raise Interrupted(f"stopped after step {step:,}, which is saved", signals[0])
+    return state
+
+
+def _plateau_factor(task: Task, recorder: Recorder) -> float:
+    """Returns what the scores so far multiply the learning rate by."""
+    if task.config.schedule.name != "plateau":
+        return 1.0
+    return plateau_factor(recorder.accuracies(), **task.config.schedule.options)
+
+
+def _score(task: Task, state: TrainState, step: int, sums: Sums, recorder: Recorder) -> None:
+    start = time.monotonic()
+    scored = jax.block_until_ready(task.score(state, task.config.evaluate.split))
+    recorder.score(step, scored, sums, time.monotonic() - start)
+
+
+def _record_histograms(task: Task, state: TrainState, step: int, recorder: Recorder) -> None:
+    _, indices = next(task.order.dispatches(step - 1, step, 1))
+    recorder.histograms("params", state.params, step)
+    gradients = task.steps.gradients(state, task.data["train"], indices[0])
+    recorder.histograms("gradients", gradients, step)
+
+
+def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
+    """Scores the last and the best state on the test set and closes the records."""
+    step, best = int(state.step), recorder.best()
+    last = task.score(state, "test").means()
+    best_test = best["accuracy"]
+    if task.config.evaluate.split == "val":
+        best_test = last["accuracy"]
+        if best["step"] != step:
+            best_test = _best_test_accuracy(task, checkpoints, best["step"])
+    return recorder.final(
+        {
+            "step": step,
+            "epoch": step / task.order.steps_per_epoch,
+            "test_loss": last["loss"],
+            "test_accuracy": last["accuracy"],
+            "best_epoch": best["epoch"],
+            "best_score": best["accuracy"],
+            "best_test_accuracy": best_test,
+        }
+    )
+
+
+def _best_test_accuracy(task: Task, checkpoints: Checkpoints, step: int) -> float | None:
+    try:
+        checkpoints.wait()
+        state = checkpoints.restore(task.state, step)
+    except DamagedError as error:
+        checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; it is not scored")
+        return None
+    return task.score(jax.device_put(state, task.steps.replicated), "test").means()["accuracy"]
+
+
+def _refuse_nonfinite(sums: Sums, checkpoints: Checkpoints) -> None:
+    """Stops a run whose loss or gradient was not finite, before such a state is saved."""
+    if (bad := int(sums.bad_step)) < 0:
+        return
+    checkpoints.wait()
+    saved = f"step {checkpoints.steps()[0]:,}" if checkpoints.steps() else "none"
+    raise UserError(
+        f"the loss or its gradient is not finite at step {bad:,}; last good checkpoint: {saved}; "
+        "lower optimizer.learning_rate, or set optimizer.gradient_clip or schedule.warmup_epochs"
+    )
+
+
+def _announcement(task: Task, step: int, folder: pathlib.Path) -> str:
+    config, devices = task.config, jax.devices()
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.state.params))
+    counts = ", ".join(f"{len(part):,} {name}" for name, part in task.data.items())
+    resumed = f", resuming after step {step:,}" if step else ""
+    return "\n".join(
+        [
+            f"device  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}",
+            f"model   {config.model.name}, {parameters:,} parameters, {config.model.dtype}",
+            f"data    {task.dataset.source}: {counts} images",
+            f"run     {folder}, {config.num_epochs} epochs of {task.order.steps_per_epoch:,} steps"
+            f"{resumed}",
+        ]
+    )
+
+
+def _summary(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
+    best = f"{final['best_test_accuracy']:.2f} %" if final["best_test_accuracy"] else "unknown"
+    chosen = "by the test set itself"
+    if config.evaluate.split == "val":
+        chosen = f"by validation, {final['best_score']:.2f} %"
+    command = f"python -m resnet_jax.main --mode=eval --workdir={shlex.quote(str(folder))}"
+    return "\n".join(
+        [
+            f"final   test accuracy {final['test_accuracy']:.2f} % after epoch {final['epoch']:g}",
+            f"best    test accuracy {best} after epoch {final['best_epoch']:g}, chosen {chosen}",
+            f"time    {duration(final['seconds'])} in all",
+            f"again   {command}",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[list[int]]:
+    """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield received  # only the main thread may handle signals
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    old = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
