@@ -53,8 +53,9 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     hyperparams = numbers | {
         "learning_rate": config.learning_rate,
         "weight_decay": config.weight_decay,
-        "gradient_clip": config.gradient_clip,
     }
+    if config.gradient_clip:
+        hyperparams["gradient_clip"] = config.gradient_clip
 
     def build(values: dict[str, Any]) -> optax.GradientTransformation:
         direction = function(**fixed, **{k: values[k] for k in numbers})

@@ -103,7 +103,7 @@ def apply_operations(
       float32 `[batch, height, width, 3]` in [0, 1].
     """
     signed = strength * sign
-    warped = warp(images, *_inverse_maps(operation, signed, images.shape[1:3]), fill)
+    warped = warp(images, *_inverse_maps(operation, signed, *images.shape[1:3]), fill)
     images = jnp.where(_is(operation, *OPERATIONS[1:6]), warped, images)
     images = _blended(images, operation, signed[:, None, None, None])
     step = 2.0 ** jnp.round(_amount("posterize", operation, strength)[:, None, None, None])
@@ -210,7 +210,7 @@ def _mean_grey(images: jax.Array) -> jax.Array:
 
 
 def _inverse_maps(
-    operation: jax.Array, strength: jax.Array, size: tuple[int, int]
+    operation: jax.Array, strength: jax.Array, height: int, width: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns each image's map from new to old pixels, `[batch, 2, 2]` and `[batch, 2]`."""
     shear_y, shear_x, shift_y, shift_x, degrees = (
@@ -221,7 +221,7 @@ def _inverse_maps(
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     rows = [[cosine, sine + shear_y], [-sine + shear_x, cosine]]
     matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-    return matrix, jnp.stack([shift_y * size[0], shift_x * size[1]], axis=-1)
+    return matrix, jnp.stack([shift_y * height, shift_x * width], axis=-1)
 
 
 def _blended(images: jax.Array, operation: jax.Array, change: jax.Array) -> jax.Array:
