@@ -13,11 +13,14 @@ import pathlib
 import re
 import runpy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, unknown
+
+
+Variant = TypeVar("Variant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +213,21 @@ def default_config() -> ConfigDict:
             node = node[group]
         node[name] = ConfigDict(field.default) if isinstance(field.default, dict) else field.default
     return config
+
+
+def choose(variants: Mapping[str, Variant], name: str) -> Variant:
+    """Returns the variant of a config file that a name stands for.
+
+    Args:
+      variants: the names that the file knows, and what they stand for.
+      name: the name that was asked for.
+
+    Raises:
+      UserError: if the file has no such variant.
+    """
+    if name not in variants:
+        raise unknown("variant of this config", name, variants)
+    return variants[name]
 
 
 def load(path: str) -> ConfigDict:

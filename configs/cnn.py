@@ -1,0 +1,47 @@
+"""R1.a, the baseline CNN: 62,006 parameters.
+
+  python -m resnet_jax.main --config=configs/cnn.py
+  python -m resnet_jax.main --config=configs/cnn.py:better
+
+variant   reported test %   expected test %
+reported  62                62
+better    -                 65, a hypothesis
+
+Expected, not measured yet: the accuracies; a few minutes on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import choose, default_config
+
+
+def _reported(config: ConfigDict) -> None:
+    config.num_epochs = 10
+    config.batch_size = 5
+    config.data.val_fraction = 0.0
+    config.evaluate.split = "test"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.options.momentum = 0.9
+
+
+def _better(config: ConfigDict) -> None:
+    config.num_epochs = 30
+    config.batch_size = 64
+    config.data.drop_last = True
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.options.momentum = 0.9
+    config.optimizer.options.nesterov = True
+    config.schedule.name = "one_cycle"
+    config.augment.crop_padding = 2
+    config.augment.flip = "random"
+
+
+def get_config(variant: str = "reported") -> ConfigDict:
+    config = default_config()
+    config.model.name = "cnn"
+    config.data.mean = (0.5, 0.5, 0.5)
+    config.data.std = (0.5, 0.5, 0.5)
+    config.log.every_steps = 1000
+    choose({"reported": _reported, "better": _better}, variant)(config)
+    return config

@@ -1,0 +1,41 @@
+"""The CIFAR networks of He et al. 2015, section 4.2: 20, 32, 44, 56 and 110 layers.
+
+  python -m resnet_jax.main --config=configs/resnet_he2015.py:20     or 32, 44, 56, 110
+
+depth  parameters   published test %
+20     269,722      91.25
+32     464,154      92.49
+44     658,586      92.83
+56     853,018      93.03
+110    1,727,962    93.57
+
+SGD, learning rate 0.1, a tenth of it after 32,000 and 48,000 of 64,000 steps of 128 images: 82 and
+123 of 164 epochs. Depth 110 starts with an epoch of warm-up where the paper takes 0.01 until the
+error falls below 80 %. Expected, not measured yet: the published accuracies; days on two CPU cores.
+"""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import choose, default_config
+
+WARMUP_EPOCHS = {"20": 0.0, "32": 0.0, "44": 0.0, "56": 0.0, "110": 1.0}
+
+
+def get_config(variant: str = "20") -> ConfigDict:
+    config = default_config()
+    warmup_epochs = choose(WARMUP_EPOCHS, variant)
+    config.model.name = f"resnet{variant}"
+    config.num_epochs = 164
+    config.batch_size = 128
+    config.data.val_fraction = 0.0
+    config.data.std = (1.0, 1.0, 1.0)
+    config.augment.crop_padding = 4
+    config.augment.flip = "random"
+    config.optimizer.learning_rate = 0.1
+    config.optimizer.weight_decay = 1e-4
+    config.optimizer.options.momentum = 0.9
+    config.schedule.name = "milestones"
+    config.schedule.options = {"epochs": (82 - warmup_epochs, 123 - warmup_epochs)}
+    config.schedule.warmup_epochs = warmup_epochs
+    config.evaluate.split = "test"
+    return config
