@@ -39,20 +39,21 @@ def load() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def _load_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     folder = resources.files("resnet_jax.data") / "sample"
     try:
-        labels = np.array(json.loads((folder / "labels.json").read_text())[split], np.int32)
+        labels = np.array(json.loads((folder / "labels.json").read_text())[split], np.uint8)
         rows = 10 * PER_CLASS[split] // _COLUMNS
         content = (folder / f"{split}.png").read_bytes()
         grid = png.decode(content, 32 * _COLUMNS, 32 * rows).reshape(rows, 32, _COLUMNS, 32, 3)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read the bundled sample in {folder}: {error}") from error
-    images = np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(-1, 32, 32, 3)
-    found = digest(images, labels)
+        images = grid.transpose(0, 2, 1, 3, 4).reshape(-1, 32, 32, 3)
+        found = digest(images, labels)
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as error:
+        reason = batches.describe(error)
+        raise UserError(f"cannot read the bundled sample in {folder}: {reason}") from error
     if found != SHA256[split]:
         raise UserError(
             f"the bundled sample {folder} ({split}) is altered: "
             f"expected SHA-256 {SHA256[split]}, found {found}"
         )
-    return images, labels
+    return images, labels.astype(np.int32)
 
 
 def select(images: np.ndarray, labels: np.ndarray, per_class: int) -> tuple[np.ndarray, np.ndarray]:

