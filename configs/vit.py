@@ -4,8 +4,8 @@
   python -m resnet_jax.main --config=configs/vit.py:small     ViT-small
 
 The report names the Vision Transformer as future work and gives no recipe or figure: this one is
-ours, with strong augmentation since there is no pre-training. Expected, not measured yet: about 90 %
-after 200 epochs; for a GPU.
+ours, with strong augmentation since there is no pre-training. Expected, not measured yet: about
+90 % after 200 epochs; for a GPU.
 """
 
 from ml_collections import ConfigDict

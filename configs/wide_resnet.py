@@ -6,7 +6,7 @@
 
 model              parameters    published test %
 wide_resnet28_10   36,479,194    96.0
-wide_resnet16_8    10,961,370    95.7
+wide_resnet16_8    10,961,370    -
 preact_resnet18    11,171,146    95.1
 preact_resnet34    21,279,306    -
 preact_resnet50    23,509,066    -
