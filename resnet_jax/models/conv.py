@@ -144,7 +144,6 @@ def _conv_bwd(
         return _kernel_gradient(x, kernel.shape, dy, *static)
 
     # The two gradients are switched apart, so that one that nobody needs is dead code.
-    dx = dkernel = None
     if max(strides) > 1:
         dx = lax.platform_dependent(x, kernel, dy, cpu=input_gradient, default=xla_input)
     else:

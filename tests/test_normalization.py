@@ -1,0 +1,184 @@
+"""Batch normalization: PyTorch's numbers, exact gradients, global statistics."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models.normalization import BatchNorm
+
+
+def sample(shape, dtype=jnp.float32, offset=3.0):
+    return (2 * jax.random.normal(jax.random.key(0), shape) + offset).astype(dtype)
+
+
+def reference(x, scale, bias, epsilon=1e-5):
+    axes = tuple(range(x.ndim - 1))
+    mean, var = x.mean(axes), x.var(axes)
+    return (x - mean) / jnp.sqrt(var + epsilon) * scale + bias, mean, var
+
+
+def variables(features, key=1):
+    keys = jax.random.split(jax.random.key(key), 4)
+    scale, bias, mean, var = (jax.random.uniform(k, (features,)) + 0.5 for k in keys)
+    return {"params": {"scale": scale, "bias": bias}, "batch_stats": {"mean": mean, "var": var}}
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 4), (6, 5, 7, 4), (1, 5, 7, 4)])
+def test_training(shape):
+    x, before = sample(shape), variables(4)
+    y, after = BatchNorm(momentum=0.8).apply(before, x, train=True, mutable="batch_stats")
+    expected, mean, var = reference(x, **before["params"])
+    count = x.size // 4
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    stats, old = after["batch_stats"], before["batch_stats"]
+    np.testing.assert_allclose(stats["mean"], 0.8 * old["mean"] + 0.2 * mean, rtol=1e-5)
+    unbiased = var * count / (count - 1)
+    np.testing.assert_allclose(stats["var"], 0.8 * old["var"] + 0.2 * unbiased, rtol=1e-5)
+
+
+def test_evaluation_uses_the_running_statistics():
+    x, v = sample((6, 5, 7, 4)), variables(4)
+    y = BatchNorm(epsilon=0.1).apply(v, x, train=False)
+    stats, params = v["batch_stats"], v["params"]
+    expected = (x - stats["mean"]) / np.sqrt(stats["var"] + 0.1) * params["scale"] + params["bias"]
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_initialising_leaves_the_running_statistics():
+    v = BatchNorm().init(jax.random.key(0), sample((6, 4)), train=True)
+    np.testing.assert_array_equal(v["batch_stats"]["mean"], np.zeros(4))
+    np.testing.assert_array_equal(v["batch_stats"]["var"], np.ones(4))
+    np.testing.assert_array_equal(v["params"]["scale"], np.ones(4))
+    np.testing.assert_array_equal(v["params"]["bias"], np.zeros(4))
+
+
+def test_scale_and_bias_are_optional():
+    norm = BatchNorm(use_scale=False, use_bias=False)
+    x = sample((6, 4))
+    v = norm.init(jax.random.key(0), x, train=True)
+    assert "params" not in v
+    y, _ = norm.apply(v, x, train=True, mutable="batch_stats")
+    np.testing.assert_allclose(y, reference(x, 1, 0)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (6, 5, 7, 4)])
+def test_gradients_are_those_of_the_formula(shape):
+    x, v = sample(shape), variables(4)
+    noise = jax.random.normal(jax.random.key(5), (3, *shape))
+    weights = noise[0], noise[1].reshape(-1, 4)[0], noise[2].reshape(-1, 4)[0]
+
+    def ours(x, params):
+        both = {"params": params, "batch_stats": v["batch_stats"]}
+        y, after = BatchNorm(momentum=0.0).apply(both, x, train=True, mutable="batch_stats")
+        count = x.size // 4
+        stats = after["batch_stats"]
+        outputs = y, stats["mean"], stats["var"] * (count - 1) / count
+        return sum((w * o).sum() for w, o in zip(weights, outputs, strict=True))
+
+    def theirs(x, params):
+        outputs = reference(x, **params)
+        return sum((w * o).sum() for w, o in zip(weights, outputs, strict=True))
+
+    a, b = (jax.jit(jax.grad(f, (0, 1)))(x, v["params"]) for f in (ours, theirs))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), a, b)
+
+
+def test_a_large_mean_does_not_spoil_the_variance():
+    x = sample((64, 4), offset=1000.0)
+    y, _ = BatchNorm().apply(variables(4), x, train=True, mutable="batch_stats")
+    params = variables(4)["params"]
+    exact = reference(np.asarray(x, np.float64), params["scale"], params["bias"])[0]
+    np.testing.assert_allclose(y, exact, atol=2e-3)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_half_precision_keeps_float32_statistics(dtype):
+    x, v = sample((32, 8, 8, 4), dtype), variables(4)
+
+    def loss(x):
+        y, after = BatchNorm().apply(v, x, train=True, mutable="batch_stats")
+        return y.astype(jnp.float32)[..., 0].max(), (y, after["batch_stats"])
+
+    gradient, (y, stats) = jax.grad(loss, has_aux=True)(x)
+    assert y.dtype == gradient.dtype == dtype
+    assert stats["mean"].dtype == stats["var"].dtype == jnp.float32
+    mean = 0.9 * v["batch_stats"]["mean"] + 0.1 * x.astype(jnp.float32).mean((0, 1, 2))
+    np.testing.assert_allclose(stats["mean"], mean, rtol=1e-5)
+    assert BatchNorm(dtype=jnp.float32).apply(v, x, train=False).dtype == jnp.float32
+
+
+def test_equals_pytorch():
+    torch = pytest.importorskip("torch")
+    x, v = sample((6, 5, 7, 4)), variables(4)
+    peer = torch.nn.BatchNorm2d(4)
+    with torch.no_grad():
+        peer.weight.copy_(torch.tensor(np.asarray(v["params"]["scale"])))
+        peer.bias.copy_(torch.tensor(np.asarray(v["params"]["bias"])))
+        peer.running_mean.copy_(torch.tensor(np.asarray(v["batch_stats"]["mean"])))
+        peer.running_var.copy_(torch.tensor(np.asarray(v["batch_stats"]["var"])))
+        expected = peer(torch.tensor(np.asarray(x)).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    y, after = BatchNorm().apply(v, x, train=True, mutable="batch_stats")
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(after["batch_stats"]["mean"], peer.running_mean, rtol=1e-5)
+    np.testing.assert_allclose(after["batch_stats"]["var"], peer.running_var, rtol=1e-5)
+
+
+def test_vmap():
+    xs, v = jnp.stack([sample((6, 5, 4)), sample((6, 5, 4), offset=-1.0)]), variables(4)
+
+    def loss(x):
+        return (BatchNorm().apply(v, x, train=True, mutable="batch_stats")[0] ** 3).sum()
+
+    mapped = jax.vmap(jax.grad(loss))(xs)
+    for x, gradient in zip(xs, mapped, strict=True):
+        np.testing.assert_allclose(gradient, jax.grad(loss)(x), rtol=1e-4, atol=1e-5)
+
+
+SHARDED = """
+import jax, numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from flax import linen as nn
+from resnet_jax.models.conv import conv_general_dilated
+from resnet_jax.models.normalization import BatchNorm
+
+class Net(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(8, (3, 3), 2, padding=1, conv_general_dilated=conv_general_dilated)(x)
+        x = BatchNorm()(x, train=True)
+        return nn.Conv(8, (3, 3), padding=1, conv_general_dilated=conv_general_dilated)(x)
+
+net, x = Net(), jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
+x = x * np.arange(1, 9)[:, None, None, None]
+v = net.init(jax.random.key(1), x)
+
+@jax.jit
+def step(v, x):
+    def loss(params):
+        y, after = net.apply({**v, "params": params}, x, mutable="batch_stats")
+        return (y ** 2).sum(), after
+    return jax.grad(loss, has_aux=True)(v["params"])
+
+alone = step(v, x)
+sharding = NamedSharding(Mesh(jax.devices(), "data"), PartitionSpec("data"))
+together = step(v, jax.device_put(x, sharding))
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), alone, together)
+print("devices", len(jax.devices()))
+"""
+
+
+def test_statistics_and_gradients_are_global_over_a_mesh():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", SHARDED],
+        env=os.environ | flags,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.stdout.strip() == "devices 4", run.stderr
