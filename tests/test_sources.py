@@ -113,6 +113,34 @@ def test_the_users_folder_comes_first(world, tmp_path):
     assert sorted(folder.iterdir()) == sorted(folder / name for name in tiny.files(world.content))
 
 
+@pytest.mark.parametrize("version", ["archive", "python"])
+def test_what_is_slow_to_read_is_read_once(world, tmp_path, monkeypatch, version):
+    if version == "archive":
+        place = tiny.write_tar(tmp_path / "cifar10.tgz", tiny.files(world.content))
+    else:
+        place = tiny.write_folder(tmp_path / "mine", tiny.python_files(tiny.make()))
+    first = world.fetch("auto", place)
+    assert first == (world.content, f"{place.name} in {tmp_path}")
+    read, paths = sources.originals.read, []
+    monkeypatch.setattr(sources.originals, "read", lambda path: paths.append(path) or read(path))
+    assert world.fetch("auto", place) == first
+    assert paths == [cache.batches_dir(world.root)]
+    world.cached("test_batch.bin").unlink()  # a damaged cache is no matter
+    assert world.fetch("folder", place) == first
+    if version == "archive":
+        place.write_bytes(b"altered")
+    else:
+        (place / "test_batch").write_bytes(b"altered")
+    with pytest.raises(UserError, match=str(place)):
+        world.fetch("auto", place)
+
+
+def test_the_users_files_are_read_without_a_cache_too(world, tmp_path):
+    place = tiny.write_tar(tmp_path / "cifar10.tgz", tiny.files(world.content))
+    world.root.write_text("not a folder")
+    assert world.fetch("auto", place)[0] == world.content
+
+
 def test_a_damaged_folder_of_the_user_is_never_passed_over(world, tmp_path):
     world.fetch()
     folder = tiny.write_folder(tmp_path / "mine", tiny.files(world.content))

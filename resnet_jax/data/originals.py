@@ -4,6 +4,7 @@ Binary or Python batches, in a folder or inside a .tar.gz or .zip. Archives are 
 only for the expected names: nothing is unpacked to disk, and links are refused.
 """
 
+import hashlib
 import re
 import tarfile
 import zipfile
@@ -41,6 +42,25 @@ def find(path: Path) -> Path | None:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     return next((file for file in files if _ARCHIVE.fullmatch(file.name)), None)
+
+
+def is_binary_folder(path: Path) -> bool:
+    """Returns whether `path` holds plain binary batches, which need no unpacking."""
+    return any((path / f"{name}.bin").is_file() for name in batches.NAMES)
+
+
+def stamp(path: Path) -> str:
+    """Returns a word that changes when the archive or folder gets other files, sizes or times.
+
+    Raises:
+      UserError: `path` can't be looked into.
+    """
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    return hashlib.md5(repr(states).encode(), usedforsecurity=False).hexdigest()[:12]
 
 
 def read(path: Path) -> Batches:

