@@ -1,0 +1,114 @@
+"""Every config builds, names existing things, and trains on the bundled sample."""
+
+import inspect
+import pathlib
+import re
+import runpy
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from resnet_jax import config as config_lib
+from resnet_jax.data.sources import load_dataset
+from resnet_jax.models import create_model, model_options
+from resnet_jax.optim import create_optimizer
+from resnet_jax.schedules import create_schedule
+from resnet_jax.task import Task
+
+CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
+
+
+def commands(path):
+    """Returns the specifications, FILE[:VARIANT], that a config's header tells users to run."""
+    header = runpy.run_path(str(path))["__doc__"]
+    found = re.findall(rf"--config=configs/({path.stem}\.py(?::[\w.]+)?)", header)
+    assert found, f"{path.name} does not open with its command"
+    return found
+
+
+SPECIFICATIONS = [spec for path in sorted(CONFIGS.glob("*.py")) for spec in commands(path)]
+
+
+def load(spec):
+    return config_lib.validate(config_lib.load(str(CONFIGS / spec)))
+
+
+@pytest.mark.parametrize("spec", SPECIFICATIONS)
+def test_builds(spec):
+    config = load(spec)
+    create_optimizer(config.optimizer)
+    schedule = create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=391,
+        num_epochs=config.num_epochs,
+    )
+    rates = schedule(np.arange(391 * config.num_epochs))
+    assert np.isfinite(rates).all() and 0 < rates.max() <= config.optimizer.learning_rate * 1.0001
+    model = create_model(config.model.name, config.model.num_classes, **config.model.options)
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
+    logits, _ = jax.eval_shape(
+        lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
+    )
+    assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_says_whether_its_figures_are_measured(path):
+    header = runpy.run_path(str(path))["__doc__"]
+    assert re.search("expected|measured", header, re.IGNORECASE)
+
+
+def test_unknown_variants_are_refused_by_name():
+    for path in CONFIGS.glob("*.py"):
+        if inspect.signature(runpy.run_path(str(path))["get_config"]).parameters:
+            with pytest.raises(config_lib.UserError, match="unknown variant"):
+                config_lib.load(f"{path}:no_such_variant")
+
+
+def narrowed(config):
+    """Returns the config with a thinner and shallower model of the same structure."""
+    config = config_lib.validate(config).unlock()
+    options = model_options(config.model.name) | dict(config.model.options)
+    narrow = {}
+    if "num_filters" in options:
+        narrow["num_filters"] = tuple(max(4, n // 16) for n in options["num_filters"])
+        narrow["stage_sizes"] = tuple(1 for _ in options["stage_sizes"])
+    if "hidden_size" in options:
+        narrow |= {"hidden_size": 12, "num_heads": 3, "num_layers": 1}
+    config.model.options = dict(config.model.options) | narrow
+    config.batch_size = 8
+    config.data.source = "sample"
+    return config
+
+
+def program(config, task):
+    """Returns what decides which program a training step compiles to, learning rates aside."""
+    shapes = jax.tree.map(lambda leaf: leaf.shape, task.state)
+    return str([shapes, config.model.options, config.augment, config.loss, config.optimizer.name])
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return load_dataset("sample")
+
+
+def test_trains_two_steps(sample):
+    trained = set()
+    for spec in SPECIFICATIONS:
+        config = narrowed(load(spec))
+        task = Task.create(config_lib.validate(config), sample, print)
+        if program(config, task) in trained:
+            continue
+        trained.add(program(config, task))
+        state = jax.tree.map(jax.numpy.copy, task.state)
+        for first, indices in task.order.dispatches(0, 2, 1):
+            rates = task.learning_rates[first : first + 1]
+            state, sums = task.steps.train(state, task.data["train"], indices, rates)
+        assert int(state.step) == 2, spec
+        assert int(sums.bad_step) == -1 and np.isfinite(float(sums.loss)), spec
+        before, after = (traverse_util.flatten_dict(s.params) for s in (task.state, state))
+        kernels = [path for path in before if path[-1] == "kernel"]  # biases before a norm stay
+        assert all((before[path] != after[path]).any() for path in kernels), spec
