@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, unknown
 
-
 Variant = TypeVar("Variant")
 
 
@@ -46,7 +45,7 @@ class Field:
 
 FIELDS: dict[str, Field] = {
     "seed": Field(0, "seed of initialisation, order, augmentation and dropout", low=0, high=2**31),
-    "num_epochs": Field(10, "passes over the training images", low=0, high=100_000),
+    "num_epochs": Field(10, "passes over the training images", low=1, high=100_000),
     "batch_size": Field(128, "training images per step", low=1, high=1_000_000),
     "steps_per_dispatch": Field(
         0,
@@ -198,7 +197,7 @@ FIELDS: dict[str, Field] = {
 }
 
 # Fields that a resumed run may change: they alter neither the result nor the files of the run.
-RESUMABLE = frozenset({"data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep"})
+RESUMABLE = frozenset({"data.dir", "evaluate.batch_size", "checkpoint.keep"})
 
 
 def default_config() -> ConfigDict:
@@ -251,7 +250,7 @@ def load(path: str) -> ConfigDict:
         raise
     except KeyError as error:
         raise UserError(f"--config {file}: {error} is missing or not known") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config returned no ConfigDict but {config!r:.60}")
@@ -291,7 +290,7 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
     values = flatten(config)
     for path in values:
         if path not in FIELDS:
-            raise unknown("config field", path, FIELDS)
+            raise _unknown_field(path)
     checked = default_config()
     checked.unlock()
     for path, field in FIELDS.items():
@@ -317,6 +316,22 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _unknown_field(path: str) -> UserError:
+    """Returns the error for a field that does not exist, with the nearest ones offered.
+
+    Near is a field whose last name is nearly that of `path`, or has it for initials (lr), and then
+    one whose whole path is.
+    """
+    name = path.rpartition(".")[2]
+    names = {field: field.rpartition(".")[2] for field in FIELDS}
+    alike = difflib.get_close_matches(name, names.values(), cutoff=0.75)
+    initials = {field: "".join(word[0] for word in own.split("_")) for field, own in names.items()}
+    near = [field for field, own in names.items() if own in alike or initials[field] == name]
+    near = near or difflib.get_close_matches(path, names, n=3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config.py lists all"
+    return UserError(f"unknown config field {path!r}; {hint}")
+
+
 def _is_open(path: str) -> bool:
     return path in FIELDS and isinstance(FIELDS[path].default, dict)
 
@@ -327,7 +342,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return {path: plain(value) for path, value in flatten(config).items()}
+    values = {path: plain(value) for path, value in flatten(config).items()}
+    # All sources but the sample hold the same bytes.
+    return values | {"data.source": "sample" if values.get("data.source") == "sample" else "all"}
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

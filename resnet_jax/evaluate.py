@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -16,9 +17,9 @@ from resnet_jax.config import selects
 from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples
 from resnet_jax.data.sources import Dataset, load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
 from resnet_jax.optim import create_optimizer
 from resnet_jax.steps import Steps, Tree, create_state
+from resnet_jax.task import build_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,7 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     """Returns a checkpoint of a run; see `load_checkpoint`."""
     folder = pathlib.Path(workdir)
     config = workdir_lib.read_config(folder)
-    options = config.model.options.to_dict() | {"dtype": config.model.dtype}
-    model = create_model(config.model.name, config.model.num_classes, **options)
+    model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
     template = jax.eval_shape(lambda: create_state(model, optimizer, config, IMAGE_SHAPE))
     directory = folder / workdir_lib.CHECKPOINTS
@@ -69,8 +69,8 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
     steps = checkpoints.steps()
     if which == "best" and selects(config):
-        best = metrics.best(metrics.read(folder / workdir_lib.METRICS), config.evaluate.split)
-        steps = [best["step"]] if best else steps
+        records = metrics.read(folder / workdir_lib.METRICS)
+        steps = _best_first(metrics.scores(records, config.evaluate.split), steps)
     for step in steps:
         try:
             state = checkpoints.restore(template, step)
@@ -81,10 +81,17 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     raise UserError(f"no {which} checkpoint in {directory} can be used")
 
 
+def _best_first(scores: Sequence[metrics.Record], steps: Sequence[int]) -> list[int]:
+    """Returns the steps that were scored, best first; all if none was."""
+    accuracies = {record["step"]: record["accuracy"] for record in scores}
+    scored = sorted(step for step in steps if step in accuracies)
+    return sorted(scored, key=accuracies.__getitem__, reverse=True) or list(steps)
+
+
 def evaluate_run(
     workdir: str | os.PathLike[str],
     which: str = "best",
-    batch_size: int = 500,
+    batch_size: int | None = None,
     dataset: Dataset | None = None,
 ) -> dict[str, float]:
     """Scores a checkpoint of a run on the test set, each image exactly once.
@@ -92,7 +99,7 @@ def evaluate_run(
     Args:
       workdir: the folder of the run.
       which: see `load_checkpoint`.
-      batch_size: images per step; it does not change the result.
+      batch_size: images per step, which does not change the result; None: that of the run.
       dataset: the images; None: those that the run's config names.
 
     Returns:
@@ -108,5 +115,5 @@ def evaluate_run(
     steps = Steps(restored.model, None, config, steps_per_epoch=1)
     test = Examples(dataset.test_images, dataset.test_labels).on_device(steps.replicated)
     variables = jax.device_put(restored.variables, steps.replicated)
-    sums = steps.evaluate(variables, test, batch_size)
+    sums = steps.evaluate(variables, test, batch_size or config.evaluate.batch_size)
     return {"step": restored.step, **sums.means(), "count": int(np.asarray(sums.count))}

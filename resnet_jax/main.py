@@ -17,7 +17,9 @@ flags
   --mode            train (default), eval or summary
 """
 
+import os
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -46,12 +48,22 @@ def main(arguments: Sequence[str]) -> int:
     try:
         _run_mode(_parse(arguments))
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = " ".join(str(error).split())  # libraries and config files may break their messages
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except Interrupted as error:
-        print(f"{error}; the same command again resumes:\n  {shlex.join(arguments)}", file=sys.stderr)
-        return 128 + error.signal_number
+        return _interrupted(str(error), error.signal_number, arguments)
+    except KeyboardInterrupt:
+        return _interrupted("stopped before the first step", signal.SIGINT, arguments)
     return 0
+
+
+def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
+    program = os.path.basename(arguments[0])
+    command = "python -m resnet_jax.main" if program == "main.py" else program
+    again = f"{command} {shlex.join(arguments[1:])}"
+    print(f"{what}; the same command again resumes:\n  {again}", file=sys.stderr)
+    return 128 + signal_number
 
 
 def run() -> None:
@@ -60,19 +72,28 @@ def run() -> None:
 
 
 def _run_mode(settings: "_Settings") -> None:
+    # XLA's own log would tell of every program that comes from the cache of compiled programs that
+    # its CPU features differ (openxla issue 44565); its errors are raised as exceptions too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # jax takes a second to import: only here, when the command line is known to be good.
     if settings.mode == "eval":
         _evaluate(settings.workdir)
     elif settings.mode == "summary":
-        from resnet_jax.summary import summarise
-
-        print(summarise(settings.config))
+        _summarise(settings.config)
     else:
         from resnet_jax.compilation import enable_cache
         from resnet_jax.train import train_and_evaluate
 
         enable_cache()
         train_and_evaluate(settings.config, settings.workdir)
+
+
+def _summarise(config: ConfigDict) -> None:
+    from resnet_jax.data.pipeline import IMAGE_SHAPE
+    from resnet_jax.summary import format_table, layer_table
+    from resnet_jax.task import build_model
+
+    print(format_table(layer_table(build_model(config), IMAGE_SHAPE)))
 
 
 def _evaluate(workdir: str) -> None:

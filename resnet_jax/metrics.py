@@ -20,11 +20,11 @@ class History:
     """
 
     def __init__(self, path: pathlib.Path, resume_step: int) -> None:
-        """Opens the file to append to it, and drops what was recorded after the step that training resumes from.
+        """Opens the file to append to it, and drops what was recorded after `resume_step`.
 
         Args:
           path: the file, which need not exist.
-          resume_step: number of steps taken so far.
+          resume_step: number of steps that the state training resumes from has taken.
         """
         self.records: list[Record] = [r for r in read(path) if r["step"] <= resume_step]
         lines = "".join(_line(record) for record in self.records)
@@ -78,8 +78,8 @@ def scores(records: Sequence[Record], split: str) -> list[Record]:
 
 
 def best(records: Sequence[Record], split: str) -> Record | None:
-    """Returns the record of a split's best accuracy, the newest of equals; None if none."""
-    return max(scores(records, split), key=lambda r: (r["accuracy"], r["step"]), default=None)
+    """Returns the record of a split's best accuracy, the oldest of equals; None if none."""
+    return max(scores(records, split), key=lambda r: r["accuracy"], default=None)
 
 
 def _line(record: Record) -> str:

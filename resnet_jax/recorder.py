@@ -69,8 +69,15 @@ class Recorder:
         self._sums = sums
         self._clock.tick(step)
 
-    def training(self, step: int, sums: Sums, learning_rate: float) -> None:
-        """Records loss and accuracy over the epoch so far."""
+    def training(self, step: int, sums: Sums, learning_rate: float, scored: bool) -> None:
+        """Records loss and accuracy over the epoch so far.
+
+        Args:
+          step: number of steps taken.
+          sums: sums over the training images of the epoch so far.
+          learning_rate: that of the last step.
+          scored: whether the model is scored here too, which shows these numbers as well.
+        """
         means = sums.means()
         images_per_second = self._clock.steps_per_second() * self._config.batch_size
         self._add(
@@ -84,21 +91,20 @@ class Recorder:
                 "seconds": self._clock.seconds(),
             }
         )
-        if not self._terminal.is_live and step % self._steps_per_epoch:
+        if not scored and not (self._terminal.is_live and step % self._steps_per_epoch):
             self._terminal.row(self._row(step, means))
 
-    def score(self, step: int, sums: Sums, train_sums: Sums, seconds: float) -> None:
-        """Records loss and accuracy on the split that is scored.
+    def score(self, step: int, means: dict[str, float], train_sums: Sums, seconds: float) -> Record:
+        """Records and returns loss and accuracy on the split that is scored.
 
         Args:
           step: number of steps taken.
-          sums: sums over the split.
+          means: mean loss and accuracy over the split.
           train_sums: sums over the training images of the epoch so far.
           seconds: time that scoring took.
         """
         self._clock.scored(seconds)
-        means = sums.means()
-        self._add(
+        record = self._add(
             {
                 "kind": "score",
                 "split": self._split,
@@ -108,22 +114,27 @@ class Recorder:
                 "seconds": self._clock.seconds(),
             }
         )
-        self._terminal.row(
-            self._row(step, train_sums.means(), means["accuracy"], self.best()["step"] == step)
-        )
+        row = self._row(step, train_sums.means(), means["accuracy"], self.is_best(step))
+        self._terminal.row(row)
+        return record
 
     def final(self, record: Record) -> Record:
         """Records and returns the results that close the run."""
         return self._add(record | {"kind": "final", "seconds": self._clock.seconds()})
 
-    def best(self) -> Record:
-        """Returns the record of the best score so far, on the split that is scored."""
-        best = metrics.best(self.history.records, self._split)
-        return best or {"step": 0, "epoch": 0.0, "accuracy": 0.0}
+    def best(self) -> Record | None:
+        """Returns the record of the best score so far; None before the first one."""
+        return metrics.best(self.history.records, self._split)
+
+    def is_best(self, step: int) -> bool:
+        """Returns whether the best score so far is that of a step."""
+        best = self.best()
+        return best is not None and best["step"] == step
 
     def best_step(self) -> int | None:
-        """Returns the step whose checkpoint is the best one; None if none may be chosen."""
-        return self.best()["step"] if selects(self._config) else None
+        """Returns the step whose checkpoint is the best one; None if there is none to choose."""
+        best = self.best()
+        return best["step"] if best and selects(self._config) else None
 
     def accuracies(self) -> list[float]:
         """Returns the accuracies on the split that is scored, oldest first, percent."""
@@ -139,7 +150,7 @@ class Recorder:
 
     def images(self, images: np.ndarray, step: int) -> None:
         """Shows training images in TensorBoard, uint8 `[count, height, width, channels]`."""
-        if self.events is not None and len(images):
+        if self.events is not None and len(images) > 0:
             self.events.images("train/images", images, step)
 
     def histograms(self, group: str, tree: Any, step: int) -> None:

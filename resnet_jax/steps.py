@@ -27,7 +27,7 @@ class Sums(flax.struct.PyTreeNode):
       loss: sum of the losses, float32 scalar.
       correct: number of images classified correctly, float32 scalar.
       count: number of images, float32 scalar.
-      bad_step: first step whose loss or gradient was not finite, int32 scalar; -1: none.
+      bad_step: first step, from 1, whose loss or gradient was not finite, int32 scalar; -1: none.
     """
 
     loss: jax.Array
@@ -232,6 +232,7 @@ class Steps:
         loss_fn = self._loss_fn(state, seed_key, examples, indices)
         (loss, (sums, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         opt_state = optim.set_learning_rate(state.opt_state, learning_rate)
+        assert self._optimizer is not None, "these steps are for evaluation only"
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
@@ -298,7 +299,7 @@ class Steps:
         """Adds a step's sums to those of its epoch, which start anew with the epoch."""
         first = state.step % self._steps_per_epoch == 0
         old = jax.tree.map(lambda a: jnp.where(first, 0, a), state.sums)
-        bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step, state.sums.bad_step)
+        bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step + 1, state.sums.bad_step)
         return Sums(old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad)
 
     def _eval_step(

@@ -9,8 +9,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data.pipeline import Examples, TrainingOrder, split
-from resnet_jax.data.sources import Dataset, load_dataset
-from resnet_jax.errors import UserError
+from resnet_jax.data.sources import SOURCES, Dataset, load_dataset
+from resnet_jax.errors import UserError, unknown
 from resnet_jax.models import create_model
 from resnet_jax.optim import create_optimizer
 from resnet_jax.schedules import create_schedule
@@ -69,6 +69,34 @@ def _divides(interval: int, step: int) -> bool:
     return interval > 0 and step % interval == 0
 
 
+def check(config: ConfigDict) -> None:
+    """Refuses a config that names what does not exist, before anything is loaded or written.
+
+    Args:
+      config: the checked config.
+
+    Raises:
+      UserError: if model, optimizer, schedule or data source are unknown, or their options don't
+        suit them.
+    """
+    build_model(config)
+    create_optimizer(config.optimizer)
+    create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=1,
+        num_epochs=config.num_epochs,
+    )
+    if config.data.source not in SOURCES:
+        raise unknown("data source (data.source)", config.data.source, SOURCES)
+
+
+def build_model(config: ConfigDict) -> nn.Module:
+    """Returns the module that a config names."""
+    options = config.model.options.to_dict() | {"dtype": config.model.dtype}
+    return create_model(config.model.name, config.model.num_classes, **options)
+
+
 @dataclasses.dataclass(frozen=True)
 class Task:
     """All that a training needs and that never changes in its course.
@@ -100,8 +128,7 @@ class Task:
         cls, config: ConfigDict, dataset: Dataset | None, notify: Callable[[str], None]
     ) -> "Task":
         """Makes everything that a config names; `dataset` replaces its data."""
-        options = config.model.options.to_dict() | {"dtype": config.model.dtype}
-        model = create_model(config.model.name, config.model.num_classes, **options)
+        model = build_model(config)
         optimizer = create_optimizer(config.optimizer)
         if dataset is None:
             dataset = load_dataset(config.data.source, config.data.dir or None, notify)

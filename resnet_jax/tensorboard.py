@@ -2,19 +2,25 @@
 
 import pathlib
 import struct
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter
 
 from resnet_jax.metrics import Record
 
+_PREFIX = "events.out.tfevents."
+
 
 class Events:
-    """Writes the events of a run."""
+    """Writes the events of a run.
+
+    They are written by the caller's own thread, so that a full disk is the caller's to know.
+    """
 
     def __init__(self, directory: pathlib.Path, resume_step: int) -> None:
         """Opens the folder and drops the events after the step that training resumes from.
@@ -23,16 +29,21 @@ class Events:
           directory: the folder of the event files.
           resume_step: number of steps taken so far.
         """
-        for path in sorted(directory.glob("events.out.tfevents.*")):
+        directory.mkdir(exist_ok=True)
+        for path in sorted(directory.glob(f"{_PREFIX}*")):
             _truncate(path, resume_step)
-        self._writer = SummaryWriter(str(directory), flush_secs=30)
+        # A start has a file of its own, so that a TensorBoard that is looking on moves to it.
+        self._file = RecordWriter(str(directory / f"{_PREFIX}{time.time_ns() // 1000}"))
+        self._write(Event(file_version="brain.Event:2"), resume_step)
 
     def record(self, record: Record) -> None:
         """Writes the numbers of a record, as `<split>/<name>`."""
         group = record.get("split", "train")
         for name in ("loss", "accuracy", "learning_rate"):
             if name in record:
-                self._writer.add_scalar(f"{group}/{name}", record[name], record["step"])
+                value = summary.scalar(f"{group}/{name}", record[name])
+                self._write(Event(summary=value), record["step"])
+        self._file.flush()
 
     def images(self, name: str, images: np.ndarray, step: int) -> None:
         """Writes a grid of images.
@@ -42,7 +53,7 @@ class Events:
           images: uint8 `[count, height, width, channels]`.
           step: number of steps taken.
         """
-        self._writer.add_images(name, images, step, dataformats="NHWC")
+        self._write(Event(summary=summary.image(name, images, dataformats="NHWC")), step)
 
     def histograms(self, group: str, arrays: Mapping[str, Any], step: int) -> None:
         """Writes the distribution of each array.
@@ -53,17 +64,27 @@ class Events:
           step: number of steps taken.
         """
         for name, array in arrays.items():
-            self._writer.add_histogram(f"{group}/{name}", np.asarray(array, np.float32), step)
+            values = np.asarray(array, np.float32)
+            histogram = summary.histogram(f"{group}/{name}", values, bins=64)
+            self._write(Event(summary=histogram), step)
 
     def close(self) -> None:
         """Writes what is left and closes the file."""
-        self._writer.close()
+        self._file.close()
+
+    def _write(self, event: Event, step: int) -> None:
+        event.step, event.wall_time = step, time.time()
+        self._file.write(event.SerializeToString())
 
 
 def _truncate(path: pathlib.Path, last_step: int) -> None:
-    """Rewrites an event file without the events after a step."""
-    events = [event for event in _read(path) if event.step <= last_step]
-    temporary = path.with_name(f"rewrite.{path.name}")
+    """Rewrites an event file without the events after a step, and removes one with none left."""
+    # Before the first step nothing was saved, so nothing is kept.
+    events = [event for event in _read(path) if event.step <= last_step] if last_step else []
+    if not any(event.HasField("summary") for event in events):
+        path.unlink()
+        return
+    temporary = path.with_name("rewrite")  # a name that TensorBoard passes over
     writer = RecordWriter(str(temporary))
     for event in events:
         writer.write(event.SerializeToString())

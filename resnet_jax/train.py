@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import math
 import os
 import pathlib
 import shlex
@@ -21,8 +22,8 @@ from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.metrics import Record
 from resnet_jax.recorder import Recorder
 from resnet_jax.schedules import plateau_factor
-from resnet_jax.steps import Sums, TrainState
-from resnet_jax.task import Task
+from resnet_jax.steps import TrainState
+from resnet_jax.task import Task, check
 from resnet_jax.terminal import Terminal, duration
 
 
@@ -48,7 +49,9 @@ def train_and_evaluate(
       Interrupted: if SIGINT or SIGTERM arrived; the state was saved.
     """
     config = config_lib.validate(config)
+    check(config)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_memory_errors())
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
         folder = stack.enter_context(workdir_lib.claim(workdir, config))
         task = Task.create(config, dataset, terminal.note)
@@ -88,28 +91,30 @@ def _train(
     config, order, agenda = task.config, task.order, task.agenda
     step = int(state.step)
     while step < agenda.total_steps and not recorder.exhausted():
+        factor = _plateau_factor(task, recorder)
         dispatches = order.dispatches(step, agenda.next_event(step), task.steps_per_dispatch)
         for first, indices in dispatches:
-            rates = task.learning_rates[first : first + len(indices)] * _plateau_factor(
-                task, recorder
-            )
+            rates = task.learning_rates[first : first + len(indices)] * factor
             state, sums = task.steps.train(state, task.data["train"], indices, rates)
             step = first + len(indices)
             recorder.progress(step, sums)
             if signals:
                 break
-        _refuse_nonfinite(sums, checkpoints)
+        if (bad := int(sums.bad_step)) > 0:
+            raise _nonfinite(f"the loss or its gradient is not finite at step {bad:,}", checkpoints)
         if agenda.log_due(step):
-            recorder.training(step, sums, float(rates[-1]))
+            recorder.training(step, sums, float(rates[-1]), agenda.score_due(step))
         if agenda.score_due(step):
-            _score(task, state, step, sums, recorder)
+            _score(task, state, recorder, checkpoints)
         if agenda.epoch_ends(step) and config.log.histograms:
             _record_histograms(task, state, step, recorder)
-        if agenda.save_due(step) or signals:
+        is_needed = recorder.best_step() == step or recorder.exhausted()
+        if agenda.save_due(step) or is_needed or signals:
             checkpoints.save(step, state, recorder.best_step())
         if signals:
             checkpoints.wait()
             raise Interrupted(f"stopped after step {step:,}, which is saved", signals[0])
+    checkpoints.wait()
     return state
 
 
@@ -120,10 +125,19 @@ def _plateau_factor(task: Task, recorder: Recorder) -> float:
     return plateau_factor(recorder.accuracies(), **task.config.schedule.options)
 
 
-def _score(task: Task, state: TrainState, step: int, sums: Sums, recorder: Recorder) -> None:
+def _score(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
     start = time.monotonic()
-    scored = jax.block_until_ready(task.score(state, task.config.evaluate.split))
-    recorder.score(step, scored, sums, time.monotonic() - start)
+    means = _means(task, state, task.config.evaluate.split, checkpoints)
+    return recorder.score(int(state.step), means, state.sums, time.monotonic() - start)
+
+
+def _means(task: Task, state: TrainState, split: str, checkpoints: Checkpoints) -> dict[str, float]:
+    """Returns mean loss and accuracy on a split, or stops a run whose loss is not finite."""
+    means = task.score(state, split).means()
+    if not math.isfinite(means["loss"]):
+        step = int(state.step)
+        raise _nonfinite(f"the {split} loss is not finite after step {step:,}", checkpoints)
+    return means
 
 
 def _record_histograms(task: Task, state: TrainState, step: int, recorder: Recorder) -> None:
@@ -135,8 +149,9 @@ def _record_histograms(task: Task, state: TrainState, step: int, recorder: Recor
 
 def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
     """Scores the last and the best state on the test set and closes the records."""
-    step, best = int(state.step), recorder.best()
-    last = task.score(state, "test").means()
+    step = int(state.step)
+    best = recorder.best() or _score(task, state, recorder, checkpoints)
+    last = _means(task, state, "test", checkpoints)
     best_test = best["accuracy"]
     if task.config.evaluate.split == "val":
         best_test = last["accuracy"]
@@ -157,24 +172,36 @@ def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Chec
 
 def _best_test_accuracy(task: Task, checkpoints: Checkpoints, step: int) -> float | None:
     try:
-        checkpoints.wait()
         state = checkpoints.restore(task.state, step)
     except DamagedError as error:
         checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; it is not scored")
         return None
-    return task.score(jax.device_put(state, task.steps.replicated), "test").means()["accuracy"]
+    state = jax.device_put(state, task.steps.replicated)
+    return _means(task, state, "test", checkpoints)["accuracy"]
 
 
-def _refuse_nonfinite(sums: Sums, checkpoints: Checkpoints) -> None:
-    """Stops a run whose loss or gradient was not finite, before such a state is saved."""
-    if (bad := int(sums.bad_step)) < 0:
-        return
+def _nonfinite(problem: str, checkpoints: Checkpoints) -> UserError:
+    """Returns the error that stops a run before a state that is not finite is saved."""
     checkpoints.wait()
     saved = f"step {checkpoints.steps()[0]:,}" if checkpoints.steps() else "none"
-    raise UserError(
-        f"the loss or its gradient is not finite at step {bad:,}; last good checkpoint: {saved}; "
-        "lower optimizer.learning_rate, or set optimizer.gradient_clip or schedule.warmup_epochs"
+    return UserError(
+        f"{problem}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
+        "optimizer.gradient_clip or schedule.warmup_epochs"
     )
+
+
+@contextlib.contextmanager
+def _memory_errors() -> Iterator[None]:
+    """Turns a device's lack of memory into one line."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device has too little memory; lower batch_size or evaluate.batch_size, or take "
+            "a smaller model"
+        ) from error
 
 
 def _announcement(task: Task, step: int, folder: pathlib.Path) -> str:
@@ -194,7 +221,8 @@ def _announcement(task: Task, step: int, folder: pathlib.Path) -> str:
 
 
 def _summary(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
-    best = f"{final['best_test_accuracy']:.2f} %" if final["best_test_accuracy"] else "unknown"
+    accuracy = final["best_test_accuracy"]
+    best = "unknown" if accuracy is None else f"{accuracy:.2f} %"
     chosen = "by the test set itself"
     if config.evaluate.split == "val":
         chosen = f"by validation, {final['best_score']:.2f} %"
@@ -219,6 +247,7 @@ def _stop_signals() -> Iterator[list[int]]:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         received.append(number)
+        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
 
     if threading.current_thread() is not threading.main_thread():
         yield received  # only the main thread may handle signals

@@ -1,6 +1,7 @@
 """The folder of a run: its config, its lock, and a log of its starts."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,14 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
 
+# What the system says of a place that can't be written, such as a full disk.
+_UNWRITABLE = frozenset(
+    {
+        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
+    }
+)
+
 
 @contextlib.contextmanager
 def claim(path: str | os.PathLike[str], config: ConfigDict) -> Iterator[pathlib.Path]:
@@ -39,19 +48,25 @@ def claim(path: str | os.PathLike[str], config: ConfigDict) -> Iterator[pathlib.
       The folder.
 
     Raises:
-      UserError: if the folder can't be written, is in use, or holds a run of another config.
+      UserError: if the folder can't be written, now or later, is in use, or holds a run of
+        another config.
     """
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / "lock").open("a+")
+        with (folder / "lock").open("a+") as lock:
+            _lock(lock, folder)
+            _keep_config(folder, config)
+            _log_start(folder)
+            yield folder
     except OSError as error:
-        raise UserError(f"--workdir {folder} can't be written: {error.strerror}") from None
-    with lock:
-        _lock(lock, folder)
-        _keep_config(folder, config)
-        _log_start(folder)
-        yield folder
+        if error.errno not in _UNWRITABLE:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise UserError(
+            f"--workdir {folder} can't be written: {error.strerror}{where}; "
+            "once it can, the same command goes on from the last checkpoint"
+        ) from error
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
@@ -72,7 +87,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
 def _lock(lock: Any, folder: pathlib.Path) -> None:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         lock.seek(0)
         raise UserError(f"--workdir {folder} is in use by {lock.read().strip()}") from None
     lock.seek(0)
@@ -82,12 +97,15 @@ def _lock(lock: Any, folder: pathlib.Path) -> None:
 
 
 def _keep_config(folder: pathlib.Path, config: ConfigDict) -> None:
+    """Writes the config, unless there are checkpoints of another one."""
     file = folder / CONFIG
-    if file.exists() and (changed := config_lib.differences(_read_json(file), config)):
-            raise UserError(
-                f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
-                "name another --workdir"
-            )
+    # Until the first checkpoint nothing would be lost, and a slip in the config can be mended.
+    begun = any(folder.glob(f"{CHECKPOINTS}/*"))
+    if begun and (changed := config_lib.differences(_read_json(file), config)):
+        raise UserError(
+            f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
+            "name another --workdir"
+        )
     _replace(file, json.dumps(config.to_dict(), indent=2) + "\n")
 
 
@@ -95,7 +113,9 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{file} can't be read: {error}; restore it or name another --workdir") from None
+        raise UserError(
+            f"{file} can't be read: {error}; restore it or name another --workdir"
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{file} does not hold a config; name another --workdir")
     return value

@@ -43,13 +43,21 @@ def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
     Args:
       dataset: the whole dataset.
       config: the group `data` of a config.
+
+    Raises:
+      UserError: if the share set aside is too small for one image, or leaves none to train on.
     """
     train, val = train_val_split(dataset.train_labels, config.val_fraction, config.split_seed)
     splits = {
         "train": Examples(dataset.train_images[train], dataset.train_labels[train]),
         "test": Examples(dataset.test_images, dataset.test_labels),
     }
-    if len(val):
+    if config.val_fraction > 0:
+        if len(val) == 0:
+            raise UserError(
+                f"config field data.val_fraction is {config.val_fraction}, too small a share of "
+                f"{len(train):,} training images to hold one of any class; raise it"
+            )
         splits["val"] = Examples(dataset.train_images[val], dataset.train_labels[val])
     return splits
 
