@@ -172,15 +172,9 @@ def _input_gradient(
     batch, height, width, features = shape
     (stride_h, stride_w), (out_h, out_w) = strides, dy.shape[1:3]
     taps_h, taps_w = (-(-kernel.shape[i] // strides[i]) for i in (0, 1))
-    kernel = jnp.pad(
-        kernel,
-        (
-            (0, taps_h * stride_h - kernel.shape[0]),
-            (0, taps_w * stride_w - kernel.shape[1]),
-            (0, 0),
-            (0, 0),
-        ),
-    )
+    pad_h = (0, taps_h * stride_h - kernel.shape[0])
+    pad_w = (0, taps_w * stride_w - kernel.shape[1])
+    kernel = jnp.pad(kernel, (pad_h, pad_w, (0, 0), (0, 0)))
     kernel = kernel.reshape(taps_h, stride_h, taps_w, stride_w, features, -1)
     kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
     kernel = kernel.reshape(taps_h, taps_w, dy.shape[-1], stride_h * stride_w * features)
