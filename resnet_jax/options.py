@@ -95,7 +95,7 @@ def _checked(what: str, hint: Any, value: Any) -> Any:
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint:
-        raise UserError(f"{what} takes a {hint.__name__}, not {value!r}")
+        raise UserError(f"{what} must be of type {hint.__name__}, not {value!r}")
     if hint is float and not math.isfinite(value):
         raise UserError(f"{what} must be a finite number, not {value}")
     return value

@@ -20,10 +20,12 @@ class Clock:
     """How long a schedule lasts and how finely it moves.
 
     Attributes:
+      schedule: name of the schedule.
       num_epochs: epochs of training after the warm-up.
       tick: epochs between two changes of the learning rate: one step's share, or 1.
     """
 
+    schedule: str
     num_epochs: float
     tick: float
 
@@ -36,8 +38,7 @@ class Clock:
         length = num_epochs or self.num_epochs
         if length <= 0:
             raise UserError(
-                "this schedule needs its length in epochs; set num_epochs, "
-                "or schedule.options.num_epochs"
+                f"schedule {self.schedule!r} needs its length in epochs; set num_epochs"
             )
         return length
 
@@ -246,7 +247,8 @@ def create_schedule(
     options = complete_options("schedule", config.name, signature, config.options)
     options = {} if config.name == "plateau" else options
     warmup, per_epoch = config.warmup_epochs, config.per == "epoch"
-    clock = Clock(max(num_epochs - warmup, 0.0), 1.0 if per_epoch else 1.0 / steps_per_epoch)
+    tick = 1.0 if per_epoch else 1.0 / steps_per_epoch
+    clock = Clock(config.name, max(num_epochs - warmup, 0.0), tick)
 
     def schedule(steps: np.ndarray) -> np.ndarray:
         steps = np.asarray(steps)

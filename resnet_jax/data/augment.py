@@ -233,9 +233,9 @@ def mix(
 def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...] = ()) -> jax.Array:
     """Draws from Beta(alpha, alpha) without the rejection loop of `jax.random.beta`.
 
-    That loop takes seconds to compile and stalls an accelerator in every step. Here Student's t with
-    2 alpha degrees of freedom comes from the polar method (Bailey 1994), and t / sqrt(2 alpha + t^2)
-    is symmetric Beta on [-1, 1].
+    That loop takes seconds to compile and stalls an accelerator in every step. Here t has Student's
+    distribution with 2 alpha degrees of freedom, by the polar method (Bailey 1994), and
+    t / sqrt(2 alpha + t^2) is symmetric Beta on [-1, 1].
 
     Args:
       key: PRNG key.
