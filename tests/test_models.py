@@ -1,4 +1,4 @@
-"""Every model of the registry: counts, gradients, dtypes, sizes, features, bad input."""
+"""Every model of the registry: counts, gradients, dtypes, sizes, features."""
 
 import functools
 import math
@@ -8,10 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.tree_util import tree_leaves_with_path
 
-from resnet_jax.errors import UserError
-from resnet_jax.models import create_model, layers, list_models, model_options
-from resnet_jax.models.resnet import BottleneckBlock
+from resnet_jax.models import create_model, list_models, model_options, vgg
+
+# These tests compile much and run little: no optimization, and random bits that compile fast.
+FAST_COMPILE = {"xla_backend_optimization_level": "0"}
+KEY = jax.random.key(0)
 
 COUNTS = {
     "cnn": 62_006,
@@ -80,22 +83,29 @@ def count(tree):
 
 
 def small(name, **options):
-    """The model with at most two blocks a stage and about 8 channels, the same structure."""
+    """The model cut to three stages of one, two and one blocks, from 8 channels on."""
     known = model_options(name)
     if "stage_sizes" in known:
-        options.setdefault("stage_sizes", [min(size, 2) for size in known["stage_sizes"]])
-    if "num_filters" in known:
-        widths = known["num_filters"]
-        options.setdefault("num_filters", [width * 8 // widths[0] for width in widths])
+        widths = known["num_filters"][:3]
+        options |= {"stage_sizes": [1, 2, 1], "num_filters": [w * 8 // widths[0] for w in widths]}
     if "hidden_sizes" in known:
-        options["hidden_sizes"] = [32, 32]
+        options |= {"num_filters": [8, 24, 48, 32, 32], "hidden_sizes": [32, 32]}
     if name.startswith("vit"):
         options |= {"num_layers": 2, "hidden_size": 8 * known["num_heads"]}
     return create_model(name, **options)
 
 
+@pytest.fixture
+def narrow_classifiers(monkeypatch):
+    monkeypatch.setitem(vgg.CLASSIFIERS, "imagenet", (7, (32, 32)))
+
+
 def random_images(*shape):
     return jax.random.normal(jax.random.key(1), shape)
+
+
+def jit(function):
+    return jax.jit(function, compiler_options=FAST_COMPILE)
 
 
 @functools.cache
@@ -107,30 +117,29 @@ def gradients(model):
             {"params": params, **rest},
             images,
             train=True,
-            rngs={"dropout": jax.random.key(2)},
+            rngs={"dropout": KEY},
             mutable=["batch_stats"],
         )
         return -nn.log_softmax(logits)[:, 0].mean()
 
     images = random_images(4, 32, 32, 3)
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    variables = jit(lambda: model.init(KEY, images, train=False))()
     params = variables.pop("params")
-    return jax.jit(jax.value_and_grad(loss))(params, variables, images)
+    return jax.device_get(jit(jax.value_and_grad(loss))(params, variables, images))
 
 
 def assert_gradients(model):
     value, grads = gradients(model)
-    assert jnp.isfinite(value)
-    normed = any("bn" in str(path) for path, _ in jax.tree_util.tree_leaves_with_path(grads))
-    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
-        name = jax.tree_util.keystr(path)
-        assert jnp.all(jnp.isfinite(grad)), name
+    assert np.isfinite(value)
+    leaves = {jax.tree_util.keystr(path): leaf for path, leaf in tree_leaves_with_path(grads)}
+    normed = any("bn" in name for name in leaves)
+    for name, grad in leaves.items():
+        assert np.isfinite(grad).all(), name
         # Batch normalization cancels the bias of a convolution before it.
-        cancelled = normed and "conv" in name and "bias" in name and "shortcut" not in name
-        if cancelled:
-            assert jnp.abs(grad).max() < 1e-4, name
+        if normed and "['conv" in name and "bias" in name:
+            assert np.abs(grad).max() < 1e-4, name
         else:
-            assert jnp.abs(grad).max() > 0, name
+            assert np.abs(grad).max() > 0, name
 
 
 def test_counts_cover_the_registry():
@@ -169,6 +178,7 @@ def test_layer_counts_of_resnet_small():
         assert count([block["shortcut_conv"], block["shortcut_bn"]]) == expected
 
 
+@pytest.mark.usefixtures("narrow_classifiers")
 @pytest.mark.parametrize("name", list_models())
 def test_gradients(name):
     assert_gradients(small(name))
@@ -177,12 +187,11 @@ def test_gradients(name):
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("resnet18", {"stem": "imagenet"}),
-        ("resnet_v2", {"squeeze_excitation": 4, "stochastic_depth_rate": 0.2}),
-        ("preact_resnet18", {"squeeze_excitation": 4, "stochastic_depth_rate": 0.2}),
+        ("resnet18", {"stem": "imagenet", "squeeze_excitation": 1, "stochastic_depth_rate": 0.2}),
+        ("preact_resnet18", {"squeeze_excitation": 1, "stochastic_depth_rate": 0.2}),
+        ("preact_resnet50", {"block_dropout_rate": 0.3, "stem": "imagenet"}),
         ("resnet_textbook", {"num_convs": 3}),
         ("wide_resnet16_8", {"block_dropout_rate": 0.3}),
-        ("preact_resnet50", {"block_dropout_rate": 0.3, "stem": "imagenet"}),
         ("vgg11_bn", {"classifier": "cifar"}),
         ("vit_tiny", {"stochastic_depth_rate": 0.2}),
     ],
@@ -212,11 +221,12 @@ def test_bfloat16_keeps_float32_where_it_matters(name):
     assert {leaf.dtype for leaf in features} == {jnp.dtype("bfloat16")}
 
 
+@pytest.mark.usefixtures("narrow_classifiers")
 @pytest.mark.parametrize("name", ["cnn", "resnet_small", "preact_resnet18", "vgg11_bn", "vit_tiny"])
 def test_bfloat16_is_near_float32(name):
     images = random_images(4, 32, 32, 3)
     model, half = small(name), small(name, dtype="bfloat16")
-    variables = jax.jit(lambda: model.init(jax.random.key(0), images, train=False))()
+    variables = jit(lambda: model.init(KEY, images, train=False))()
     full_logits = jax.jit(lambda: model.apply(variables, images, train=False))()
     half_logits = jax.jit(lambda: half.apply(variables, images, train=False))()
     scale = jnp.abs(full_logits).max()
@@ -242,7 +252,7 @@ def test_other_classes_sizes_and_features(name):
 
 @pytest.mark.parametrize("name", list_models())
 def test_every_submodule_has_a_name_of_its_own(name):
-    for path, _ in jax.tree_util.tree_leaves_with_path(shapes_of(create_model(name))):
+    for path, _ in tree_leaves_with_path(shapes_of(create_model(name))):
         keys = [entry.key for entry in path]
         assert all(key == key.lower() for key in keys), keys  # Flax's own names are Conv_0
 
@@ -250,7 +260,7 @@ def test_every_submodule_has_a_name_of_its_own(name):
 def test_features_are_what_the_named_block_returns():
     model = small("resnet_v2")
     images = random_images(2, 32, 32, 3)
-    variables = model.init(jax.random.key(0), images, train=False)
+    variables = jit(lambda: model.init(KEY, images, train=False))()
     _, state = model.apply(
         variables,
         images,
@@ -264,130 +274,21 @@ def test_features_are_what_the_named_block_returns():
     assert sown.shape == (2, 16, 16, 16)
 
 
-@pytest.mark.parametrize("name", ["resnet_v2", "preact_resnet18", "preact_resnet50"])
+@pytest.mark.parametrize("name", ["resnet_small", "preact_resnet18", "preact_resnet50"])
 def test_zero_init_residual_starts_as_the_shortcut_alone_and_learns(name):
     model = small(name, zero_init_residual=True)
     images = random_images(2, 32, 32, 3)
-    variables = model.init(jax.random.key(0), images, train=False)
-    _, state = model.apply(
-        variables, images, train=False, mutable=["intermediates"], capture_intermediates=True
-    )
-    features = state["intermediates"]
+    variables = jit(lambda: model.init(KEY, images, train=False))()
+    features = jit(
+        lambda: model.apply(
+            variables, images, train=False, mutable=["intermediates"], capture_intermediates=True
+        )[1]["intermediates"]
+    )()
     (before,) = features["stage2_block1"]["__call__"]
     (after,) = features["stage2_block2"]["__call__"]
     np.testing.assert_array_equal(after, before)
     grads = gradients(model)[1]["stage2_block2"]
-    assert any(jnp.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
-
-
-def test_stochastic_depth_keeps_the_mean_and_drops_whole_images():
-    drop = layers.StochasticDepth(0.25)
-    x = jnp.ones((4000, 3, 3, 2))
-    y = drop.apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
-    kept = np.asarray(y[:, 0, 0, 0] > 0)
-    np.testing.assert_array_equal(y, kept[:, None, None, None] * np.ones_like(x) / 0.75)
-    assert abs(kept.mean() - 0.75) < 0.03
-    np.testing.assert_array_equal(drop.apply({}, x, train=False), x)
-
-
-@pytest.mark.parametrize("size", [1, 3, 7, 8, 10, 14])
-def test_adaptive_avg_pool_is_pytorchs(size):
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).normal(size=(2, size, size + 2, 3)).astype(np.float32)
-    expected = torch.nn.AdaptiveAvgPool2d(7)(torch.from_numpy(x).permute(0, 3, 1, 2))
-    y = layers.adaptive_avg_pool(jnp.asarray(x), 7)
-    np.testing.assert_allclose(y, expected.permute(0, 2, 3, 1), atol=1e-6)
-
-
-@pytest.mark.parametrize("arguments", [(2, None, 0), (3, 2, 1), (3, None, 0)])
-def test_max_pool_is_pytorchs(arguments):
-    torch = pytest.importorskip("torch")
-    x = np.random.default_rng(0).normal(size=(2, 9, 11, 3)).astype(np.float32)
-    expected = torch.nn.MaxPool2d(*arguments)(torch.from_numpy(x).permute(0, 3, 1, 2))
-    y = layers.max_pool(jnp.asarray(x), *arguments)
-    np.testing.assert_array_equal(y, expected.permute(0, 2, 3, 1))
-
-
-def test_options_from_a_config_make_the_same_module():
-    plain = create_model(
-        "resnet18",
-        stage_sizes=[2, 2, 2, 2],
-        block_cls="BottleneckBlock",
-        activation="gelu",
-        dtype="bfloat16",
-        dropout_rate=0,
-    )
-    native = create_model(
-        "resnet18",
-        block_cls=BottleneckBlock,
-        activation=nn.gelu,
-        dtype=jnp.bfloat16,
-    )
-    assert plain == native
-    assert hash(plain) == hash(native)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "phrase"),
-    [
-        ("resnet_v3", {}, "did you mean resnet_v"),
-        ("resnet18", {"droput_rate": 0.1}, "did you mean dropout_rate"),
-        ("resnet18", {"num_classes": 0}, "num_classes must be at least 1"),
-        ("resnet18", {"stage_sizes": "abcd"}, "stage_sizes takes a list of whole numbers"),
-        ("resnet18", {"stage_sizes": [2, 2, 2, 0]}, "stage_sizes takes a list"),
-        ("resnet18", {"stage_sizes": [2, 2]}, "num_filters has 4 entries but stage_sizes has 2"),
-        ("resnet18", {"stage_strides": [1, 2]}, "stage_strides has 2 entries"),
-        ("resnet18", {"dropout_rate": 2.0}, "dropout_rate must be at least 0 and below 1"),
-        ("resnet18", {"dropout_rate": -1}, "dropout_rate must be at least 0 and below 1"),
-        ("resnet18", {"dropout_rate": float("nan")}, "dropout_rate must be"),
-        ("resnet18", {"dropout_rate": "high"}, "dropout_rate takes a float"),
-        ("resnet18", {"conv_bias": 1}, "conv_bias takes a bool"),
-        ("resnet18", {"squeeze_excitation": -1}, "squeeze_excitation must be at least 0"),
-        ("resnet18", {"dtype": "int32"}, "dtype takes a floating-point dtype"),
-        ("resnet18", {"dtype": None}, "dtype takes a floating-point dtype"),
-        ("resnet18", {"dtype": "bfloat61"}, "dtype takes a floating-point dtype"),
-        ("resnet18", {"block_cls": "BottleneckBlok"}, "did you mean BottleneckBlock"),
-        ("resnet18", {"block_cls": nn.Dense}, "block_cls takes one of BasicBlock"),
-        ("resnet18", {"activation": "rellu"}, "did you mean relu"),
-        ("resnet18", {"norm_cls": "LayerNorm"}, "norm_cls takes a constructor"),
-        ("resnet18", {"stem": "imagnet"}, "did you mean imagenet"),
-        ("resnet18", {"shortcut": "zero"}, "did you mean zero_pad"),
-        ("resnet18", {"block_dropout_rate": 0.3}, "is for pre-activation blocks only"),
-        ("resnet50", {"num_convs": 3}, "is for block_cls BasicBlock only"),
-        ("resnet_custom", {"stochastic_depth_rate": 0.1}, "need a shortcut"),
-        ("vgg16", {"classifier": "cifar10"}, "did you mean cifar"),
-        ("vgg16", {"stage_sizes": [1, 1]}, "num_filters has 5 entries but stage_sizes has 2"),
-        ("alexnet", {"num_filters": [8]}, "AlexNet has 5 convolutions"),
-        ("vit_tiny", {"num_heads": 5}, "must divide hidden_size"),
-        ("vit_tiny", {"num_layers": 0}, "num_layers must be at least 1"),
-    ],
-)
-def test_bad_options(name, options, phrase):
-    with pytest.raises(UserError) as error:
-        create_model(name, **options)
-    assert phrase in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "shape", "phrase"),
-    [
-        ("resnet18", {}, (1, 7, 32, 3), "give at least 8x8"),
-        ("resnet18", {"stem": "imagenet"}, (1, 31, 31, 3), "give at least 32x32"),
-        ("resnet18", {}, (32, 32, 3), "[batch, height, width, channels]"),
-        ("resnet20", {"num_filters": [32, 16, 8]}, (1, 32, 32, 3), "never narrow"),
-        ("cnn", {}, (1, 15, 15, 3), "give at least 16x16"),
-        ("alexnet", {}, (1, 15, 15, 3), "give at least 16x16"),
-        ("vgg16", {}, (1, 16, 16, 3), "give at least 32x32"),
-        ("vit_tiny", {}, (1, 2, 2, 3), "give at least 4x4"),
-        ("vit_tiny", {}, (1, 30, 32, 3), "give multiples of 4"),
-    ],
-)
-def test_bad_images(name, options, shape, phrase):
-    model = create_model(name, **options)
-    with pytest.raises(UserError) as error:
-        jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
-    assert phrase in str(error.value)
+    assert any(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
 @pytest.mark.parametrize(("name", "size"), [("cnn", 16), ("alexnet", 16), ("vgg16", 32)])
