@@ -235,7 +235,7 @@ class Steps:
         assert self._optimizer is not None, "these steps are for evaluation only"
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.global_norm(grads))
+        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         return state.replace(
             step=state.step + 1,
             params=params,

@@ -1,0 +1,36 @@
+"""What all tests share: one cache of compiled programs, for subprocesses too."""
+
+import os
+import tempfile
+
+_CACHE = tempfile.TemporaryDirectory(prefix="resnet_jax_tests_", ignore_cleanup_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+import pathlib
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def plain_run(tmp_path_factory):
+    """The folder, closing record and last state of a finished plain run; only to be read."""
+    return _finished_run(tmp_path_factory, "plain")
+
+
+@pytest.fixture(scope="session")
+def rich_run(tmp_path_factory):
+    """The folder, closing record and last state of a finished rich run; only to be read."""
+    return _finished_run(tmp_path_factory, "rich")
+
+
+def _finished_run(tmp_path_factory, variant):
+    import tiny_run
+
+    from resnet_jax.train import train_and_evaluate
+
+    folder: pathlib.Path = tmp_path_factory.mktemp("runs") / variant
+    final, state = train_and_evaluate(tiny_run.get_config(variant), folder)
+    return folder, final, state
