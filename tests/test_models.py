@@ -73,6 +73,7 @@ VARIANT_COUNTS = [
 ]
 
 
+@functools.cache
 def shapes_of(model, size=32):
     images = jnp.zeros((1, size, size, 3))
     return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
@@ -207,20 +208,6 @@ def test_gradients_at_full_size(name):
     gradients.cache_clear()
 
 
-@pytest.mark.parametrize("name", list_models())
-def test_bfloat16_keeps_float32_where_it_matters(name):
-    model = create_model(name, dtype="bfloat16")
-    variables = shapes_of(model)
-    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
-    images = jnp.zeros((2, 32, 32, 3))
-    logits, state = jax.eval_shape(
-        lambda v: model.apply(v, images, train=False, mutable=["intermediates"]), variables
-    )
-    assert logits.dtype == jnp.float32
-    features = jax.tree.leaves(state["intermediates"])
-    assert {leaf.dtype for leaf in features} == {jnp.dtype("bfloat16")}
-
-
 @pytest.mark.usefixtures("narrow_classifiers")
 @pytest.mark.parametrize("name", ["cnn", "resnet_small", "preact_resnet18", "vgg11_bn", "vit_tiny"])
 def test_bfloat16_is_near_float32(name):
@@ -234,20 +221,24 @@ def test_bfloat16_is_near_float32(name):
 
 
 @pytest.mark.parametrize("name", list_models())
-def test_other_classes_sizes_and_features(name):
-    model = create_model(name, num_classes=7)
+def test_bfloat16_other_classes_other_sizes_and_features(name):
+    model = create_model(name, num_classes=7, dtype="bfloat16")
     images = jnp.zeros((2, 48, 64, 3))
-    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    logits, state = jax.eval_shape(
-        lambda v: model.apply(v, images, train=False, mutable=["intermediates"]), variables
+    collections = ["params", "batch_stats", "intermediates"]
+    logits, variables = jax.eval_shape(
+        lambda: model.init_with_output(KEY, images, train=False, mutable=collections)
     )
+    features = variables.pop("intermediates")
     assert logits.shape == (2, 7)
+    assert logits.dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(features)} == {jnp.dtype("bfloat16")}
     known = model_options(name)
     if "stage_sizes" in known:
         stages = len(known["stage_sizes"])
     else:
         stages = {"cnn": 2, "alexnet": 3}.get(name) or known["num_layers"]
-    assert set(state["intermediates"]) == {f"stage{i}" for i in range(1, stages + 1)}
+    assert set(features) == {f"stage{i}" for i in range(1, stages + 1)}
 
 
 @pytest.mark.parametrize("name", list_models())
