@@ -305,8 +305,9 @@ def test_color_operations_agree_with_pil():
     for name, (strength, reference) in cases.items():
         ours = operate(jnp.asarray(images, jnp.float32) / 255, name, strength) * 255
         theirs = np.stack([np.asarray(reference(pil.fromarray(i))) for i in images])
-        # PIL rounds to bytes, and its grey to whole numbers as well.
-        assert np.abs(ours - theirs).max() <= 2.0, name
+        # Where PIL blends it rounds to bytes, and its grey to whole numbers as well.
+        exact = name in ("posterize", "solarize", "equalize", "identity")
+        assert np.abs(ours - theirs).max() <= (0.01 if exact else 2.0), name
         if name != "identity":
             assert np.abs(ours - images).max() > 6, name
 
