@@ -92,7 +92,7 @@ def small(name, **options):
     if "hidden_sizes" in known:
         options |= {"num_filters": [8, 24, 48, 32, 32], "hidden_sizes": [32, 32]}
     if name.startswith("vit"):
-        options |= {"num_layers": 2, "hidden_size": 8 * known["num_heads"]}
+        options |= {"num_layers": 2, "num_heads": 2, "hidden_size": 16}
     return create_model(name, **options)
 
 
