@@ -81,6 +81,11 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
         *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), shortcut="none", conv_bias=True
     ),
     "resnet_custom_skip": _resnet(*(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True),
+    # Strides where others have none: most of the work is at 16x16 pixels and in wide layers, which
+    # a CPU does well.
+    "quickstart": _resnet(
+        *(1, 1, 1), num_filters=(32, 64, 128), stem_filters=16, stage_strides=(2, 2, 2)
+    ),
     # Five textbook blocks; ten are stage_sizes=(2, 2, 3, 3), a third convolution num_convs=3. The
     # report gives neither widths nor stages: assumed.
     "resnet_textbook": _resnet(1, 1, 1, 2, shortcut="convolution", conv_bias=True),

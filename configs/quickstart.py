@@ -1,0 +1,31 @@
+"""The first result: three residual blocks, 304,154 parameters, 5 epochs.
+
+  python -m resnet_jax.main --config=configs/quickstart.py
+
+QUICKSTART_FIGURES
+"""
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    config = default_config()
+    config.model.name = "quickstart"
+    config.num_epochs = 5
+    config.batch_size = 128
+    config.data.drop_last = True
+    config.augment.crop_padding = 2
+    config.augment.flip = "random"
+    config.loss.label_smoothing = 0.1
+    config.optimizer.learning_rate = 0.3
+    config.optimizer.weight_decay = 5e-4
+    config.optimizer.no_decay = "bn|bias"
+    config.optimizer.options.momentum = 0.9
+    config.optimizer.options.nesterov = True
+    config.schedule.name = "one_cycle"
+    config.schedule.options.peak_fraction = 0.2
+    config.schedule.options.initial_factor = 0.1
+    config.schedule.options.anneal = "linear"
+    return config
