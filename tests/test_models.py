@@ -40,6 +40,7 @@ COUNTS = {
     "preact_resnet50": 23_509_066,
     "wide_resnet16_8": 10_961_370,
     "wide_resnet28_10": 36_479_194,
+    "quickstart": 304_154,
     "vit_tiny": 5_362_762,
     "vit_small": 21_342_346,
 }
