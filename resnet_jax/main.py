@@ -7,7 +7,8 @@
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
-  summary   print the model's layers, their shapes, parameters and multiply-accumulates
+  summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
+            plot of the learning rate
 
 flags
   --config          a file of configs/, with a variant after a colon where it has any
@@ -18,6 +19,7 @@ flags
 """
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -45,6 +47,9 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) < 2 or any(a in ("-h", "--help", "-help", "--helpfull") for a in arguments):
         print(__doc__)
         return 0
+    # XLA's own log would complain of every program that comes from the cache of compiled programs
+    # (openxla issue 44565); its errors are raised as exceptions too. It is read on import of jax.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         _run_mode(_parse(arguments))
     except UserError as error:
@@ -72,9 +77,6 @@ def run() -> None:
 
 
 def _run_mode(settings: "_Settings") -> None:
-    # XLA's own log would tell of every program that comes from the cache of compiled programs that
-    # its CPU features differ (openxla issue 44565); its errors are raised as exceptions too.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # jax takes a second to import: only here, when the command line is known to be good.
     if settings.mode == "eval":
         _evaluate(settings.workdir)
@@ -89,11 +91,24 @@ def _run_mode(settings: "_Settings") -> None:
 
 
 def _summarise(config: ConfigDict) -> None:
-    from resnet_jax.data.pipeline import IMAGE_SHAPE
-    from resnet_jax.summary import format_table, layer_table
+    import numpy as np
+
+    from resnet_jax.data.pipeline import IMAGE_SHAPE, TRAIN_IMAGES
+    from resnet_jax.schedules import create_schedule
+    from resnet_jax.summary import format_schedule, format_table, layer_table
     from resnet_jax.task import build_model
 
     print(format_table(layer_table(build_model(config), IMAGE_SHAPE)))
+    steps_per_epoch = -(-round(TRAIN_IMAGES * (1 - config.data.val_fraction)) // config.batch_size)
+    schedule = create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+    )
+    rates = schedule(np.arange(config.num_epochs * steps_per_epoch))
+    print(f"\nlearning rate, {config.schedule.name}")
+    print(format_schedule(rates, config.num_epochs))
 
 
 def _evaluate(workdir: str) -> None:
@@ -143,6 +158,9 @@ def _parse(arguments: Sequence[str]) -> _Settings:
 
 def _override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """Returns the config with the fields that `--config.FIELD=VALUE` flags replace."""
+    for argument in arguments:
+        if field := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+            config_lib.check_field(field[1])
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict(
@@ -150,7 +168,7 @@ def _override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
             config,
             flag_values=values,
             lock_config=False,
-            accept_new_attributes=True,  # unknown fields are refused, by name, in validation
+            accept_new_attributes=True,  # those of the open fields
             sys_argv=arguments,
         )
         rest = values(arguments)

@@ -1,4 +1,4 @@
-"""The layers of a model as a table: shapes, parameters, multiply-accumulates."""
+"""A config before it runs: its model's layers as a table, its learning rate as a plot."""
 
 import dataclasses
 import math
@@ -8,10 +8,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.models.vit import Attention
 
 MAX_PATH = 48  # characters; keeps the table within 100 columns
+PLOT_COLUMNS, PLOT_LINES = 72, 8
 
 
 @dataclasses.dataclass
@@ -97,6 +99,27 @@ def format_table(layers: Sequence[Layer]) -> str:
     ]
     rule = "-" * len(lines[0])
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+
+
+def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:
+    """Returns the learning rate over a run as a plot of text, with as many lines as `PLOT_LINES`.
+
+    Args:
+      learning_rates: the rate of every step, `[steps]`.
+      num_epochs: length of the run, epochs.
+    """
+    if not len(learning_rates):
+        return "no steps"
+    peak = max(float(learning_rates.max()), 1e-30)
+    columns = [part.mean() / peak for part in np.array_split(learning_rates, PLOT_COLUMNS)]
+    eighths = [round(float(height) * PLOT_LINES * 8) for height in columns]
+    lines = []
+    for line in reversed(range(PLOT_LINES)):
+        cells = "".join(" ▁▂▃▄▅▆▇█"[min(max(n - 8 * line, 0), 8)] for n in eighths)
+        label = {PLOT_LINES - 1: f"{peak:.3g}", 0: "0"}.get(line, "")
+        lines.append(f"{label:>9} |{cells}")
+    lines.append(f"{'epoch':>9} 0{num_epochs:>{PLOT_COLUMNS}}")
+    return "\n".join(lines)
 
 
 def _macs(module: nn.Module, own: dict[str, Any], output_shape: tuple[int, ...]) -> int:

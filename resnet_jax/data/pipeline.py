@@ -11,7 +11,7 @@ from resnet_jax import keys
 from resnet_jax.data.sources import Dataset, train_val_split
 from resnet_jax.errors import UserError
 
-IMAGE_SHAPE = (32, 32, 3)
+IMAGE_SHAPE, TRAIN_IMAGES = (32, 32, 3), 50_000  # of CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
