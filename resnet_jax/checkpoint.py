@@ -6,6 +6,7 @@ import hashlib
 import logging
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,8 @@ from resnet_jax.errors import UserError
 
 Tree = TypeVar("Tree")
 Arrays = dict[str, np.ndarray]
+
+_SPARE_BYTES = 2**20  # for what surrounds the arrays of a checkpoint
 
 
 class DamagedError(Exception):
@@ -60,7 +63,7 @@ class Checkpoints:
           notify: is told of every checkpoint that is passed over.
           read_only: whether to leave the folder as it is; a run may be writing to it.
         """
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax raises its errors too
         self.directory = directory.absolute()
         self.notify = notify
         self._policy = _NewestAndBest(keep)
@@ -94,8 +97,12 @@ class Checkpoints:
             state=ocp.args.StandardSave(arrays), digests=ocp.args.JsonSave(digests)
         )
         self._policy.best = best
+        self.wait()
+        # Running out of space in mid-save, orbax fills the screen from its threads.
+        needed = 2 * sum(array.nbytes for array in arrays.values()) + _SPARE_BYTES
+        if shutil.disk_usage(self.directory).free < needed:
+            raise _no_space(self.directory)
         with _disk_errors(self.directory, self._clear_unfinished):
-            self._manager.wait_until_finished()
             self._manager.save(step, args=items)
 
     def wait(self) -> None:
@@ -117,13 +124,10 @@ class Checkpoints:
         Raises:
           DamagedError: if the checkpoint can't be read, was altered, or is of another model.
         """
+        args = ocp.args.Composite(state=ocp.args.StandardRestore(), digests=ocp.args.JsonRestore())
         try:
-            items = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(), digests=ocp.args.JsonRestore()
-                ),
-            )
+            with _quiet_threads():
+                items = self._manager.restore(step, args=args)
             arrays, digests = dict(items.state), dict(items.digests)
         except Exception as error:  # orbax raises whatever its many backends raise
             raise DamagedError(f"it can't be read ({_first_line(error)})") from error
@@ -183,10 +187,33 @@ def _disk_errors(directory: pathlib.Path, clear: Callable[[], None]) -> Iterator
         full = getattr(error, "errno", None) == errno.ENOSPC
         if full or "RESOURCE_EXHAUSTED" in reason or "No space left" in reason:
             clear()
-            raise UserError(f"no space left on the disk of {directory}") from error
+            raise _no_space(directory) from error
         if isinstance(error, OSError):
             raise UserError(f"can't write to {directory}: {error.strerror}") from error
         raise
+
+
+@contextlib.contextmanager
+def _quiet_threads() -> Iterator[None]:
+    """Keeps off the screen what threads of orbax report to its event loop after an error."""
+    hook = sys.unraisablehook
+
+    def report(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            hook(unraisable)
+
+    sys.unraisablehook = report
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+
+
+def _no_space(directory: pathlib.Path) -> UserError:
+    return UserError(
+        f"no space left for a checkpoint on the disk of {directory}; "
+        "make some, then the same command goes on from the last checkpoint"
+    )
 
 
 def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:

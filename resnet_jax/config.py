@@ -33,6 +33,8 @@ class Field:
       high: largest value allowed.
       above: bound that the value must exceed.
       choices: the values allowed.
+      items: what a tuple holds: "numbers", as many as the default has, any number of "integers",
+        or "pairs" of a pattern and a factor.
     """
 
     default: Any
@@ -41,6 +43,7 @@ class Field:
     high: float | None = None
     above: float | None = None
     choices: tuple[str, ...] = ()
+    items: str = "numbers"
 
 
 FIELDS: dict[str, Field] = {
@@ -62,6 +65,18 @@ FIELDS: dict[str, Field] = {
         choices=("float32", "bfloat16", "float16"),
     ),
     "model.options": Field({}, "fields of the model that replace the registry's"),
+    "init.weights": Field(
+        "",
+        "what training starts from: a file of PyTorch weights, 'torchvision' for its published "
+        "ones, or empty: random; a head of another shape starts at random in any case",
+    ),
+    "init.cached_stage": Field(
+        0,
+        "stage whose output is computed once for all images, since it and all before it are "
+        "frozen; 0: none",
+        low=0,
+        high=100,
+    ),
     # Data
     "data.source": Field("auto", "where CIFAR-10 comes from; see resnet_jax.data.sources"),
     "data.dir": Field("", "folder with CIFAR-10, and of its cache; empty: the user's cache folder"),
@@ -69,6 +84,16 @@ FIELDS: dict[str, Field] = {
         0.1, "share of the training images set aside, per class", low=0.0, high=0.9
     ),
     "data.split_seed": Field(0, "seed of that split", low=0, high=2**31),
+    "data.classes": Field(
+        (),
+        "labels of the classes that are used, renumbered in this order; empty: all",
+        low=0,
+        high=9,
+        items="integers",
+    ),
+    "data.image_size": Field(
+        0, "side that images are resized to on the device, pixels; 0: as they are", low=0, high=1024
+    ),
     "data.shuffle": Field(True, "whether every epoch has an order of its own"),
     "data.drop_last": Field(False, "whether an epoch's incomplete last batch is left out"),
     "data.mean": Field(
@@ -144,6 +169,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.learning_rate_factors": Field(
         (),
         "pairs (regular expression of parameter paths, factor on the learning rate); first wins",
+        items="pairs",
     ),
     "optimizer.gradient_clip": Field(
         0.0, "largest global norm of the gradient; 0: no clipping", low=0.0, high=1e9
@@ -289,8 +315,7 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
         raise UserError(f"a config is a ConfigDict, not {type(config).__name__}")
     values = flatten(config)
     for path in values:
-        if path not in FIELDS:
-            raise _unknown_field(path)
+        check_field(path)
     checked = default_config()
     checked.unlock()
     for path, field in FIELDS.items():
@@ -299,6 +324,32 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
         _set(checked, path, _checked(path, field, values[path]))
     _check_relations(checked)
     return checked.lock()
+
+
+def check_field(path: str) -> None:
+    """Refuses the path of a field that does not exist.
+
+    Args:
+      path: a dotted path; the fields of an open one are checked by what it is for.
+
+    Raises:
+      UserError: with the nearest fields: those whose last name is that of `path`, or nearly, or has
+        it for initials (lr), and else those whose whole path is near.
+    """
+    if path in FIELDS or _is_open(path.rpartition(".")[0]):
+        return
+    name = path.rpartition(".")[2]
+    names = {field: field.rpartition(".")[2] for field in FIELDS}
+    alike = (
+        [name]
+        if name in names.values()
+        else difflib.get_close_matches(name, names.values(), cutoff=0.75)
+    )
+    initials = {field: "".join(word[0] for word in own.split("_")) for field, own in names.items()}
+    near = [field for field, own in names.items() if own in alike or initials[field] == name]
+    near = near or difflib.get_close_matches(path, names)
+    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config.py lists all"
+    raise UserError(f"unknown config field {path!r}; {hint}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -314,22 +365,6 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         for path in sorted(before.keys() | after.keys())
         if path not in RESUMABLE and before.get(path) != after.get(path)
     ]
-
-
-def _unknown_field(path: str) -> UserError:
-    """Returns the error for a field that does not exist, with the nearest ones offered.
-
-    Near is a field whose last name is nearly that of `path`, or has it for initials (lr), and then
-    one whose whole path is.
-    """
-    name = path.rpartition(".")[2]
-    names = {field: field.rpartition(".")[2] for field in FIELDS}
-    alike = difflib.get_close_matches(name, names.values(), cutoff=0.75)
-    initials = {field: "".join(word[0] for word in own.split("_")) for field, own in names.items()}
-    near = [field for field, own in names.items() if own in alike or initials[field] == name]
-    near = near or difflib.get_close_matches(path, names, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config.py lists all"
-    return UserError(f"unknown config field {path!r}; {hint}")
 
 
 def _is_open(path: str) -> bool:
@@ -359,8 +394,11 @@ def _checked(path: str, field: Field, value: Any) -> Any:
     kind = type(field.default)
     if kind is float and type(value) is int:
         value = float(value)
-    if kind is tuple and not field.default:
+    if kind is tuple and field.items == "pairs":
         return _checked_pairs(path, value)
+    if kind is tuple and field.items == "integers":
+        values = value if isinstance(value, list | tuple) else [value]
+        return tuple(_checked(path, dataclasses.replace(field, default=0), v) for v in values)
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(_checked(path, dataclasses.replace(field, default=0.0), v) for v in value)
         if len(value) != len(field.default):

@@ -1,17 +1,16 @@
 """What all tests share: one cache of compiled programs, for subprocesses too."""
 
 import os
+import pathlib
 import tempfile
+
+import pytest
 
 _CACHE = tempfile.TemporaryDirectory(prefix="resnet_jax_tests_", ignore_cleanup_errors=True)
 os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-
-import pathlib
-
-import pytest
 
 
 @pytest.fixture(scope="session")

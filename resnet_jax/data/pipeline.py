@@ -1,7 +1,7 @@
 """Batches: splits of a dataset, the order of its images, and padded evaluation batches."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
@@ -35,6 +35,36 @@ class Examples:
 
 
 jax.tree_util.register_dataclass(Examples, ["images", "labels"], [])
+
+
+def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """Returns the images of some classes, with labels renumbered in their order.
+
+    Args:
+      dataset: the whole dataset.
+      classes: labels to keep; empty: all.
+
+    Raises:
+      UserError: if a class is named twice.
+    """
+    if not classes:
+        return dataset
+    if len(set(classes)) < len(classes):
+        raise UserError(f"config field data.classes names a class twice: {tuple(classes)}")
+
+    def select(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        renumbered = np.full(len(dataset.class_names), -1, np.int32)
+        renumbered[list(classes)] = np.arange(len(classes))
+        kept = renumbered[labels] >= 0
+        return images[kept], renumbered[labels[kept]]
+
+    names = tuple(dataset.class_names[label] for label in classes)
+    return Dataset(
+        *select(dataset.train_images, dataset.train_labels),
+        *select(dataset.test_images, dataset.test_labels),
+        class_names=names,
+        source=f"{dataset.source} ({', '.join(names)} only)",
+    )
 
 
 def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:

@@ -1,0 +1,214 @@
+import contextlib
+import re
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_run
+
+from resnet_jax.checkpoint import Checkpoints, DamagedError
+from resnet_jax.errors import UserError
+from resnet_jax.evaluate import restore
+from resnet_jax.train import train_and_evaluate
+
+
+def make_state(step=1):
+    generator = np.random.default_rng(step)
+    return {
+        "step": np.int32(step),
+        "params": {"conv": {"kernel": generator.normal(size=(3, 3, 4)).astype(np.float32)}},
+        "batch_stats": {},
+        "half": jnp.asarray(generator.normal(size=5), jnp.bfloat16),
+    }
+
+
+@contextlib.contextmanager
+def opened(directory, keep=2):
+    notices = []
+    with contextlib.closing(Checkpoints(directory, keep, notices.append)) as checkpoints:
+        yield checkpoints, notices
+
+
+def saved(directory, *steps):
+    with opened(directory, keep=9) as (checkpoints, _):
+        for step in steps:
+            checkpoints.save(step, make_state(step))
+    return directory
+
+
+def flip_a_bit(directory, step):
+    """Alters the largest file of the arrays: orbax itself does not always see it."""
+    files = (directory / str(step) / "state" / "d").iterdir()
+    file = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 16
+    file.write_bytes(content)
+
+
+def empty_state(directory, step):
+    shutil.rmtree(directory / str(step) / "state" / "d")
+
+
+def remove_state(directory, step):
+    shutil.rmtree(directory / str(step) / "state")
+
+
+def remove_digests(directory, step):
+    shutil.rmtree(directory / str(step) / "digests")
+
+
+def garble_digests(directory, step):
+    (directory / str(step) / "digests" / "metadata").write_text("{")
+
+
+DAMAGES = (flip_a_bit, empty_state, remove_state, remove_digests, garble_digests)
+
+
+def test_restores_every_bit(tmp_path):
+    with opened(saved(tmp_path / "c", 1)) as (checkpoints, _):
+        assert tiny_run.leaves(checkpoints.restore_newest(make_state(2))) == tiny_run.leaves(
+            make_state(1)
+        )
+
+
+def test_nothing_saved(tmp_path):
+    with opened(tmp_path / "c") as (checkpoints, notices):
+        assert checkpoints.restore_newest(make_state()) is None
+        assert notices == []
+
+
+def test_keeps_the_newest_and_the_best(tmp_path):
+    with opened(tmp_path / "c", keep=2) as (checkpoints, _):
+        for step in range(1, 7):
+            checkpoints.save(step, make_state(step), best=2 if step > 1 else None)
+        checkpoints.wait()
+        assert checkpoints.steps() == [6, 5, 2]
+        checkpoints.save(7, make_state(7), best=7)
+        checkpoints.wait()
+        assert checkpoints.steps() == [7, 6]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, damage):
+    directory = saved(tmp_path / "c", 1, 2, 3)
+    damage(directory, 3)
+    with opened(directory) as (checkpoints, notices):
+        state = checkpoints.restore_newest(make_state())
+        assert tiny_run.leaves(state) == tiny_run.leaves(make_state(2))
+        if damage not in (remove_state, remove_digests):  # those never were whole: cleared away
+            assert re.match("checkpoint 3 is damaged: .*; trying the next older one$", *notices)
+        assert checkpoints.steps() == [2, 1]
+        checkpoints.save(3, make_state(3))
+    with opened(directory) as (checkpoints, notices):
+        restored = checkpoints.restore_newest(make_state())
+        assert tiny_run.leaves(restored) == tiny_run.leaves(make_state(3))
+        assert notices == []
+
+
+def test_digests_catch_what_orbax_does_not(tmp_path, monkeypatch):
+    directory = saved(tmp_path / "c", 1)
+    with opened(directory) as (checkpoints, _):
+        items = checkpoints._manager.restore(1)
+        altered = {name: np.array(leaf) for name, leaf in items.state.items()}
+        altered["params/conv/kernel"][0, 0, 0] += 1
+        items = type("Items", (), {"state": altered, "digests": items.digests})
+        monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: items)
+        with pytest.raises(DamagedError, match=r"the digest of params/conv/kernel differs"):
+            checkpoints.restore(make_state(), 1)
+
+
+def test_remains_of_interrupted_saves_are_cleared(tmp_path):
+    directory = saved(tmp_path / "c", 1)
+    (directory / "7").mkdir()
+    (directory / "8.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+    with opened(directory) as (checkpoints, notices):
+        assert checkpoints.steps() == [1]
+        assert checkpoints.restore_newest(make_state())["step"] == 1
+        assert notices == []
+    assert [path.name for path in directory.iterdir()] == ["1"]
+
+
+def test_none_can_be_used(tmp_path):
+    directory = saved(tmp_path / "c", 1, 2)
+    for step in (1, 2):
+        flip_a_bit(directory, step)
+    with opened(directory) as (checkpoints, _):
+        with pytest.raises(UserError, match=r"no checkpoint in .* can be used; name another"):
+            checkpoints.restore_newest(make_state())
+        assert checkpoints.steps() == [2, 1], "nothing may be removed"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        (make_state() | {"extra": np.zeros(1)}, "another model .*extra"),
+        (make_state() | {"step": np.float32(1)}, r"step is int32\[\], not float32\[\]"),
+        (make_state() | {"half": jnp.zeros(6, jnp.bfloat16)}, r"half is bfloat16\[5\], not"),
+    ],
+)
+def test_of_another_model(tmp_path, template, message):
+    with (
+        opened(saved(tmp_path / "c", 1)) as (checkpoints, _),
+        pytest.raises(DamagedError, match=message),
+    ):
+        checkpoints.restore(template, 1)
+
+
+def test_reading_changes_nothing(tmp_path):
+    directory = saved(tmp_path / "c", 1)
+    (directory / "7").mkdir()
+    Checkpoints(directory, 1, read_only=True).close()
+    assert {path.name for path in directory.iterdir()} == {"1", "7"}
+
+
+def test_full_disk(plain_run, tmp_path, monkeypatch):
+    """One line, no half-written checkpoint, and the run goes on when there is room again."""
+    workdir, usage = tmp_path / "run", shutil.disk_usage(tmp_path)
+    with monkeypatch.context() as patch:
+        free = iter([usage, usage._replace(free=1000)])
+        patch.setattr(shutil, "disk_usage", lambda path: next(free))
+        with pytest.raises(UserError, match="no space left for a checkpoint on the disk of"):
+            train_and_evaluate(tiny_run.get_config(), workdir)
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["4"]
+    _, state = train_and_evaluate(tiny_run.get_config(), workdir)
+    assert tiny_run.leaves(state) == tiny_run.leaves(plain_run[2])
+    assert tiny_run.records(workdir) == tiny_run.records(plain_run[0])
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left"), ValueError("RESOURCE_EXHAUSTED")])
+def test_disk_that_fills_while_saving(tmp_path, monkeypatch, error):
+    def fail(*_, **__):
+        (tmp_path / "c" / "2.orbax-checkpoint-tmp").mkdir()
+        raise error
+
+    with opened(saved(tmp_path / "c", 1)) as (checkpoints, _), monkeypatch.context() as patch:
+        patch.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(UserError, match="no space left for a checkpoint"):
+            checkpoints.save(2, make_state(2))
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
+
+
+def test_run_with_a_damaged_newest_checkpoint_ends_with_the_same_bits(plain_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain_run[0], workdir)
+    flip_a_bit(workdir / "checkpoints", 12)
+    _, state = train_and_evaluate(tiny_run.get_config(), workdir)
+    out = capsys.readouterr().out
+    assert "checkpoint 12 is damaged: " in out
+    assert "resuming after step 8" in out
+    assert tiny_run.leaves(state) == tiny_run.leaves(plain_run[2])
+    assert tiny_run.records(workdir) == tiny_run.records(plain_run[0])
+
+
+def test_best_falls_back_to_the_next_best(plain_run, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain_run[0], workdir)
+    scores = {r["step"]: r["accuracy"] for r in tiny_run.records(workdir) if r["kind"] == "score"}
+    first = max(scores, key=scores.__getitem__)
+    assert restore(workdir, "best").step == first
+    flip_a_bit(workdir / "checkpoints", first)
+    kept = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
+    others = sorted((s for s in kept if s != first), key=scores.__getitem__, reverse=True)
+    assert restore(workdir, "best").step == others[0]
+    assert f"checkpoint {first} is damaged" in capsys.readouterr().out

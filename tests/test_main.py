@@ -1,0 +1,220 @@
+"""The command line: whatever is wrong gets one line, status 2, and leaves nothing behind."""
+
+import os
+import pathlib
+import pty
+import subprocess
+import sys
+
+import pytest
+import tiny_run
+
+import resnet_jax
+from resnet_jax import main
+
+ROOT = pathlib.Path(resnet_jax.__file__).parent.parent
+
+
+def run(*flags, workdir=None):
+    return main.main(["resnet-jax", *flags, *([f"--workdir={workdir}"] if workdir else [])])
+
+
+BAD_FLAGS = [
+    ("--config.lr=1", "unknown config field 'lr'; did you mean optimizer.learning_rate?"),
+    ("--config.optimizer.lr=1", "did you mean optimizer.learning_rate?"),
+    ("--config.optimizer.learnin_rate=1", "did you mean optimizer.learning_rate?"),
+    ("--config.learning_rate=1", "; did you mean optimizer.learning_rate?"),
+    ("--config.modle.name=x", "did you mean model.name"),
+    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; resnet_jax/config.py lists all"),
+    ("--config.batch_size=big", "batch_size"),
+    ("--config.batch_size=0", "config field batch_size must be at least 1, not 0"),
+    ("--config.batch_size=2.5", "batch_size"),
+    ("--config.batch_size.x=1", "batch_size"),
+    ("--config.data=3", "unknown config field 'data'"),
+    ("--config.model.options=3", "model.options"),
+    ("--config.model.options.a.b=3", "unknown config field 'model.options.a.b'"),
+    ("--config.num_epochs=-1", "config field num_epochs must be at least 1, not -1"),
+    ("--config.num_epochs=0", "config field num_epochs must be at least 1, not 0"),
+    ("--config.optimizer.learning_rate=nan", "optimizer.learning_rate must be a finite number"),
+    ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0.0"),
+    ("--config.optimizer.learning_rate=", "optimizer.learning_rate"),
+    ("--config.data.shuffle=maybe", "data.shuffle"),
+    ("--config.data.mean=(1.0,)", "config field data.mean takes 3 numbers"),
+    ("--config.augment.flip=randm", "did you mean random?"),
+    ("--config.data.val_fraction=0.0", "evaluate.split is 'val' but data.val_fraction is 0"),
+    ("--config.optimizer.no_decay=(", "bad pattern '('"),
+    ("--config.model.name=resnet_v3", "unknown model 'resnet_v3'; did you mean resnet_v"),
+    ("--config.model.options.dropout=0.1", "did you mean dropout_rate or"),
+    ("--config.model.options.dropout_rate=1.5", "dropout_rate must be at least 0 and below 1"),
+    ("--config.model.options.num_filters=x", "num_filters takes a list of whole numbers"),
+    ("--config.optimizer.name=sdg", "unknown optimizer 'sdg'; did you mean sgd"),
+    ("--config.optimizer.options.momentun=0.1", "did you mean momentum"),
+    ("--config.schedule.name=cosin", "unknown schedule 'cosin'; did you mean cosine"),
+    ("--config.schedule.options.factor=2", "schedule 'constant' has no options"),
+    ("--config.data.source=samples", "did you mean sample?"),
+    ("--confg=x", "confg"),
+    ("--mode=trian", "did you mean train?"),
+    ("--workdir", "workdir"),
+    ("junk", "unexpected argument 'junk'"),
+]
+
+
+@pytest.mark.parametrize(("flag", "message"), BAD_FLAGS)
+def test_bad_flag(tmp_path, capsys, flag, message):
+    workdir = tmp_path / "run"
+    assert run(f"--config={tiny_run.CONFIG_FILE}", f"--workdir={workdir}", flag) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not workdir.exists()
+
+
+BAD_FILES = {
+    "no_get_config": ("x = 1", "'get_config' is missing"),
+    "raises": ("def get_config():\n  raise ValueError('two\\nlines')", "ValueError: two lines"),
+    "exits": ("def get_config():\n  raise SystemExit(3)", "SystemExit: 3"),
+    "junk": ("def get_config():\n  return 'junk'", "returned no ConfigDict but 'junk'"),
+    "syntax": ("def get_config(:", "SyntaxError"),
+    "no_variant": ("def get_config():\n  pass", "TypeError"),
+    "not_callable": ("get_config = 1", "TypeError"),
+    "partial": (
+        "from ml_collections import ConfigDict\ndef get_config(v=''):\n  return ConfigDict()",
+        "config field seed is missing; start from default_config()",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_bad_config_file(tmp_path, capsys, name):
+    text, message = BAD_FILES[name]
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    assert run(f"--config={file}" + (":v" if name == "no_variant" else "")) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--mode=eval"], "--mode=eval takes --workdir"),
+        (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no run"),
+        (["--workdir=x"], "--config is missing"),
+        (["--config=nowhere.py"], "--config nowhere.py does not exist"),
+        ([f"--config={str(tiny_run.CONFIG_FILE)[:-5]}x.py"], "did you mean"),
+        ([f"--config={tiny_run.CONFIG_FILE}:riche"], "did you mean rich?"),
+    ],
+)
+def test_bad_command(capsys, flags, message):
+    assert run(*flags) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def parsed(*flags):
+    return main._parse(["resnet-jax", f"--config={tiny_run.CONFIG_FILE}", *flags])
+
+
+def test_good_flags():
+    assert parsed("--config.batch_size", "32").config.batch_size == 32
+    assert parsed("--config.data.shuffle=False").config.data.shuffle is False
+    assert parsed("--noconfig.data.shuffle").config.data.shuffle is False
+    assert parsed("--config.optimizer.learning_rate=1").config.optimizer.learning_rate == 1.0
+    assert parsed("--config.data.mean=(0.1,0.2,0.3)").config.data.mean == (0.1, 0.2, 0.3)
+    options = parsed(
+        "--config.model.options.dropout_rate=0.2",
+        "--config.model.options.num_filters=(8,16,16)",
+        "--config.optimizer.options.nesterov=True",
+    ).config
+    assert options.model.options.dropout_rate == 0.2
+    assert tuple(options.model.options.num_filters) == (8, 16, 16)
+    assert options.optimizer.options.nesterov is True
+
+
+def test_default_workdir():
+    assert parsed("--config.seed=3").workdir == "runs/tiny_run-seed3"
+
+
+def test_unwritable_workdir(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for workdir in (tmp_path / "file", tmp_path / "file" / "run"):
+        assert run(f"--config={tiny_run.CONFIG_FILE}", workdir=workdir) == 2
+        err = capsys.readouterr().err
+        assert err.startswith(f"error: --workdir {workdir} can't be written: ")
+        assert err.count("\n") == 1
+
+
+def test_help_is_short_and_needs_no_jax():
+    code = "import sys; from resnet_jax import main; main.main(['x', '--help']); "
+    code += "assert 'jax' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("\n") < 25
+    assert max(map(len, done.stdout.splitlines())) <= 100
+    assert "Traceback" not in done.stderr
+
+
+def test_interrupt_before_the_first_step(capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("resnet_jax.train.train_and_evaluate", interrupted)
+    assert run(f"--config={tiny_run.CONFIG_FILE}") == 130
+    assert "the same command again resumes:" in capsys.readouterr().err
+
+
+def test_modes_eval_and_summary(plain_run, capsys):
+    assert run("--mode=eval", workdir=plain_run[0]) == 0
+    newest, best = capsys.readouterr().out.splitlines()
+    assert newest.startswith("newest  checkpoint, step 12: ")
+    assert f"test accuracy {plain_run[1]['test_accuracy']:.2f} %" in newest
+    assert f"test accuracy {plain_run[1]['best_test_accuracy']:.2f} %" in best
+    assert newest.endswith("on 320 images")
+    assert run("--mode=summary", f"--config={tiny_run.CONFIG_FILE}") == 0
+    assert capsys.readouterr().out.splitlines()[-1].split()[:2] == ["total", "1,506"]
+
+
+def shell(*flags):
+    return [sys.executable, "-m", "resnet_jax.main", f"--config={tiny_run.CONFIG_FILE}", *flags]
+
+
+def test_without_a_terminal_lines_are_plain(plain_run, tmp_path):
+    command = shell(f"--workdir={tmp_path / 'run'}", "--config.num_epochs=1")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    for start in ("device ", "model ", "data ", "run ", "final ", "best ", "again "):
+        assert f"\n{start}" in "\n" + done.stdout
+
+
+def test_in_a_terminal_the_row_in_progress_is_redrawn(plain_run, tmp_path):
+    command = shell(f"--workdir={tmp_path / 'run'}", "--config.num_epochs=2")
+    controller, terminal = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
+    process = subprocess.Popen(
+        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT, env=environment
+    )
+    os.close(terminal)
+    screen = b""
+    while chunk := _read(controller):
+        screen += chunk
+    assert process.wait() == 0
+    assert b"\x1b[2K" in screen, "no line was ever erased"
+    assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h"), "the cursor stays hidden"
+    assert b"4/8" in screen
+    assert b"time left" in screen
+    assert b"Traceback" not in screen
+
+
+def _read(controller):
+    try:
+        return os.read(controller, 65536)
+    except OSError:  # the other end was closed
+        return b""
