@@ -1,0 +1,120 @@
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from resnet_jax.config import validate
+from resnet_jax.state import Sums
+from resnet_jax.task import Task
+
+# The same training and evaluation on one device and on four: its losses and scores as JSON.
+SHARDED = """
+import json, jax, numpy as np, tiny_run
+from jax.sharding import Mesh
+from resnet_jax.config import validate
+from resnet_jax.steps import Steps
+from resnet_jax.task import Task
+
+task = Task.create(validate(tiny_run.get_config()), None, print)
+found = {}
+for count in (1, 4):
+    mesh = Mesh(np.array(jax.devices()[:count]), ("data",))
+    steps = Steps(task.model, task.steps._optimizer, task.config, 4, mesh)
+    state = jax.device_put(task.state, steps.replicated)
+    state = jax.tree.map(lambda leaf: leaf.copy(), state)
+    data = {name: part.on_device(steps.replicated) for name, part in task.data.items()}
+    losses = []
+    for size in (96, 96, 50):  # the last one cannot be split in four
+        indices = np.arange(size, dtype=np.int32)[None]
+        state, sums = steps.train(state, data["train"], indices, np.array([0.05]))
+        losses.append(float(sums.loss))
+    scores = [steps.evaluate(state.variables(), data["test"], size) for size in (320, 96)]
+    found[count] = [losses, [[float(s.count), float(s.correct), float(s.loss)] for s in scores]]
+assert len(jax.devices()) == 4
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def task():
+    return Task.create(validate(tiny_run.get_config()), None, print)
+
+
+def copy(state):
+    return jax.tree.map(lambda leaf: leaf.copy(), state)
+
+
+def test_evaluation_is_exact_for_any_batch_size(task):
+    variables = task.state.variables()
+    test = task.data["test"]
+    logits = task.model.apply(variables, normalized(task, test.images), train=False)
+    correct = int((np.asarray(logits).argmax(-1) == np.asarray(test.labels)).sum())
+    for batch_size in (320, 96, 1000):
+        sums = task.steps.evaluate(variables, test, batch_size)
+        assert sums.count == 320
+        assert sums.correct == correct
+        log_probabilities = jax.nn.log_softmax(logits)[np.arange(320), np.asarray(test.labels)]
+        np.testing.assert_allclose(sums.loss, -log_probabilities.sum(), rtol=1e-5)
+
+
+def normalized(task, images):
+    data = task.config.data
+    return (np.asarray(images) / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
+
+
+def test_devices_share_the_work_and_change_nothing():
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny_run.CONFIG_FILE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (losses, scores), (losses4, scores4) = found["1"], found["4"]
+    np.testing.assert_allclose(losses4, losses, rtol=1e-5)
+    np.testing.assert_allclose(scores4, scores, rtol=1e-5)
+    assert [score[:2] for score in scores4] == [score[:2] for score in scores]
+    assert {score[0] for score in scores} == {320}
+
+
+def test_steps_in_one_dispatch_are_the_same_steps(task):
+    indices = np.concatenate([batch for _, batch in task.order.dispatches(0, 4, 1)])
+    rates, ends = task.learning_rates[:4], []
+    for size in (1, 4):
+        state = copy(task.state)
+        for first in range(0, 4, size):
+            part = slice(first, first + size)
+            state, sums = task.steps.train(state, task.data["train"], indices[part], rates[part])
+        ends.append((state, sums))
+    (one, one_sums), (four, four_sums) = ends
+    assert one.step == four.step == 4
+    assert one_sums.count == four_sums.count == 480
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one, four)
+
+
+def test_a_step_is_a_function_of_seed_and_step(task):
+    _, indices = next(task.order.dispatches(0, 1, 1))
+    ends = [
+        task.steps.train(copy(task.state), task.data["train"], indices, np.array([0.1]))[0]
+        for _ in range(2)
+    ]
+    assert tiny_run.leaves(ends[0]) == tiny_run.leaves(ends[1])
+
+
+def test_the_first_bad_step_is_remembered(task):
+    _, indices = next(task.order.dispatches(0, 1, 1))
+    state = copy(task.state).replace(step=np.int32(6))
+    state.params["head"]["bias"] = state.params["head"]["bias"] * np.nan
+    for _ in range(2):
+        state, sums = task.steps.train(state, task.data["train"], indices, np.array([0.1]))
+        assert sums.bad_step == 7
+
+
+def test_means():
+    sums = Sums(np.float32(6), np.float32(1), np.float32(4), np.int32(-1))
+    assert sums.means() == {"loss": 1.5, "accuracy": 25.0}
