@@ -14,11 +14,12 @@ from resnet_jax import metrics
 from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.config import selects
-from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples
-from resnet_jax.data.sources import Dataset, load_dataset
+from resnet_jax.data.pipeline import Examples, input_shape, load
+from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.optim import create_optimizer
-from resnet_jax.steps import Steps, Tree, create_state
+from resnet_jax.state import Tree, create_state
+from resnet_jax.steps import Steps
 from resnet_jax.task import build_model
 
 
@@ -62,7 +63,8 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     config = workdir_lib.read_config(folder)
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
-    template = jax.eval_shape(lambda: create_state(model, optimizer, config, IMAGE_SHAPE))
+    shape = input_shape(config.data)
+    template = jax.eval_shape(lambda: create_state(model, optimizer, config, shape))
     directory = folder / workdir_lib.CHECKPOINTS
     if not directory.is_dir():
         raise UserError(f"--workdir {workdir} holds no checkpoint yet")
@@ -111,7 +113,7 @@ def evaluate_run(
     restored = restore(workdir, which)
     config = restored.config
     if dataset is None:
-        dataset = load_dataset(config.data.source, config.data.dir or None)
+        dataset = load(config.data, print)
     steps = Steps(restored.model, None, config, steps_per_epoch=1)
     test = Examples(dataset.test_images, dataset.test_labels).on_device(steps.replicated)
     variables = jax.device_put(restored.variables, steps.replicated)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax import metrics, workdir
 from resnet_jax.config import selects
 from resnet_jax.metrics import History, Record
-from resnet_jax.steps import Sums
+from resnet_jax.state import Sums
 from resnet_jax.tensorboard import Events
 from resnet_jax.terminal import Row, Terminal
 

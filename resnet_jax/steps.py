@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import flax.linen as nn
-import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,96 +12,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from resnet_jax import keys, optim
-from resnet_jax.data.augment import augment, normalize
+from resnet_jax import keys, optim, transfer
+from resnet_jax.data.augment import augment, normalize, resize
 from resnet_jax.data.pipeline import Examples, padded_batches
-
-Tree = Any
-
-
-class Sums(flax.struct.PyTreeNode):
-    """What is added up over the images of an epoch or of an evaluation.
-
-    Attributes:
-      loss: sum of the losses, float32 scalar.
-      correct: number of images classified correctly, float32 scalar.
-      count: number of images, float32 scalar.
-      bad_step: first step, from 1, whose loss or gradient was not finite, int32 scalar; -1: none.
-    """
-
-    loss: jax.Array
-    correct: jax.Array
-    count: jax.Array
-    bad_step: jax.Array
-
-    @classmethod
-    def zero(cls) -> "Sums":
-        """Returns the sums over nothing."""
-        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32))
-
-    def means(self) -> dict[str, float]:
-        """Returns the mean loss and the accuracy, in percent."""
-        count = float(self.count)
-        return {"loss": float(self.loss) / count, "accuracy": 100 * float(self.correct) / count}
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything that a training step reads and writes; a checkpoint holds exactly this.
-
-    Attributes:
-      step: number of steps taken, int32 scalar.
-      params: the model's parameters.
-      batch_stats: its running statistics; empty for a model without any.
-      opt_state: the optimizer's state, hyper-parameters included.
-      average: moving average of params and batch_stats; empty if there is none.
-      sums: sums over the images of the epoch so far.
-    """
-
-    step: jax.Array
-    params: Tree
-    batch_stats: Tree
-    opt_state: Tree
-    average: Tree
-    sums: Sums
-
-    def variables(self) -> dict[str, Tree]:
-        """Returns the variables to evaluate: the moving average if there is one."""
-        return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
-
-
-def create_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    config: ConfigDict,
-    image_shape: tuple[int, ...],
-) -> TrainState:
-    """Returns the state before the first step.
-
-    Args:
-      model: the module to train.
-      optimizer: its optimizer.
-      config: the whole config.
-      image_shape: `(height, width, channels)`.
-    """
-
-    @jax.jit
-    def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(
-            step=jnp.array(0, jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
-            sums=Sums.zero(),
-        )
-
-    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT))
-
-
-def _average(params: Tree, batch_stats: Tree) -> dict[str, Tree]:
-    return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+from resnet_jax.state import Sums, TrainState, Tree
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
@@ -131,12 +44,24 @@ class Steps:
         config: ConfigDict,
         steps_per_epoch: int,
         mesh: Mesh | None = None,
+        features: bool = False,
     ) -> None:
-        """Binds model, optimizer (None: evaluation only) and config; nothing is compiled yet."""
+        """Binds what a run is made of; nothing is compiled yet.
+
+        Args:
+          model: the module.
+          optimizer: its optimizer; None: for evaluation only.
+          config: the whole config.
+          steps_per_epoch: number of training steps in an epoch.
+          mesh: the devices; None: all of them.
+          features: whether images will be the features of the config's cached stage.
+        """
         self.mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
         self._model = model
         self._optimizer = optimizer
         self._config = config
+        stage = config.init.cached_stage if features else 0
+        self._start: dict[str, Any] = {"start_stage": stage} if stage else {}
         self._steps_per_epoch = steps_per_epoch
         self._seed_key = jax.random.key(config.seed)
         self._train = jax.jit(self._train_steps, donate_argnums=0)
@@ -249,8 +174,34 @@ class Steps:
         self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
     ) -> Callable[[Tree], tuple[jax.Array, tuple[Sums, Tree]]]:
         """Returns the loss of a batch as a function of the parameters."""
-        config = self._config
-        labels = examples.labels[indices]
+        config, frozen = self._config, self._config.optimizer.frozen
+        images, targets = self._augmented(state, seed_key, examples, indices)
+        dropout_key = keys.derive(seed_key, keys.Purpose.DROPOUT, state.step)
+
+        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Sums, Tree]]:
+            params = transfer.stop_frozen(params, frozen)
+            with transfer.frozen_norms(frozen):
+                logits, mutated = self._model.apply(
+                    {"params": params, "batch_stats": state.batch_stats},
+                    images,
+                    train=True,
+                    mutable=["batch_stats"],
+                    rngs={"dropout": dropout_key},
+                    **self._start,
+                )
+            losses = cross_entropy(logits, targets, config.loss.label_smoothing)
+            sums = _sums(losses, logits, targets.argmax(-1), jnp.ones_like(losses))
+            return losses.mean(), (sums, dict(mutated).get("batch_stats", {}))
+
+        return loss_fn
+
+    def _augmented(
+        self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns what the model takes for a training batch, and the targets."""
+        config, labels = self._config, examples.labels[indices]
+        if self._start:
+            return examples.images[indices], jax.nn.one_hot(labels, config.model.num_classes)
         images, targets = augment(
             keys.derive(seed_key, keys.Purpose.AUGMENT, state.step),
             examples.images[indices].astype(jnp.float32) / 255,
@@ -262,22 +213,21 @@ class Steps:
             num_classes=config.model.num_classes,
             flip_key=keys.derive(seed_key, keys.Purpose.FLIP),
         )
-        images = normalize(images, config.data.mean, config.data.std)
-        dropout_key = keys.derive(seed_key, keys.Purpose.DROPOUT, state.step)
+        return self._normalized(images), targets
 
-        def loss_fn(params: Tree) -> tuple[jax.Array, tuple[Sums, Tree]]:
-            logits, mutated = self._model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": dropout_key},
-            )
-            losses = cross_entropy(logits, targets, config.loss.label_smoothing)
-            sums = _sums(losses, logits, targets.argmax(-1), jnp.ones_like(losses))
-            return losses.mean(), (sums, dict(mutated).get("batch_stats", {}))
+    def _normalized(self, images: jax.Array) -> jax.Array:
+        """Returns normalised images, `[batch, image_size, image_size, channels]`."""
+        data = self._config.data
+        images = normalize(images, data.mean, data.std)
+        return resize(images, data.image_size) if data.image_size else images
 
-        return loss_fn
+    def inputs(self, images: jax.Array) -> jax.Array:
+        """Returns what the model takes for images that are not augmented.
+
+        Args:
+          images: uint8 `[batch, height, width, channels]`, or the features of a cached stage.
+        """
+        return images if self._start else self._normalized(images.astype(jnp.float32) / 255)
 
     def _batch_gradients(
         self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
@@ -310,9 +260,8 @@ class Steps:
         indices: jax.Array,
         mask: jax.Array,
     ) -> Sums:
-        data = self._config.data
-        images = normalize(examples.images[indices].astype(jnp.float32) / 255, data.mean, data.std)
-        logits = cast(jax.Array, self._model.apply(variables, images, train=False))
+        images = self.inputs(examples.images[indices])
+        logits = cast(jax.Array, self._model.apply(variables, images, train=False, **self._start))
         labels = examples.labels[indices]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         return jax.tree.map(jnp.add, sums, _sums(losses, logits, labels, mask))

@@ -6,15 +6,18 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from resnet_jax.data.pipeline import Examples, TrainingOrder, split
-from resnet_jax.data.sources import SOURCES, Dataset, load_dataset
+from resnet_jax import transfer
+from resnet_jax.data.pipeline import Examples, TrainingOrder, input_shape, load, split
+from resnet_jax.data.sources import SOURCES, Dataset
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.models import create_model
 from resnet_jax.optim import create_optimizer
 from resnet_jax.schedules import create_schedule
-from resnet_jax.steps import Steps, Sums, TrainState, create_state
+from resnet_jax.state import Sums, TrainState, create_state
+from resnet_jax.steps import Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,8 +82,13 @@ def check(config: ConfigDict) -> None:
       UserError: if model, optimizer, schedule or data source are unknown, or their options don't
         suit them.
     """
-    build_model(config)
-    create_optimizer(config.optimizer)
+    model = build_model(config)
+    optimizer = create_optimizer(config.optimizer)
+    shape = input_shape(config.data)
+    if config.init.cached_stage:
+        state = jax.eval_shape(lambda: create_state(model, optimizer, config, shape))
+        images = jax.ShapeDtypeStruct((2, *shape), np.float32)
+        transfer.check_cached_stage(model, state.variables(), images, config)
     create_schedule(
         config.schedule,
         learning_rate=config.optimizer.learning_rate,
@@ -131,7 +139,7 @@ class Task:
         model = build_model(config)
         optimizer = create_optimizer(config.optimizer)
         if dataset is None:
-            dataset = load_dataset(config.data.source, config.data.dir or None, notify)
+            dataset = load(config.data, notify)
         if len(dataset.class_names) > config.model.num_classes:
             raise UserError(
                 f"config field model.num_classes is {config.model.num_classes} but the data has "
@@ -152,17 +160,26 @@ class Task:
             steps_per_epoch=order.steps_per_epoch,
             num_epochs=config.num_epochs,
         )
+        state = _initial_state(config, model, optimizer, notify)
         steps = Steps(model, optimizer, config, order.steps_per_epoch)
+        data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
+        if config.init.cached_stage:
+            notify(f"applying the frozen stages, up to {config.init.cached_stage}, to all images")
+            data = {
+                name: transfer.cache_features(model, state.variables(), part, steps.inputs, config)
+                for name, part in data.items()
+            }
+            steps = Steps(model, optimizer, config, order.steps_per_epoch, features=True)
         return cls(
             config=config,
             model=model,
             dataset=dataset,
-            data={name: part.on_device(steps.replicated) for name, part in splits.items()},
+            data=data,
             order=order,
             agenda=agenda,
             steps=steps,
             learning_rates=schedule(np.arange(agenda.total_steps)),
-            state=create_state(model, optimizer, config, dataset.train_images.shape[1:]),
+            state=state,
         )
 
     @property
@@ -176,3 +193,17 @@ class Task:
         """Returns the sums over all images of a split."""
         batch_size = self.config.evaluate.batch_size
         return self.steps.evaluate(state.variables(), self.data[name], batch_size)
+
+
+def _initial_state(
+    config: ConfigDict,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    notify: Callable[[str], None],
+) -> TrainState:
+    """Returns the state before the first step, with the weights that the config starts from."""
+    shape = input_shape(config.data)
+    state = create_state(model, optimizer, config, shape)
+    if config.init.weights:
+        raise NotImplementedError
+    return state

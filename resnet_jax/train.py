@@ -22,7 +22,7 @@ from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.metrics import Record
 from resnet_jax.recorder import Recorder
 from resnet_jax.schedules import plateau_factor
-from resnet_jax.steps import TrainState
+from resnet_jax.state import TrainState
 from resnet_jax.task import Task, check
 from resnet_jax.terminal import Terminal, duration
 

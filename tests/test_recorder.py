@@ -13,7 +13,7 @@ from tensorboardX.record_writer import masked_crc32c
 from resnet_jax import metrics
 from resnet_jax.metrics import History
 from resnet_jax.recorder import Recorder
-from resnet_jax.steps import Sums
+from resnet_jax.state import Sums
 from resnet_jax.tensorboard import Events
 from resnet_jax.terminal import Row, Terminal, duration
 

@@ -77,6 +77,17 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (images.astype(jnp.float32) - shift) / scale
 
 
+def resize(images: jax.Array, size: int) -> jax.Array:
+    """Returns images of another size, `[batch, size, size, channels]`, by bilinear interpolation.
+
+    Args:
+      images: `[batch, height, width, channels]`.
+      size: side of the new images, pixels.
+    """
+    shape = (images.shape[0], size, size, images.shape[-1])
+    return jax.image.resize(images, shape, "bilinear")
+
+
 def random_crop(key: jax.Array, images: jax.Array, padding: int, mode: str) -> jax.Array:
     """Pads all sides and crops each image to its old size at a random offset.
 

@@ -1,14 +1,14 @@
 """Batches: splits of a dataset, the order of its images, and padded evaluation batches."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import keys
-from resnet_jax.data.sources import Dataset, train_val_split
+from resnet_jax.data.sources import Dataset, load_dataset, train_val_split
 from resnet_jax.errors import UserError
 
 IMAGE_SHAPE, TRAIN_IMAGES = (32, 32, 3), 50_000  # of CIFAR-10
@@ -35,6 +35,29 @@ class Examples:
 
 
 jax.tree_util.register_dataclass(Examples, ["images", "labels"], [])
+
+
+def load(config: ConfigDict, notify: Callable[[str], None]) -> Dataset:
+    """Returns the dataset that a config names.
+
+    Args:
+      config: the group `data` of a config.
+      notify: is told what is passed over and fetched.
+
+    Raises:
+      UserError: if it can't be had, or a class is named twice.
+    """
+    dataset = load_dataset(config.source, config.dir or None, notify)
+    return select_classes(dataset, config.classes)
+
+
+def input_shape(config: ConfigDict) -> tuple[int, int, int]:
+    """Returns the height, width and channels of what a model takes.
+
+    Args:
+      config: the group `data` of a config.
+    """
+    return (config.image_size, config.image_size, 3) if config.image_size else IMAGE_SHAPE
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:

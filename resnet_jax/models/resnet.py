@@ -258,12 +258,14 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, start_stage: int = 0) -> jax.Array:
         """Maps images to logits.
 
         Args:
           x: normalised images, `[batch, height, width, channels]`.
           train: whether to normalise with the batch's statistics and to apply dropout.
+          start_stage: stage whose output `x` is, if it is not the images, so that only what comes
+            after is applied; 0: `x` is the images.
 
         Returns:
           Logits, float32 `[batch, num_classes]`.
@@ -276,8 +278,10 @@ class ResNet(nn.Module):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
         norm = functools.partial(self.norm_cls, **dtypes)
-        x = self.apply_stem(x.astype(self.dtype), conv, norm, train=train)
-        for stage, size in enumerate(self.stage_sizes, start=1):
+        x = x.astype(self.dtype)
+        if not start_stage:
+            x = self.apply_stem(x, conv, norm, train=train)
+        for stage, size in list(enumerate(self.stage_sizes, start=1))[start_stage:]:
             for index in range(1, size + 1):
                 x = self.make_block(stage, index, conv, norm)(x, train=train)
             self.sow("intermediates", f"stage{stage}", x)

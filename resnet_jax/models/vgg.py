@@ -69,12 +69,14 @@ class VGG(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, *, train: bool, start_stage: int = 0) -> jax.Array:
         """Maps images to logits.
 
         Args:
           x: normalised images, `[batch, height, width, channels]`.
           train: whether to normalise with the batch's statistics and to apply dropout.
+          start_stage: stage whose output `x` is, if it is not the images, so that only what comes
+            after is applied; 0: `x` is the images.
 
         Returns:
           Logits, float32 `[batch, num_classes]`.
@@ -82,7 +84,8 @@ class VGG(nn.Module):
         Raises:
           UserError: if the images are smaller than the product of all pools.
         """
-        layers.check_images(x, 2 ** len(self.stage_sizes))
+        if not start_stage:
+            layers.check_images(x, 2 ** len(self.stage_sizes))
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         zeros = nn.initializers.zeros
         conv: Callable[..., layers.Conv] = functools.partial(
@@ -98,9 +101,8 @@ class VGG(nn.Module):
             layers.Dense, kernel_init=dense_kernel_init, bias_init=zeros, **dtypes
         )
         x = x.astype(self.dtype)
-        for stage, (size, filters) in enumerate(
-            zip(self.stage_sizes, self.num_filters, strict=True), 1
-        ):
+        stages = list(enumerate(zip(self.stage_sizes, self.num_filters, strict=True), start=1))
+        for stage, (size, filters) in stages[start_stage:]:
             for index in range(1, size + 1):
                 x = conv(filters, name=f"conv{stage}_{index}")(x)
                 if self.batch_norm:

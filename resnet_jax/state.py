@@ -1,0 +1,99 @@
+"""The state of a training: what a checkpoint holds."""
+
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import ConfigDict
+
+from resnet_jax import keys
+
+Tree = Any
+
+
+class Sums(flax.struct.PyTreeNode):
+    """What is added up over the images of an epoch or of an evaluation.
+
+    Attributes:
+      loss: sum of the losses, float32 scalar.
+      correct: number of images classified correctly, float32 scalar.
+      count: number of images, float32 scalar.
+      bad_step: first step, from 1, whose loss or gradient was not finite, int32 scalar; -1: none.
+    """
+
+    loss: jax.Array
+    correct: jax.Array
+    count: jax.Array
+    bad_step: jax.Array
+
+    @classmethod
+    def zero(cls) -> "Sums":
+        """Returns the sums over nothing."""
+        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32))
+
+    def means(self) -> dict[str, float]:
+        """Returns the mean loss and the accuracy, in percent."""
+        count = float(self.count)
+        return {"loss": float(self.loss) / count, "accuracy": 100 * float(self.correct) / count}
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that a training step reads and writes; a checkpoint holds exactly this.
+
+    Attributes:
+      step: number of steps taken, int32 scalar.
+      params: the model's parameters.
+      batch_stats: its running statistics; empty for a model without any.
+      opt_state: the optimizer's state, hyper-parameters included.
+      average: moving average of params and batch_stats; empty if there is none.
+      sums: sums over the images of the epoch so far.
+    """
+
+    step: jax.Array
+    params: Tree
+    batch_stats: Tree
+    opt_state: Tree
+    average: Tree
+    sums: Sums
+
+    def variables(self) -> dict[str, Tree]:
+        """Returns the variables to evaluate: the moving average if there is one."""
+        return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
+
+
+def create_state(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      model: the module to train.
+      optimizer: its optimizer.
+      config: the whole config.
+      image_shape: `(height, width, channels)`.
+    """
+
+    @jax.jit
+    def init(key: jax.Array) -> TrainState:
+        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+        params, batch_stats = variables["params"], variables.get("batch_stats", {})
+        return TrainState(
+            step=jnp.array(0, jnp.int32),
+            params=params,
+            batch_stats=batch_stats,
+            opt_state=optimizer.init(params),
+            average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
+            sums=Sums.zero(),
+        )
+
+    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT))
+
+
+def _average(params: Tree, batch_stats: Tree) -> dict[str, Tree]:
+    return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
