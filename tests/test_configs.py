@@ -23,7 +23,7 @@ CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 def commands(path):
     """Returns the specifications, FILE[:VARIANT], that a config's header tells users to run."""
     header = runpy.run_path(str(path))["__doc__"]
-    found = re.findall(rf"--config=configs/({path.stem}\.py(?::[\w.]+)?)", header)
+    found = re.findall(rf"--config=configs/({path.stem}\.py(?::[\w.-]+)?)", header)
     assert found, f"{path.name} does not open with its command"
     return found
 
@@ -79,6 +79,9 @@ def narrowed(config):
     if "hidden_size" in options:
         narrow |= {"hidden_size": 12, "num_heads": 3, "num_layers": 1}
     config.model.options = dict(config.model.options) | narrow
+    if config.data.image_size:
+        config.data.image_size = 64
+    config.init.weights = ""
     config.batch_size = 8
     config.data.source = "sample"
     return config
