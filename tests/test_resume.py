@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import tiny_run
+from test_recorder import events
 
 from resnet_jax import main
 from resnet_jax.checkpoint import Checkpoints
@@ -52,7 +53,9 @@ def test_reference_exercises_what_resuming_must_carry_on(rich_run):
     assert state.opt_state.gradient_step == final["step"] // 2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))]
+)
 def test_killed_run_resumes_bit_for_bit(rich_run, tmp_path, seed):
     workdir = tmp_path / "run"
     step = random.Random(seed).randrange(2, rich_run[1]["step"])
@@ -79,6 +82,7 @@ def test_signals_save_and_say_how_to_resume(rich_run, tmp_path, monkeypatch, cap
     assert main.main(["resnet-jax", *command(workdir)]) == 0
     assert "resuming after step 8" in capfd.readouterr().out
     assert_same_end(workdir, rich_run)
+    assert events(workdir / "events") == events(rich_run[0] / "events")
 
 
 def test_finished_run_is_left_as_it_is(rich_run, tmp_path, monkeypatch):

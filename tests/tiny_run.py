@@ -36,7 +36,6 @@ def _rich(config):
     config.augment.crop_padding = 4
     config.augment.flip = "alternating"
     config.augment.cutout = 8
-    config.augment.mixup = 0.2
     config.loss.label_smoothing = 0.1
     config.schedule.name = "plateau"
     config.schedule.options.factor = 0.5
