@@ -124,7 +124,7 @@ def test_another_page_in_place_of_the_archive(host, root):
     part(root).write_bytes(host.content[:4321])
     host.content = b"<html>please log in</html>"
     host.honours_range = False
-    with pytest.raises(Unavailable, match="is not the archive: 26 bytes"):
+    with pytest.raises(Unavailable, match="is not the file: 26 bytes"):
         download.read_archive(root, lambda *_: None)
     assert part(root).stat().st_size == 4321
 

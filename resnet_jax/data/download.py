@@ -1,5 +1,6 @@
-"""Downloads the original archive of CIFAR-10; an interrupted download goes on where it stopped."""
+"""Downloads files of known digests; an interrupted download goes on where it stopped."""
 
+import functools
 import hashlib
 import http.client
 import time
@@ -7,6 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from resnet_jax.data import cache, originals
 from resnet_jax.data.batches import Batches, Unavailable
@@ -19,8 +21,24 @@ URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 FILE_NAME = URL.rpartition("/")[2]
 BYTES = 170_052_171
 MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
-_TIMEOUT = 20  # seconds without a byte
+TIMEOUT = 20  # seconds without a byte
 _CHUNK = 2**18
+
+
+class Remote(NamedTuple):
+    """A file to download.
+
+    Attributes:
+      url: its address.
+      size: bytes.
+      algorithm: "md5" or "sha256".
+      digest: the digest of its content by that algorithm, or how it begins, in hexadecimal.
+    """
+
+    url: str
+    size: int
+    algorithm: str
+    digest: str
 
 
 def read_archive(root: Path, progress: Progress) -> Batches:
@@ -37,7 +55,7 @@ def read_archive(root: Path, progress: Progress) -> Batches:
     part = cache.prepare(root) / f"{FILE_NAME}.part"
     archive = part.with_suffix("")
     if not archive.exists():
-        _complete(part, progress)
+        complete(Remote(URL, BYTES, "md5", MD5), part, progress)
         with cache.using(root):
             part.replace(archive)
     try:
@@ -46,60 +64,77 @@ def read_archive(root: Path, progress: Progress) -> Batches:
         archive.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
 
 
-def _complete(part: Path, progress: Progress) -> None:
-    """Downloads what `part` still lacks, then checks the whole."""
-    size = _size(part)
-    while size != BYTES:
+def complete(remote: Remote, part: Path, progress: Progress) -> None:
+    """Downloads what `part` still lacks of a file, then checks the whole.
+
+    Args:
+      remote: the file.
+      part: where it is downloaded to; what is there is kept if the download fails.
+      progress: told about every piece that arrives.
+
+    Raises:
+      Unavailable: the host is out of reach, or what it sent is not the file.
+      UserError: the disk is full; nothing is left then.
+    """
+    size = _size(part, remote)
+    while size != remote.size:
         try:
-            _append(part, progress)
+            _append(remote, part, progress)
             reason = "the connection was closed early"
         except Unavailable:
             raise
         except UserError:  # the disk is full: what is there would only keep it so
             part.unlink(missing_ok=True)
             raise
-        except urllib.error.HTTPError as error:
-            reason = str(error)
-        except urllib.error.URLError as error:
-            reason = str(error.reason)
         except (http.client.HTTPException, OSError) as error:
-            reason = str(error) or type(error).__name__
-        if _size(part) <= size:  # no headway: give up, but keep what there is
+            reason = why(error)
+        if _size(part, remote) <= size:  # no headway: give up, but keep what there is
             kept = f"; {size // 10**6} MB are kept, run again to go on" if size else ""
-            raise Unavailable(f"{URL}: {reason}{kept}")
-        size = _size(part)
+            raise Unavailable(f"{remote.url}: {reason}{kept}")
+        size = _size(part, remote)
     with part.open("rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != MD5:
+        new = functools.partial(hashlib.new, remote.algorithm, usedforsecurity=False)
+        found = hashlib.file_digest(file, new).hexdigest()
+    if not found.startswith(remote.digest):
         part.unlink()
-        raise Unavailable(f"{URL} is altered: expected MD5 {MD5}, found {found}; it is deleted")
+        raise Unavailable(
+            f"{remote.url} is altered: expected {remote.algorithm.upper()} {remote.digest}, "
+            f"found {found}; it is deleted"
+        )
 
 
-def _append(part: Path, progress: Progress) -> None:
+def why(error: Exception) -> str:
+    """Returns the reason of a failed request, in a few words."""
+    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
+        return str(error.reason)
+    return str(error) or type(error).__name__
+
+
+def _append(remote: Remote, part: Path, progress: Progress) -> None:
     """Asks the host for the bytes after those in `part` and appends them until it stops sending."""
-    size = _size(part)
-    request = urllib.request.Request(URL, headers={"Range": f"bytes={size}-"} if size else {})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT) as response:
+    size, (url, total) = _size(part, remote), remote[:2]
+    request = urllib.request.Request(url, headers={"Range": f"bytes={size}-"} if size else {})
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             size = 0  # the host sends it all again
         expected = response.headers.get("Content-Length")
-        if expected is not None and size + int(expected) != BYTES:
-            raise Unavailable(f"{URL} is not the archive: {size + int(expected)} bytes")
+        if expected is not None and size + int(expected) != total:
+            raise Unavailable(f"{url} is not the file: {size + int(expected)} bytes, not {total}")
         with cache.using(part.parent):
             file = part.open("ab" if size else "wb")
         with file:
-            while size < BYTES and (chunk := response.read(_CHUNK)):
+            while size < total and (chunk := response.read(_CHUNK)):
                 with cache.using(part.parent):
                     file.write(chunk)
                     file.flush()
                 size += len(chunk)
-                progress(FILE_NAME, size, BYTES)
+                progress(url.rpartition("/")[2], size, total)
 
 
-def _size(part: Path) -> int:
+def _size(part: Path, remote: Remote) -> int:
     """Returns the bytes of `part` on disk; one that is too long is removed first."""
     size = part.stat().st_size if part.exists() else 0
-    if size > BYTES:
+    if size > remote.size:
         part.unlink()
         return 0
     return size

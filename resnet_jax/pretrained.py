@@ -1,0 +1,71 @@
+"""Published weights: torchvision's ImageNet models, downloaded once and checked."""
+
+import http.client
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+from resnet_jax.data import cache
+from resnet_jax.data.batches import Unavailable
+from resnet_jax.data.download import TIMEOUT, PlainProgress, Remote, complete, why
+from resnet_jax.errors import UserError
+
+URL = "https://download.pytorch.org/models/"
+
+# Model -> file; the end of a name is how the SHA-256 of the file begins.
+FILES = {
+    "resnet18": "resnet18-f37072fd.pth",
+    "resnet34": "resnet34-b627a593.pth",
+    "resnet50": "resnet50-0676ba61.pth",
+    "resnet101": "resnet101-63fe2227.pth",
+    "resnet152": "resnet152-394f9c45.pth",
+    "vgg11": "vgg11-8a719046.pth",
+    "vgg13": "vgg13-19584684.pth",
+    "vgg16": "vgg16-397923af.pth",
+    "vgg19": "vgg19-dcbb9e9d.pth",
+    "vgg11_bn": "vgg11_bn-6002323d.pth",
+    "vgg13_bn": "vgg13_bn-abd245e5.pth",
+    "vgg16_bn": "vgg16_bn-6c64b313.pth",
+    "vgg19_bn": "vgg19_bn-c79401a0.pth",
+}
+
+
+def torchvision_file(model: str, notify: Callable[[str], None]) -> Path:
+    """Returns the file of torchvision's weights of a model, from the cache or downloaded.
+
+    Args:
+      model: name of the model.
+      notify: is told of the download.
+
+    Raises:
+      UserError: if torchvision publishes none, its host is out of reach, or what it sends differs.
+    """
+    if model not in FILES:
+        raise UserError(
+            f"config field init.weights is 'torchvision', which has no weights for {model}; "
+            f"name a file, or take a model of {', '.join(FILES)}"
+        )
+    path = cache.prepare(cache.default_cache_dir()) / FILES[model]
+    if path.exists():
+        return path
+    digest = path.stem.rpartition("-")[2]
+    try:
+        remote = Remote(URL + path.name, _remote_size(URL + path.name), "sha256", digest)
+        part = path.with_name(f"{path.name}.part")
+        complete(remote, part, PlainProgress(notify))
+    except Unavailable as error:
+        raise UserError(
+            f"{error}; name a file that you have by --config.init.weights=FILE"
+        ) from None
+    part.replace(path)
+    return path
+
+
+def _remote_size(url: str) -> int:
+    """Returns the size of a remote file, bytes."""
+    try:
+        request = urllib.request.Request(url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            return int(response.headers["Content-Length"])
+    except (http.client.HTTPException, OSError, TypeError, ValueError) as error:
+        raise Unavailable(f"{url}: {why(error)}") from error
