@@ -46,7 +46,7 @@ def test_altered_file_is_refused(host):
 
 def test_missing_file_and_unknown_model(host):
     host.unlink()
-    with pytest.raises(UserError, match="404.*--config.init.weights=FILE"):
+    with pytest.raises(UserError, match=r"404.*--config.init.weights=FILE"):
         pretrained.torchvision_file("vgg16", print)
     with pytest.raises(UserError, match="no weights for cnn"):
         pretrained.torchvision_file("cnn", print)
