@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, overload
 
 import flax.linen as nn
 
@@ -129,27 +130,59 @@ def model_options(name: str) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
 
 
-def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+@overload
+def create_model(
+    name: str, num_classes: int | None = None, *, weights: None = None, **options: Any
+) -> nn.Module: ...
+
+
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | os.PathLike[str],
+    **options: Any,
+) -> tuple[nn.Module, dict[str, Any]]: ...
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> nn.Module | tuple[nn.Module, dict[str, Any]]:
     """Returns a Flax module by its registry name.
 
     Args:
       name: a name of `list_models()`.
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head; None: 10, or as many as `weights` has. A head of
+        `weights` with another number is replaced by a new one.
+      weights: a file of PyTorch weights, `.pth`, `.pt`, `.th` or `.safetensors`; see
+        `resnet_jax.import_torch`.
       **options: fields of the module that replace the registry's, such as `dropout_rate`; lists
         stand for tuples, names for dtypes, block classes and activations.
 
     Returns:
-      A module to be called as `module.apply(variables, x, train=...)`.
+      A module to be called as `module.apply(variables, x, train=...)`; with `weights`, the module
+      and its variables.
 
     Raises:
-      UserError: if there is no such model, or it has no such option or not of such a value.
+      UserError: if there is no such model, it has no such option or not of such a value, or the
+        weights can't be used.
     """
     known = model_options(name)
     for option in options:
         if option not in known:
             raise unknown(f"option of model {name!r}", option, known)
+    if weights is not None:
+        # That room needs this one, so it is imported only here.
+        from resnet_jax.torch_weights import create_with_weights
+
+        return create_with_weights(name, num_classes, weights, options)
     constructor = _constructor(name)
-    options["num_classes"] = num_classes
+    options["num_classes"] = 10 if num_classes is None else num_classes
     return constructor(**checked_options(_module(constructor), options))
 
 

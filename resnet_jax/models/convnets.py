@@ -20,7 +20,7 @@ class CNN(nn.Module):
     initialisation fixes the inputs of `fc1`.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head, what it would read is returned.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
     """
@@ -53,6 +53,8 @@ class CNN(nn.Module):
         x = x.reshape(x.shape[0], -1)
         x = nn.relu(layers.Dense(120, name="fc1", **dtypes)(x))
         x = nn.relu(layers.Dense(84, name="fc2", **dtypes)(x))
+        if self.num_classes == 0:
+            return x.astype(jnp.float32)
         logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
         return logits.astype(jnp.float32)
 
@@ -68,7 +70,7 @@ class AlexNet(nn.Module):
     fixes the inputs of `fc1`.
 
     Attributes:
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head, what it would read is returned.
       num_filters: width of each of the five convolutions.
       hidden_sizes: widths of the two hidden linear layers.
       dropout_rate: dropout before each hidden linear layer.
@@ -125,5 +127,7 @@ class AlexNet(nn.Module):
         for index, features in enumerate(self.hidden_sizes, start=1):
             dropout = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")
             x = nn.relu(layers.Dense(features, name=f"fc{index}", **dtypes)(dropout(x)))
+        if self.num_classes == 0:
+            return x.astype(jnp.float32)
         logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
         return logits.astype(jnp.float32)

@@ -24,7 +24,7 @@ def checked_options(module: type[nn.Module], options: Mapping[str, Any]) -> dict
     """Returns options in the exact types of a module's fields.
 
     A config holds plain values: there, lists stand for tuples, and names for dtypes, block classes
-    and activations. A whole number is at least 1, or 0 where 0 is its default; a rate is in [0, 1).
+    and activations. A whole number is at least 1, or 0 where that means none; a rate is in [0, 1).
 
     Args:
       module: a Flax module.
@@ -64,7 +64,7 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
         value = float(value)
     if type(value) is not kind:
         raise UserError(f"model option {name} takes a {kind.__name__}, not {value!r}")
-    low = 0 if field.default == 0 else 1
+    low = 0 if field.default == 0 or name == "num_classes" else 1
     if type(value) is int and value < low:
         raise UserError(f"model option {name} must be at least {low}, not {value}")
     if type(value) is float and name.endswith("_rate") and not 0 <= value < 1:

@@ -188,7 +188,7 @@ class ResNet(nn.Module):
       stage_sizes: number of blocks in each stage.
       num_filters: width of each stage.
       block_cls: `BasicBlock`, `BottleneckBlock` or one of their pre-activation kin.
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head, the pooled features are returned.
       stem: "cifar" (3x3, stride 1) or "imagenet" (7x7, stride 2, and a 3x3 max-pool of stride 2).
       stem_filters: width of the stem; 0: that of the first stage.
       stage_strides: step of each stage, pixels; empty: 1 for the first stage and 2 for the others.
@@ -289,6 +289,8 @@ class ResNet(nn.Module):
             x = self.activation(norm(name="final_bn")(x, train=train))
         x = x.mean(axis=(1, 2))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        if self.num_classes == 0:
+            return x.astype(jnp.float32)
         logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
         return logits.astype(jnp.float32)
 

@@ -37,7 +37,7 @@ class VGG(nn.Module):
       stage_sizes: number of 3x3 convolutions in each stage.
       num_filters: width of each stage.
       batch_norm: whether a batch normalization follows each convolution.
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head, what it would read is returned.
       classifier: "imagenet" (a 7x7 grid, 4096-4096-logits), "transfer" (a 7x7 grid,
         4096-4096-512-logits) or "cifar" (the global average, then the logits).
       dropout_rate: dropout after each hidden linear layer.
@@ -115,4 +115,6 @@ class VGG(nn.Module):
         for index, features in enumerate(hidden_sizes, start=1):
             x = nn.relu(dense(features, name=f"fc{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")(x)
+        if self.num_classes == 0:
+            return x.astype(jnp.float32)
         return dense(self.num_classes, name="head")(x).astype(jnp.float32)

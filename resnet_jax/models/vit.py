@@ -101,7 +101,7 @@ class VisionTransformer(nn.Module):
       num_layers: number of blocks.
       num_heads: number of attention heads.
       mlp_ratio: width of the hidden layers over that of the tokens.
-      num_classes: number of logits.
+      num_classes: number of logits; 0: no head, what it would read is returned.
       dropout_rate: dropout before the head.
       stochastic_depth_rate: probability of dropping the last block's branches; it grows linearly
         from zero at the first block.
@@ -162,6 +162,8 @@ class VisionTransformer(nn.Module):
             self.sow("intermediates", f"stage{index}", x)
         x = nn.LayerNorm(use_fast_variance=False, name="norm", **dtypes)(x)[:, 0]
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
+        if self.num_classes == 0:
+            return x.astype(jnp.float32)
         return _dense(**dtypes)(self.num_classes, name="head")(x).astype(jnp.float32)
 
     def embed(self, x: jax.Array) -> jax.Array:
