@@ -94,7 +94,7 @@ def test_steps_in_one_dispatch_are_the_same_steps(task):
     (one, one_sums), (four, four_sums) = ends
     assert one.step == four.step == 4
     assert one_sums.count == four_sums.count == 480
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), one, four)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, four)
 
 
 def test_a_step_is_a_function_of_seed_and_step(task):
