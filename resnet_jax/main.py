@@ -3,19 +3,23 @@
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
   python -m resnet_jax.main --mode=eval --workdir=DIR
   python -m resnet_jax.main --mode=summary --config=FILE
+  python -m resnet_jax.main --mode=import --config=FILE --config.init.weights=FILE --workdir=DIR
+  python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
 
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
+  import    begin a run with the weights of a PyTorch file and score it, without training
+  export    write a run's best checkpoint as a PyTorch file, .pth or .safetensors
 
 flags
   --config          a file of configs/, with a variant after a colon where it has any
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
                     resnet_jax/config.py lists all fields
   --workdir         the folder of the run; default: runs/<config>-seed<seed>
-  --mode            train (default), eval or summary
+  --mode            one of the above; default: train
 """
 
 import os
@@ -32,7 +36,7 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax import config as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
-MODES = ("train", "eval", "summary")
+MODES = ("train", "eval", "summary", "import", "export")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -82,6 +86,10 @@ def _run_mode(settings: "_Settings") -> None:
         _evaluate(settings.workdir)
     elif settings.mode == "summary":
         _summarise(settings.config)
+    elif settings.mode == "import":
+        _import(settings.config, settings.workdir)
+    elif settings.mode == "export":
+        _export(settings.workdir, settings.output)
     else:
         from resnet_jax.compilation import enable_cache
         from resnet_jax.train import train_and_evaluate
@@ -111,12 +119,35 @@ def _summarise(config: ConfigDict) -> None:
     print(format_schedule(rates, config.num_epochs))
 
 
-def _evaluate(workdir: str) -> None:
+def _import(config: ConfigDict, workdir: str) -> None:
+    from resnet_jax.compilation import enable_cache
+    from resnet_jax.torch_runs import import_run
+
+    enable_cache()
+    imported = import_run(config, workdir)
+    print(
+        f"imported {imported.num_tensors} tensors from {config.init.weights}, by the names of "
+        f"{imported.dialect}, as a run in {workdir}"
+    )
+    if imported.head_kept:
+        _evaluate(workdir, ["newest"])
+    else:
+        print("the head is new, since the file's does not fit model.num_classes: train it")
+
+
+def _export(workdir: str, output: str) -> None:
+    from resnet_jax.torch_runs import export_torch
+
+    export_torch(workdir, output)
+    print(f"wrote {output}")
+
+
+def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> None:
     from resnet_jax.compilation import enable_cache
     from resnet_jax.evaluate import evaluate_run
 
     enable_cache()
-    for which in ("newest", "best"):
+    for which in checkpoints:
         score = evaluate_run(workdir, which)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
@@ -130,13 +161,14 @@ class _Settings(NamedTuple):
     mode: str
     workdir: str
     config: ConfigDict
+    output: str = ""
 
 
 def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for name, default in (("config", ""), ("workdir", ""), ("mode", "train")):
+    for name, default in (("config", ""), ("workdir", ""), ("mode", "train"), ("output", "")):
         flags.DEFINE_string(name, default, "", flag_values=values)
     try:
         rest = values(arguments, known_only=True)
@@ -148,6 +180,12 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         if not values.workdir or len(rest) > 1:
             raise UserError("--mode=eval takes --workdir, the folder of a run, and nothing else")
         return _Settings(values.mode, values.workdir, ConfigDict())
+    if values.mode == "export":
+        if not values.workdir or not values.output or len(rest) > 1:
+            raise UserError("--mode=export takes --workdir, the folder of a run, and --output=FILE")
+        return _Settings(values.mode, values.workdir, ConfigDict(), values.output)
+    if values.output:
+        raise UserError("--output is for --mode=export only")
     if not values.config:
         raise UserError("--config is missing, a file such as configs/resnet_v2.py; see --help")
     config = config_lib.validate(_override(config_lib.load(values.config), rest))
