@@ -17,7 +17,7 @@ modes
 flags
   --config          a file of configs/, with a variant after a colon where it has any
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
-                    resnet_jax/config.py lists all fields
+                    resnet_jax/fields.py lists all fields
   --workdir         the folder of the run; default: runs/<config>-seed<seed>
   --mode            one of the above; default: train
 """

@@ -69,6 +69,7 @@ def create_state(
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     image_shape: tuple[int, ...],
+    weights: dict[str, Tree] | None = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -77,11 +78,12 @@ def create_state(
       optimizer: its optimizer.
       config: the whole config.
       image_shape: `(height, width, channels)`.
+      weights: the model's variables; None: random ones.
     """
 
     @jax.jit
-    def init(key: jax.Array) -> TrainState:
-        variables = model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    def init(key: jax.Array, weights: dict[str, Tree] | None) -> TrainState:
+        variables = weights or model.init(key, jnp.zeros((1, *image_shape)), train=False)
         params, batch_stats = variables["params"], variables.get("batch_stats", {})
         return TrainState(
             step=jnp.array(0, jnp.int32),
@@ -92,7 +94,7 @@ def create_state(
             sums=Sums.zero(),
         )
 
-    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT))
+    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT), weights)
 
 
 def _average(params: Tree, batch_stats: Tree) -> dict[str, Tree]:

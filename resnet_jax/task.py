@@ -1,12 +1,14 @@
 """What a training is made of: model, data, order of the images, and the agenda of its events."""
 
 import dataclasses
+import functools
+import os
+import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from resnet_jax import transfer
@@ -15,9 +17,11 @@ from resnet_jax.data.sources import SOURCES, Dataset
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.models import create_model
 from resnet_jax.optim import create_optimizer
+from resnet_jax.pretrained import torchvision_file
 from resnet_jax.schedules import create_schedule
-from resnet_jax.state import Sums, TrainState, create_state
+from resnet_jax.state import Sums, TrainState, Tree, create_state
 from resnet_jax.steps import Steps
+from resnet_jax.torch_weights import import_torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,17 @@ def check(config: ConfigDict) -> None:
         raise unknown("data source (data.source)", config.data.source, SOURCES)
 
 
+def check_weights(config: ConfigDict) -> None:
+    """Refuses a config whose training would start from a file that does not exist.
+
+    Raises:
+      UserError: if it would.
+    """
+    weights = config.init.weights
+    if weights not in ("", "torchvision") and not os.path.isfile(weights):
+        raise UserError(f"config field init.weights: there is no file {weights}")
+
+
 def build_model(config: ConfigDict) -> nn.Module:
     """Returns the module that a config names."""
     options = config.model.options.to_dict() | {"dtype": config.model.dtype}
@@ -118,7 +133,7 @@ class Task:
       agenda: when what is due.
       steps: the compiled functions.
       learning_rates: learning rate of every step, float32 `[steps]`.
-      state: the state before the first step.
+      state: the state to go on from.
     """
 
     config: ConfigDict
@@ -133,9 +148,20 @@ class Task:
 
     @classmethod
     def create(
-        cls, config: ConfigDict, dataset: Dataset | None, notify: Callable[[str], None]
+        cls,
+        config: ConfigDict,
+        dataset: Dataset | None,
+        notify: Callable[[str], None],
+        restore: Callable[[TrainState], TrainState | None] = lambda template: None,
     ) -> "Task":
-        """Makes everything that a config names; `dataset` replaces its data."""
+        """Makes everything that a config names.
+
+        Args:
+          config: the checked config.
+          dataset: the images; None: those that the config names.
+          notify: is told what is fetched and passed over.
+          restore: maps a template to the state to go on from; None: there is none.
+        """
         model = build_model(config)
         optimizer = create_optimizer(config.optimizer)
         if dataset is None:
@@ -160,7 +186,10 @@ class Task:
             steps_per_epoch=order.steps_per_epoch,
             num_epochs=config.num_epochs,
         )
-        state = _initial_state(config, model, optimizer, notify)
+        create = functools.partial(create_state, model, optimizer, config, input_shape(config.data))
+        state = restore(jax.eval_shape(create))
+        if state is None:
+            state = create(_weights(config, model, notify))
         steps = Steps(model, optimizer, config, order.steps_per_epoch)
         data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
         if config.init.cached_stage:
@@ -195,15 +224,27 @@ class Task:
         return self.steps.evaluate(state.variables(), self.data[name], batch_size)
 
 
-def _initial_state(
-    config: ConfigDict,
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    notify: Callable[[str], None],
-) -> TrainState:
-    """Returns the state before the first step, with the weights that the config starts from."""
-    shape = input_shape(config.data)
-    state = create_state(model, optimizer, config, shape)
-    if config.init.weights:
-        raise NotImplementedError
-    return state
+def weights_path(config: ConfigDict, notify: Callable[[str], None]) -> pathlib.Path:
+    """Returns the file that `init.weights` stands for, downloaded if it is torchvision's.
+
+    Args:
+      config: the checked config, whose `init.weights` is not empty.
+      notify: is told of a download.
+
+    Raises:
+      UserError: if it can't be downloaded.
+    """
+    if config.init.weights == "torchvision":
+        return torchvision_file(config.model.name, notify)
+    return pathlib.Path(config.init.weights)
+
+
+def _weights(
+    config: ConfigDict, model: nn.Module, notify: Callable[[str], None]
+) -> dict[str, Tree] | None:
+    """Returns the weights that a training starts from; None: random ones."""
+    if not config.init.weights:
+        return None
+    path, shape = weights_path(config, notify), input_shape(config.data)
+    notify(f"starting from the weights in {path}")
+    return import_torch(path, model, "fit", image_shape=shape, seed=config.seed)

@@ -15,9 +15,8 @@ from resnet_jax.data.pipeline import input_shape
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import restore
 from resnet_jax.optim import create_optimizer
-from resnet_jax.pretrained import torchvision_file
 from resnet_jax.state import create_state
-from resnet_jax.task import build_model, check
+from resnet_jax.task import build_model, check, weights_path
 from resnet_jax.torch_files import TorchFile, write
 
 
@@ -44,12 +43,8 @@ def import_run(
     if not config.init.weights:
         raise UserError("name the PyTorch file to import, by --config.init.weights=FILE")
     model, shape = build_model(config), input_shape(config.data)
-    path: str | os.PathLike[str] = config.init.weights
-    if path == "torchvision":
-        path = torchvision_file(config.model.name, notify)
-    imported = torch_weights.fill(
-        TorchFile(path), model, "fit", image_shape=shape, seed=config.seed
-    )
+    file = TorchFile(weights_path(config, notify))
+    imported = torch_weights.fill(file, model, "fit", image_shape=shape, seed=config.seed)
     optimizer = create_optimizer(config.optimizer)
     with workdir_lib.claim(workdir, config) as folder:
         checkpoints = Checkpoints(folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep)

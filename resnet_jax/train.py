@@ -23,7 +23,7 @@ from resnet_jax.metrics import Record
 from resnet_jax.recorder import Recorder
 from resnet_jax.schedules import plateau_factor
 from resnet_jax.state import TrainState
-from resnet_jax.task import Task, check
+from resnet_jax.task import Task, check, check_weights
 from resnet_jax.terminal import Terminal, duration
 
 
@@ -50,17 +50,18 @@ def train_and_evaluate(
     """
     config = config_lib.validate(config)
     check(config)
+    if not os.path.exists(os.path.join(workdir, workdir_lib.CHECKPOINTS)):
+        check_weights(config)  # a run that resumes has them
     with contextlib.ExitStack() as stack:
         stack.enter_context(_memory_errors())
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
         folder = stack.enter_context(workdir_lib.claim(workdir, config))
-        task = Task.create(config, dataset, terminal.note)
         checkpoints = Checkpoints(
             folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        state = checkpoints.restore_newest(task.state) or task.state
-        state = jax.device_put(state, task.steps.replicated)
+        task = Task.create(config, dataset, terminal.note, checkpoints.restore_newest)
+        state = jax.device_put(task.state, task.steps.replicated)
         step = int(state.step)
         recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal)
         stack.enter_context(contextlib.closing(recorder))
