@@ -110,7 +110,24 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
     """
     if not isinstance(config, ConfigDict | dict):
         raise UserError(f"a config is a ConfigDict, not {type(config).__name__}")
-    values = flatten(config)
+    return _validated(flatten(config))
+
+
+def upgraded(stored: Mapping[str, Any]) -> ConfigDict:
+    """Returns the checked config of a run that an older version may have begun.
+
+    Fields that it did not know get their defaults, which stand for what it did.
+
+    Args:
+      stored: the config, as read from JSON.
+
+    Raises:
+      UserError: see `validate`.
+    """
+    return _validated({path: field.default for path, field in FIELDS.items()} | flatten(stored))
+
+
+def _validated(values: dict[str, Any]) -> ConfigDict:
     for path in values:
         check_field(path)
     checked = default_config()

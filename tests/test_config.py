@@ -143,3 +143,12 @@ def test_the_sample_is_other_data_but_all_other_sources_are_the_same():
     assert config_lib.differences(old, new) == []
     new.data.source = "sample"
     assert config_lib.differences(old, new) == ["data.source was 'all', is 'sample'"]
+
+
+def test_a_config_of_an_older_version_gets_the_defaults_of_newer_fields():
+    stored = config_lib.default_config().to_dict()
+    del stored["init"], stored["data"]["classes"]
+    assert config_lib.differences(config_lib.upgraded(stored), config_lib.default_config()) == []
+    stored["data"]["klasses"] = ()
+    with pytest.raises(UserError, match=r"data\.klasses"):
+        config_lib.upgraded(stored)
