@@ -22,6 +22,8 @@ from resnet_jax.fields import FIELDS, RESUMABLE, Field
 
 Variant = TypeVar("Variant")
 
+_DEFAULTS = {path: field.default for path, field in FIELDS.items()}
+
 
 def default_config() -> ConfigDict:
     """Returns a new config of all fields at their defaults."""
@@ -124,7 +126,7 @@ def upgraded(stored: Mapping[str, Any]) -> ConfigDict:
     Raises:
       UserError: see `validate`.
     """
-    return _validated({path: field.default for path, field in FIELDS.items()} | flatten(stored))
+    return _validated(_DEFAULTS | flatten(stored))
 
 
 def _validated(values: dict[str, Any]) -> ConfigDict:
@@ -170,10 +172,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns one phrase for each field whose change would make a different run.
 
     Args:
-      old: the config of the run so far, or its dict read from JSON.
+      old: the config of the run so far, or its dict read from JSON, perhaps by an older version.
       new: the config asked for now.
     """
-    before, after = _comparable(old), _comparable(new)
+    before, after = _comparable(_DEFAULTS | flatten(old)), _comparable(flatten(new))
     return [
         f"{path} was {before.get(path)!r}, is {after.get(path)!r}"
         for path in sorted(before.keys() | after.keys())
@@ -185,15 +187,15 @@ def _is_open(path: str) -> bool:
     return path in FIELDS and isinstance(FIELDS[path].default, dict)
 
 
-def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
+def _comparable(values: dict[str, Any]) -> dict[str, Any]:
+    """Returns flat values with lists for tuples, as JSON has them."""
+
     def plain(value: Any) -> Any:
         if isinstance(value, Mapping):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    values = {path: plain(value) for path, value in flatten(config).items()}
-    # All sources but the sample hold the same bytes.
-    return values | {"data.source": "sample" if values.get("data.source") == "sample" else "all"}
+    return {path: plain(value) for path, value in values.items()}
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

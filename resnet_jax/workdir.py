@@ -101,7 +101,7 @@ def _keep_config(folder: pathlib.Path, config: ConfigDict) -> None:
     file = folder / CONFIG
     # Until the first checkpoint nothing would be lost, and a slip in the config can be mended.
     begun = any(folder.glob(f"{CHECKPOINTS}/*"))
-    if begun and (changed := config_lib.differences(config_lib.upgraded(_read_json(file)), config)):
+    if begun and (changed := config_lib.differences(_read_json(file), config)):
         raise UserError(
             f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
             "name another --workdir"

@@ -148,7 +148,8 @@ def test_the_sample_is_other_data_but_all_other_sources_are_the_same():
 def test_a_config_of_an_older_version_gets_the_defaults_of_newer_fields():
     stored = config_lib.default_config().to_dict()
     del stored["init"], stored["data"]["classes"]
-    assert config_lib.differences(config_lib.upgraded(stored), config_lib.default_config()) == []
+    assert config_lib.upgraded(stored).to_dict() == config_lib.default_config().to_dict()
+    assert config_lib.differences(stored, config_lib.default_config()) == []
     stored["data"]["klasses"] = ()
     with pytest.raises(UserError, match=r"data\.klasses"):
         config_lib.upgraded(stored)
