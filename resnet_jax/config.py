@@ -195,7 +195,10 @@ def _comparable(values: dict[str, Any]) -> dict[str, Any]:
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, list | tuple) else value
 
-    return {path: plain(value) for path, value in values.items()}
+    comparable = {path: plain(value) for path, value in values.items()}
+    # All sources but the sample hold the same bytes.
+    is_sample = values.get("data.source") == "sample"
+    return comparable | {"data.source": "sample" if is_sample else "all"}
 
 
 def _set(config: ConfigDict, path: str, value: Any) -> None:

@@ -190,7 +190,8 @@ class TorchFile:
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _Unusable("its safetensors header can't be read, or names no dtype") from error
         data = memoryview(self._bytes)[8 + length :]
-        arrays, position = {}, 0
+        arrays: dict[str, np.ndarray] = {}
+        position = 0
         for name, (dtype, start, stop, shape) in sorted(entries.items(), key=lambda e: e[1][1:3]):
             whole = all(type(n) is int and n >= 0 for n in (start, stop, *shape))
             if not whole or start != position or stop > len(data):
@@ -237,8 +238,9 @@ def _arrays(
     for name, (storage, offset, shape, strides) in tensors.items():
         if storage.key not in data:
             raise _Unusable(f"the storage of {name} is missing")
+        count: int = math.prod(shape)
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-        if math.prod(shape) > storage.size or (math.prod(shape) and last >= storage.size):
+        if count > storage.size or (count and last >= storage.size):
             raise _Unusable(f"tensor {name} is larger than its storage")
         itemsize = storage.dtype.itemsize
         try:
@@ -326,4 +328,4 @@ def _write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> Non
 
 def _raw(array: np.ndarray) -> memoryview:
     """Returns the bytes of a contiguous array."""
-    return memoryview(array.reshape(-1).view(np.uint8))
+    return array.reshape(-1).view(np.uint8).data

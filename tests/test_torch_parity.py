@@ -18,7 +18,6 @@ from resnet_jax.torch_weights import import_torch
 torch = pytest.importorskip("torch")
 nn, F = torch.nn, torch.nn.functional
 
-FAST_COMPILE = {"xla_backend_optimization_level": "0"}
 SIZES, WIDTHS = (1, 2, 1), (8, 12, 16)
 conv = functools.partial(nn.Conv2d, bias=False)
 
@@ -369,10 +368,6 @@ def channels_last(tensor):
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-def jit(function):
-    return jax.jit(function, compiler_options=FAST_COMPILE)
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_parity(case, tmp_path):
     make, name, options = CASES[case]
@@ -387,7 +382,7 @@ def test_parity(case, tmp_path):
 
     module.eval()
     logits, stages = module(batch)
-    ours, state = jit(
+    ours, state = jax.jit(
         lambda v, x: model.apply(v, x, train=False, mutable=["intermediates"]),
     )(variables, images)
     np.testing.assert_allclose(ours, logits.detach(), rtol=1e-4, atol=1e-4)
@@ -410,7 +405,7 @@ def test_parity(case, tmp_path):
         return losses.mean(), state.get("batch_stats")
 
     params = variables.pop("params")
-    (our_loss, stats), grads = jit(jax.value_and_grad(loss_fn, has_aux=True))(params, variables)
+    (our_loss, stats), grads = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))(params, variables)
     assert abs(our_loss - loss.item()) < 1e-4
     assert_close(grads, expected["params"], 1e-3)
     assert_close(stats or {}, expected.get("batch_stats", {}), 1e-4)
