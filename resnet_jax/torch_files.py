@@ -27,7 +27,10 @@ from resnet_jax.errors import UserError, unknown
 
 SUFFIXES = (".pth", ".pt", ".th", ".safetensors")
 
-_LEGACY_START = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled magic number
+# The pickled magic number, in any of the pickle protocols 2 to 5.
+_LEGACY_START = re.compile(
+    rb"\x80[\x02-\x05](\x95.{8})?\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19\.", re.DOTALL
+)
 _SAFETENSORS: dict[str, np.dtype] = {
     "F64": np.dtype("float64"),
     "F32": np.dtype("float32"),
@@ -105,10 +108,10 @@ class TorchFile:
             self.release()
 
     def _read(self) -> dict[str, np.ndarray]:
-        start = self._bytes[:16]
+        start = self._bytes[:32]
         if start.startswith(b"PK"):
             return self._read_zip()
-        if start.startswith(_LEGACY_START):
+        if _LEGACY_START.match(start):
             return self._read_legacy()
         if start[8:9] == b"{":
             return self._read_safetensors()
