@@ -157,6 +157,7 @@ def fill(
     """Returns what an open file gives for a model; see `import_torch`."""
     if head not in HEADS:
         raise unknown("head", head, HEADS)
+    dialects(model)  # refuses what is no model of ours
     tensors = {k: a for k, a in file.tensors.items() if not k.endswith("num_batches_tracked")}
     image_shape = image_shape or _image_shape(model, tensors)
     shapes = jax.eval_shape(
@@ -168,8 +169,11 @@ def fill(
     if head == "fit":
         fits = not _mismatches(head_slots, {k: a for k, a in tensors.items() if k in head_slots})
         head = "keep" if fits else "replace"
-    if head == "replace" or not head_slots:
+    if head == "replace":
         slots = {key: slot for key, slot in slots.items() if key not in head_slots}
+        tensors = {key: array for key, array in tensors.items() if not key.startswith(start)}
+    elif "head" not in shapes["params"]:
+        start = str(dialect.key(model, "head/bias")).removesuffix("bias")
         tensors = {key: array for key, array in tensors.items() if not key.startswith(start)}
     if problems := _mismatches(slots, tensors):
         raise UserError(
@@ -181,7 +185,8 @@ def fill(
         _put(variables, slot.path, _convert(file, key, slot))
     if head == "replace" and head_slots:
         _add_new_head(variables, model, image_shape, seed, list(head_slots.values()))
-    return Imported(variables, dialect.name, len(slots), head == "keep" and bool(head_slots))
+    head_kept = head == "keep" and "head" in variables["params"]
+    return Imported(variables, dialect.name, len(slots), head_kept)
 
 
 def state_dict(model: nn.Module, variables: Mapping[str, Tree]) -> dict[str, np.ndarray]:

@@ -34,7 +34,7 @@ def test_options_from_a_config_make_the_same_module():
     [
         ("resnet_v3", {}, "did you mean resnet_v"),
         ("resnet18", {"droput_rate": 0.1}, "did you mean dropout_rate"),
-        ("resnet18", {"num_classes": 0}, "num_classes must be at least 1"),
+        ("resnet18", {"num_classes": -1}, "num_classes must be at least 0"),
         ("resnet18", {"stage_sizes": "abcd"}, "stage_sizes takes a list of whole numbers"),
         ("resnet18", {"stage_sizes": [2, 2, 2, 0]}, "stage_sizes takes a list"),
         ("resnet18", {"stage_sizes": [2, 2]}, "num_filters has 4 entries but stage_sizes has 2"),
