@@ -52,7 +52,7 @@ def test_builds(spec):
     logits, _ = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
     )
-    assert logits.shape == (2, 10)
+    assert logits.shape == (2, config.model.num_classes)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

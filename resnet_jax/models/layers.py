@@ -3,6 +3,7 @@
 All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are HWIO.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -165,7 +166,7 @@ class StochasticDepth(nn.Module):
 def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int = 0) -> jax.Array:
     """Max-pools `[batch, height, width, channels]` as PyTorch does.
 
-    Windows that do not overlap are a reshape and a maximum, whose gradient is far cheaper than
+    Windows that do not overlap are maxima of strided slices, whose gradient is far cheaper than
     the select-and-scatter of the general form.
 
     Args:
@@ -181,10 +182,9 @@ def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int
     if strides != window or padding:
         pads = ((padding, padding), (padding, padding))
         return nn.max_pool(x, (window, window), (strides, strides), pads)
-    batch, height, width, channels = x.shape
-    rows, columns = height // window, width // window
-    x = x[:, : rows * window, : columns * window]
-    return x.reshape(batch, rows, window, columns, window, channels).max(axis=(2, 4))
+    rows, columns = x.shape[1] // window * window, x.shape[2] // window * window
+    parts = [x[:, i:rows:window, j:columns:window] for i in range(window) for j in range(window)]
+    return functools.reduce(jnp.maximum, parts)
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
