@@ -3,11 +3,11 @@
   python -m resnet_jax.main --config=configs/cnn.py
   python -m resnet_jax.main --config=configs/cnn.py:better
 
-variant   reported test %   expected test %
-reported  62                62
-better    -                 65, a hypothesis
+variant   reported test %   ours, final and best test %
+reported  62                63.31 and 63.72, measured with seed 0
+better    -                 65 expected, a hypothesis
 
-Expected, not measured yet: the accuracies; a few minutes on two CPU cores.
+Measured: 1 minute 39 seconds for the ten epochs on two CPU cores.
 """
 
 from ml_collections import ConfigDict

@@ -6,11 +6,11 @@
   python -m resnet_jax.main --config=configs/resnet_small.py:grid        R1.e: a point of the grid
   python -m resnet_jax.main --config=configs/resnet_small.py:better      our recipe
 
-variant   reported test %   expected test %
-sgd       80.95             81
-adam      86.18             86
-dropout   86 (average)      86
-better    -                 90, a hypothesis
+variant   reported test %   ours, final and best test %
+sgd       80.95             81 expected
+adam      86.18             85.22 and 85.60, measured with seed 0
+dropout   86 (average)      86 expected
+better    -                 90 expected, a hypothesis
 
 R1.e is SGD, RMSprop, Adagrad, Adadelta, Adam, Adamax and NAdam, at learning rates 0.001, 0.005,
 0.007, 0.01 and 0.05, for 10, 30, 50 and 80 epochs, at batches of 100, 150, 200 and 500; name a
@@ -20,7 +20,7 @@ Assumed where the report is silent: crop and flip; the mean and deviation of 0.5
 in R1.b momentum 0.9, batch 5 and a tenth of the learning rate after 5 epochs; in R1.c and R1.d a
 third of it every 8 epochs; in the grid no decay.
 
-Accuracies are expected, not measured yet; 20 epochs are about an hour on two CPU cores.
+Measured: 33 minutes for the 20 epochs of R1.c on two busy CPU cores.
 """
 
 from ml_collections import ConfigDict
