@@ -25,6 +25,7 @@ def _scratch(config: ConfigDict) -> None:
     config.num_epochs = 20
     config.data.classes = (5, 6, 7, 8, 9)
     config.data.val_fraction = 0.9
+    config.evaluate.every_epochs = 5
 
 
 def _transfer(config: ConfigDict) -> None:
