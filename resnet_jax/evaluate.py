@@ -18,7 +18,7 @@ from resnet_jax.data.pipeline import Examples, input_shape, load
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.optim import create_optimizer
-from resnet_jax.state import Tree, create_state
+from resnet_jax.state import Tree, state_template
 from resnet_jax.steps import Steps
 from resnet_jax.task import build_model
 
@@ -64,7 +64,7 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
     shape = input_shape(config.data)
-    template = jax.eval_shape(lambda: create_state(model, optimizer, config, shape))
+    template = state_template(model, optimizer, config, shape)
     directory = folder / workdir_lib.CHECKPOINTS
     if not directory.is_dir():
         raise UserError(f"--workdir {workdir} holds no checkpoint yet")

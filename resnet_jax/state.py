@@ -1,5 +1,6 @@
 """The state of a training: what a checkpoint holds."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -80,21 +81,41 @@ def create_state(
       image_shape: `(height, width, channels)`.
       weights: the model's variables; None: random ones.
     """
+    create = functools.partial(_create, model, optimizer, config, image_shape)
+    # It runs once: to optimise it in full would take longer than it runs.
+    compiled = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
+    return compiled(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT), weights)
 
-    @jax.jit
-    def init(key: jax.Array, weights: dict[str, Tree] | None) -> TrainState:
-        variables = weights or model.init(key, jnp.zeros((1, *image_shape)), train=False)
-        params, batch_stats = variables["params"], variables.get("batch_stats", {})
-        return TrainState(
-            step=jnp.array(0, jnp.int32),
-            params=params,
-            batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
-            average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
-            sums=Sums.zero(),
-        )
 
-    return init(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT), weights)
+def state_template(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+) -> TrainState:
+    """Returns the shapes and dtypes of `create_state`, at no cost."""
+    create = functools.partial(_create, model, optimizer, config, image_shape)
+    return jax.eval_shape(create, jax.random.key(config.seed), None)
+
+
+def _create(
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    image_shape: tuple[int, ...],
+    key: jax.Array,
+    weights: dict[str, Tree] | None,
+) -> TrainState:
+    variables = weights or model.init(key, jnp.zeros((1, *image_shape)), train=False)
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    return TrainState(
+        step=jnp.array(0, jnp.int32),
+        params=params,
+        batch_stats=batch_stats,
+        opt_state=optimizer.init(params),
+        average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
+        sums=Sums.zero(),
+    )
 
 
 def _average(params: Tree, batch_stats: Tree) -> dict[str, Tree]:

@@ -1,7 +1,6 @@
 """What a training is made of: model, data, order of the images, and the agenda of its events."""
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from resnet_jax.models import create_model
 from resnet_jax.optim import create_optimizer
 from resnet_jax.pretrained import torchvision_file
 from resnet_jax.schedules import create_schedule
-from resnet_jax.state import Sums, TrainState, Tree, create_state
+from resnet_jax.state import Sums, TrainState, Tree, create_state, state_template
 from resnet_jax.steps import Steps
 from resnet_jax.torch_weights import import_torch
 
@@ -90,7 +89,7 @@ def check(config: ConfigDict) -> None:
     optimizer = create_optimizer(config.optimizer)
     shape = input_shape(config.data)
     if config.init.cached_stage:
-        state = jax.eval_shape(lambda: create_state(model, optimizer, config, shape))
+        state = state_template(model, optimizer, config, shape)
         images = jax.ShapeDtypeStruct((2, *shape), np.float32)
         transfer.check_cached_stage(model, state.variables(), images, config)
     create_schedule(
@@ -186,10 +185,11 @@ class Task:
             steps_per_epoch=order.steps_per_epoch,
             num_epochs=config.num_epochs,
         )
-        create = functools.partial(create_state, model, optimizer, config, input_shape(config.data))
-        state = restore(jax.eval_shape(create))
+        shape = input_shape(config.data)
+        state = restore(state_template(model, optimizer, config, shape))
         if state is None:
-            state = create(_weights(config, model, notify))
+            weights = _weights(config, model, notify)
+            state = create_state(model, optimizer, config, shape, weights)
         steps = Steps(model, optimizer, config, order.steps_per_epoch)
         data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
         if config.init.cached_stage:
