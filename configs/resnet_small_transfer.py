@@ -9,8 +9,8 @@ The network learns airplane, automobile, bird, cat and deer, goes out to a PyTor
 again; then it learns dog, frog, horse, ship and truck from a tenth of their images, once from those
 weights and once from random ones, with equal budgets.
 
-Measured with seed 0: pretraining 88.36 % of its 5,000 test images; transfer 90.00 % and from scratch
-82.56 % of the other 5,000. Ten minutes, two and three, on two busy CPU cores.
+Measured with seed 0: pretraining 88.36 % of its 5,000 test images; transfer 90.00 % and from
+scratch 82.56 % of the other 5,000. Ten minutes, two and three, on two busy CPU cores.
 """
 
 from ml_collections import ConfigDict
