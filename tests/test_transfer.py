@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from resnet_jax import torch_files, torch_weights
 from resnet_jax.config import default_config, validate
 from resnet_jax.data.pipeline import select_classes
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import UserError
+from resnet_jax.models import create_model
 from resnet_jax.task import Task, check
+from resnet_jax.train import train_and_evaluate
 from resnet_jax.update_rules import map_with_path
 
 
@@ -112,3 +115,38 @@ def test_images_are_resized_on_the_device(sample):
     config = get_config(**{"data.image_size": 64})
     task = Task.create(config, select_classes(sample, config.data.classes), lambda line: None)
     assert task.steps.inputs(task.data["train"].images[:2]).shape == (2, 64, 64, 3)
+
+
+def test_training_starts_from_a_file(sample, tmp_path):
+    config = get_config(**{"model.num_classes": 7})
+    source = Task.create(config, select_classes(sample, config.data.classes), lambda line: None)
+    model, variables = source.model, source.state.variables()
+    torch_files.write(tmp_path / "seven.pth", torch_weights.state_dict(model, variables))
+
+    said = []
+    config = get_config(**{"init.weights": str(tmp_path / "seven.pth"), "seed": 1})
+    task = Task.create(config, select_classes(sample, config.data.classes), said.append)
+    assert changed(source.state.params["conv1_1"], task.state.params["conv1_1"]) == set()
+    assert task.state.params["head"]["kernel"].shape == (4, 5)
+    assert said == [f"starting from the weights in {tmp_path / 'seven.pth'}"]
+
+
+def test_a_missing_file_is_refused_before_anything_is_made(sample, tmp_path):
+    config = get_config(**{"init.weights": str(tmp_path / "none.pth")})
+    with pytest.raises(UserError, match=r"init\.weights: there is no file .*none\.pth"):
+        train_and_evaluate(config, tmp_path / "run", sample)
+    assert not (tmp_path / "run").exists()
+
+
+def test_torchvision_head_gives_way_to_that_of_the_report(tmp_path):
+    options = {"num_filters": (4, 4, 4, 4, 4)}
+    images = jnp.zeros((1, 64, 64, 3))
+    published = create_model("vgg11", num_classes=1000, **options)
+    variables = published.init(jax.random.key(0), images, train=False)
+    path = tmp_path / "vgg11.pth"
+    torch_files.write(path, torch_weights.state_dict(published, variables))
+    ours = create_model("vgg11", classifier="transfer", **options)
+    filled = torch_weights.import_torch(path, ours, "fit", image_shape=(64, 64, 3))
+    kept = set(filled["params"]) - {"fc3", "head"}
+    assert changed(*({k: v["params"][k] for k in kept} for v in (variables, filled))) == set()
+    assert filled["params"]["fc3"]["kernel"].shape == (4096, 512)
