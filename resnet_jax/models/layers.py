@@ -184,7 +184,13 @@ def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int
         return nn.max_pool(x, (window, window), (strides, strides), pads)
     rows, columns = x.shape[1] // window * window, x.shape[2] // window * window
     parts = [x[:, i:rows:window, j:columns:window] for i in range(window) for j in range(window)]
-    return functools.reduce(jnp.maximum, parts)
+
+    # Comparing neighbours gives the right gradient even where XLA computes `x` anew for it, rounded
+    # otherwise; comparing `x` with the maximum, as the gradient of `max` does, then fails.
+    def larger(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.where((b <= a) | jnp.isnan(a), a, b)
+
+    return functools.reduce(larger, parts)
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
