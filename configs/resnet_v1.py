@@ -9,7 +9,7 @@ sgd      89.55 / 86.45              86.5
 adam     94.82 / 88.42              88.4
 better   -                          94 (SGD), a hypothesis
 
-Accuracies are expected, not measured yet, and so are times: 60 epochs are about 6 hours on two
+Accuracies are expected, not measured yet, and so are times: 60 epochs are several hours on two
 CPU cores and minutes on a GPU. Reported figures are the best over all epochs on the test set.
 """
 
