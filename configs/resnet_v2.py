@@ -10,7 +10,8 @@ adam     98.13 / 90.98                          91.0
 better   -                                      95.3, a hypothesis
 
 Accuracies are expected, not measured yet. At the 114 images a second that were measured on two CPU
-cores, 60 epochs take 7.3 hours; a GPU is expected to take minutes. Reported figures are the best over all epochs on the test set.
+cores, 60 epochs take 7.3 hours; a GPU is expected to take minutes. Reported figures are the best
+over all epochs on the test set.
 """
 
 from ml_collections import ConfigDict
