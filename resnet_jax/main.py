@@ -99,22 +99,13 @@ def _run_mode(settings: "_Settings") -> None:
 
 
 def _summarise(config: ConfigDict) -> None:
-    import numpy as np
-
-    from resnet_jax.data.pipeline import IMAGE_SHAPE, TRAIN_IMAGES
-    from resnet_jax.schedules import create_schedule
+    from resnet_jax.data.pipeline import TRAIN_IMAGES, input_shape
     from resnet_jax.summary import format_schedule, format_table, layer_table
-    from resnet_jax.task import build_model
+    from resnet_jax.task import build_model, learning_rates
 
-    print(format_table(layer_table(build_model(config), IMAGE_SHAPE)))
-    steps_per_epoch = -(-round(TRAIN_IMAGES * (1 - config.data.val_fraction)) // config.batch_size)
-    schedule = create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-    )
-    rates = schedule(np.arange(config.num_epochs * steps_per_epoch))
+    print(format_table(layer_table(build_model(config), input_shape(config.data))))
+    images = round(TRAIN_IMAGES * (1 - config.data.val_fraction))
+    rates = learning_rates(config, steps_per_epoch=-(-images // config.batch_size))
     print(f"\nlearning rate, {config.schedule.name}")
     print(format_schedule(rates, config.num_epochs))
 

@@ -92,12 +92,7 @@ def check(config: ConfigDict) -> None:
         state = state_template(model, optimizer, config, shape)
         images = jax.ShapeDtypeStruct((2, *shape), np.float32)
         transfer.check_cached_stage(model, state.variables(), images, config)
-    create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=1,
-        num_epochs=config.num_epochs,
-    )
+    learning_rates(config, steps_per_epoch=1)
     if config.data.source not in SOURCES:
         raise unknown("data source (data.source)", config.data.source, SOURCES)
 
@@ -163,13 +158,8 @@ class Task:
         """
         model = build_model(config)
         optimizer = create_optimizer(config.optimizer)
-        if dataset is None:
-            dataset = load(config.data, notify)
-        if len(dataset.class_names) > config.model.num_classes:
-            raise UserError(
-                f"config field model.num_classes is {config.model.num_classes} but the data has "
-                f"{len(dataset.class_names)} classes"
-            )
+        dataset = dataset or load(config.data, notify)
+        _check_classes(config, dataset)
         splits = split(dataset, config.data)
         order = TrainingOrder(
             jax.random.key(config.seed),
@@ -179,12 +169,6 @@ class Task:
             config.data.drop_last,
         )
         agenda = Agenda(config, order.steps_per_epoch)
-        schedule = create_schedule(
-            config.schedule,
-            learning_rate=config.optimizer.learning_rate,
-            steps_per_epoch=order.steps_per_epoch,
-            num_epochs=config.num_epochs,
-        )
         shape = input_shape(config.data)
         state = restore(state_template(model, optimizer, config, shape))
         if state is None:
@@ -207,7 +191,7 @@ class Task:
             order=order,
             agenda=agenda,
             steps=steps,
-            learning_rates=schedule(np.arange(agenda.total_steps)),
+            learning_rates=learning_rates(config, order.steps_per_epoch),
             state=state,
         )
 
@@ -222,6 +206,33 @@ class Task:
         """Returns the sums over all images of a split."""
         batch_size = self.config.evaluate.batch_size
         return self.steps.evaluate(state.variables(), self.data[name], batch_size)
+
+
+def learning_rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
+    """Returns the learning rate of every step, float32 `[steps]`.
+
+    Args:
+      config: the checked config.
+      steps_per_epoch: number of training steps in an epoch.
+
+    Raises:
+      UserError: if the schedule is unknown, or its options don't suit it.
+    """
+    schedule = create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=config.num_epochs,
+    )
+    return schedule(np.arange(config.num_epochs * steps_per_epoch))
+
+
+def _check_classes(config: ConfigDict, dataset: Dataset) -> None:
+    if len(dataset.class_names) > config.model.num_classes:
+        raise UserError(
+            f"config field model.num_classes is {config.model.num_classes} but the data has "
+            f"{len(dataset.class_names)} classes"
+        )
 
 
 def weights_path(config: ConfigDict, notify: Callable[[str], None]) -> pathlib.Path:
