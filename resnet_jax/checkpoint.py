@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet_jax.errors import UserError
+from resnet_jax.trees import named_leaves
 
 Tree = TypeVar("Tree")
 Arrays = dict[str, np.ndarray]
@@ -216,14 +217,9 @@ def _no_space(directory: pathlib.Path) -> UserError:
     )
 
 
-def _named_leaves(tree: Any) -> Iterator[tuple[str, Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        yield jax.tree_util.keystr(path, simple=True, separator="/"), leaf
-
-
 def _named_arrays(tree: Any) -> Arrays:
     """Returns copies of all leaves: the originals may be donated while they are saved."""
-    return {name: np.array(leaf) for name, leaf in _named_leaves(tree)}
+    return {name: np.array(leaf) for name, leaf in named_leaves(tree)}
 
 
 def _digest(array: np.ndarray) -> str:
@@ -234,10 +230,10 @@ def _digest(array: np.ndarray) -> str:
 
 def _fill(template: Tree, arrays: Arrays) -> Tree:
     """Returns a tree like `template` with the arrays of the same names."""
-    names = [name for name, _ in _named_leaves(template)]
+    names = [name for name, _ in named_leaves(template)]
     if missing := sorted(set(names) ^ set(arrays)):
         raise DamagedError(f"it is of another model ({', '.join(missing[:3])} ...)")
-    for name, leaf in _named_leaves(template):
+    for name, leaf in named_leaves(template):
         array = arrays[name]
         if array.shape != leaf.shape or array.dtype != leaf.dtype:
             raise DamagedError(

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.options import complete_options
-from resnet_jax.update_rules import OPTIMIZERS, map_with_path
+from resnet_jax.trees import map_with_path
+from resnet_jax.update_rules import OPTIMIZERS
 
 # Optimizers that are defined with a weight decay beside the gradient.
 DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})

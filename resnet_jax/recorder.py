@@ -16,6 +16,7 @@ from resnet_jax.metrics import History, Record
 from resnet_jax.state import Sums
 from resnet_jax.tensorboard import Events
 from resnet_jax.terminal import Row, Terminal
+from resnet_jax.trees import named_leaves
 
 
 class Recorder:
@@ -157,11 +158,7 @@ class Recorder:
         """Shows the distribution of every array of a tree in TensorBoard."""
         if self.events is None:
             return
-        arrays = {
-            jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-        }
-        self.events.histograms(group, arrays, step)
+        self.events.histograms(group, dict(named_leaves(tree)), step)
 
     def close(self) -> None:
         """Closes the files."""

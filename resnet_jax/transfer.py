@@ -15,7 +15,7 @@ from resnet_jax.config import default_config
 from resnet_jax.data.pipeline import Examples, padded_batches
 from resnet_jax.errors import UserError
 from resnet_jax.models.normalization import BatchNorm
-from resnet_jax.update_rules import map_with_path
+from resnet_jax.trees import map_with_path, named_leaves
 
 Tree = Any
 
@@ -119,8 +119,8 @@ def check_cached_stage(
         used = jax.eval_shape(rest, variables, inputs)
     except KeyError:
         raise UserError(f"{field} but model {config.model.name} has no such stage") from None
-    later = {path for path, _ in _paths(used)}
-    for path, _ in _paths(variables["params"]):
+    later = {path for path, _ in named_leaves(used)}
+    for path, _ in named_leaves(variables["params"]):
         frozen = config.optimizer.frozen and re.search(config.optimizer.frozen, path)
         if path not in later and not frozen:
             raise UserError(f"{field} but optimizer.frozen does not match {path}, which is before")
@@ -129,8 +129,3 @@ def check_cached_stage(
 def _output(model: nn.Module, variables: Tree, images: jax.Array, stage: int) -> jax.Array:
     _, mutated = model.apply(variables, images, train=False, mutable=["intermediates"])
     return mutated["intermediates"][f"stage{stage}"][0]
-
-
-def _paths(tree: Tree) -> list[tuple[str, Any]]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(p, simple=True, separator="/"), leaf) for p, leaf in leaves]

@@ -15,6 +15,7 @@ import optax
 
 from resnet_jax.errors import UserError
 from resnet_jax.options import Bounds, Decay, NonNegative, Positive
+from resnet_jax.trees import map_with_path
 
 
 def sgd(
@@ -219,18 +220,6 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": sgd,
 }
-
-
-def map_with_path(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(path, *leaves)` as a function of trees; a path reads "conv1/kernel"."""
-
-    def mapped(tree: Any, *trees: Any) -> Any:
-        def call(keys: Any, *leaves: Any) -> Any:
-            return function(jax.tree_util.keystr(keys, simple=True, separator="/"), *leaves)
-
-        return jax.tree_util.tree_map_with_path(call, tree, *trees)
-
-    return mapped
 
 
 class _SumOfSquares(NamedTuple):

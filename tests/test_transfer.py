@@ -13,7 +13,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import create_model
 from resnet_jax.task import Task, check
 from resnet_jax.train import train_and_evaluate
-from resnet_jax.update_rules import map_with_path
+from resnet_jax.trees import map_with_path
 
 
 @pytest.fixture(scope="module")

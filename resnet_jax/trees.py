@@ -1,0 +1,28 @@
+"""Trees of arrays, with the leaves named by their paths: "stage1_block1/conv1/kernel"."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Returns the leaves of a tree with their paths, in its order."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(_name(path), leaf) for path, leaf in leaves]
+
+
+def map_with_path(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns `function(path, *leaves)` as a function of trees."""
+
+    def mapped(tree: Any, *trees: Any) -> Any:
+        def call(path: Any, *leaves: Any) -> Any:
+            return function(_name(path), *leaves)
+
+        return jax.tree_util.tree_map_with_path(call, tree, *trees)
+
+    return mapped
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
