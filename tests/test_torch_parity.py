@@ -1,5 +1,7 @@
 """Each family against a PyTorch module: activations, gradients, statistics."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,8 +13,10 @@ from resnet_jax.torch_weights import import_torch
 
 torch = pytest.importorskip("torch")
 modules = pytest.importorskip("torch_modules")
+torchvision_vit = pytest.importorskip("torchvision_vit")
 
-RESNET = {"stage_sizes": modules.SIZES, "num_filters": modules.WIDTHS}
+SIZES, WIDTHS = (1, 2, 1), (8, 12, 16)
+RESNET = {"stage_sizes": SIZES, "num_filters": WIDTHS}
 IMAGENET = RESNET | {"stem": "imagenet"}
 VGG = RESNET | {"dropout_rate": 0.0}
 VIT = {"patch_size": 8, "hidden_size": 16, "num_heads": 2, "num_layers": 2}
@@ -36,6 +40,33 @@ CASES = {
     "timm vit": ("vit_tiny", VIT),
     "torchvision vit": ("vit_tiny", VIT),
     "older torchvision vit": ("vit_tiny", VIT),
+}
+
+one_by_one = functools.partial(modules.projection, 1)
+three_by_three = functools.partial(modules.projection, 3)
+shape = {"sizes": SIZES, "widths": WIDTHS}
+torchvision = {"names": modules.TORCHVISION, "stem": 7, **shape}
+yunjey = {"names": modules.YUNJEY, **shape}
+vit = {"width": 16, "positions": 17}
+
+MODULES = {
+    "torchvision resnet18": lambda: modules.ResNet(modules.Basic, one_by_one, **torchvision),
+    "torchvision resnet50": lambda: modules.ResNet(modules.Bottleneck, one_by_one, **torchvision),
+    "kuangliu resnet18": lambda: modules.ResNet(modules.Basic, one_by_one, **shape),
+    "kuangliu resnet50": lambda: modules.ResNet(modules.Bottleneck, one_by_one, **shape),
+    "kuangliu preact": lambda: modules.ResNet(modules.PreActivation, None, **shape),
+    "akamaster resnet20": lambda: modules.ResNet(modules.Basic, modules.ZeroPad, **shape),
+    "yunjey resnet_small": lambda: modules.ResNet(modules.Basic, three_by_three, **yunjey),
+    "xternalz wide": lambda: modules.WideResNet(stem_width=6, **shape),
+    "vgg": lambda: modules.VGG(False, hidden=(24, 20), **shape),
+    "vgg_bn": lambda: modules.VGG(True, hidden=(24, 20), **shape),
+    "vgg transfer": lambda: modules.VGG(False, hidden=(24, 20, 14), **shape),
+    "kuangliu vgg": lambda: modules.VGG(True, hidden=(), **shape),
+    "cnn": modules.CNN,
+    "alexnet": lambda: modules.AlexNet((8, 12, 16, 12, 10), (20, 24)),
+    "timm vit": lambda: modules.TimmViT(heads=2, depth=2, patch=8, **vit),
+    "torchvision vit": lambda: torchvision_vit.TorchvisionViT(old=False, **vit),
+    "older torchvision vit": lambda: torchvision_vit.TorchvisionViT(old=True, **vit),
 }
 
 
@@ -66,7 +97,7 @@ def channels_last(tensor):
 @pytest.mark.parametrize("case", CASES)
 def test_parity(case, tmp_path):
     name, options = CASES[case]
-    module, model = random_module(modules.MODULES[case]), create_model(name, **options)
+    module, model = random_module(MODULES[case]), create_model(name, **options)
     # Steps of 2 fall otherwise on an odd side than on an even one, where "SAME" would be noticed.
     height = 32 if case.endswith("vit") or name in ("cnn", "alexnet") else 33
     images = np.random.default_rng(0).normal(size=(4, height, 32, 3)).astype(np.float32)
