@@ -92,8 +92,10 @@ def _run_mode(settings: "_Settings") -> None:
         _export(settings.workdir, settings.output)
     else:
         from resnet_jax.compilation import enable_cache
+        from resnet_jax.host_memory import keep_freed_memory
         from resnet_jax.train import train_and_evaluate
 
+        keep_freed_memory()
         enable_cache()
         train_and_evaluate(settings.config, settings.workdir)
 

@@ -121,9 +121,9 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _log_start(folder: pathlib.Path) -> None:
-    """Appends where and how this start of the run takes place."""
-    start = {
+def provenance() -> dict[str, Any]:
+    """Returns when, by which command, code and libraries, and on what this process runs."""
+    return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
@@ -133,6 +133,11 @@ def _log_start(folder: pathlib.Path) -> None:
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
     }
+
+
+def _log_start(folder: pathlib.Path) -> None:
+    """Appends where and how this start of the run takes place."""
+    start = provenance()
     with (folder / "starts.jsonl").open("a") as file:
         file.write(json.dumps(start) + "\n")
 

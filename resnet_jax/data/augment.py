@@ -85,6 +85,8 @@ def resize(images: jax.Array, size: int) -> jax.Array:
       size: side of the new images, pixels.
     """
     shape = (images.shape[0], size, size, images.shape[-1])
+    if images.shape == shape:
+        return images
     return jax.image.resize(images, shape, "bilinear")
 
 

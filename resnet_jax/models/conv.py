@@ -1,8 +1,9 @@
-"""Convolution whose gradients are fast on the CPU backend too.
+"""Convolution that is fast on the CPU backend too, with its gradients.
 
-XLA lowers a convolution well on a GPU, and its forward pass on a CPU; but on a CPU the gradient of
-the kernel, and that of the input of a strided convolution, run several times slower than the
-hardware allows. Here they are written as matrix products over patches and as a plain convolution.
+XLA lowers a convolution well on a GPU, and on a CPU where there are many channels. But on a CPU the
+gradient of the kernel runs several times slower than the hardware allows, and so do convolutions
+between few channels. Here the one is written as matrix products over patches; the others compute
+some neighbouring pixels at once.
 """
 
 import functools
@@ -22,6 +23,9 @@ _NHWC = ("NHWC", "HWIO", "NHWC")
 # Patches of one chunk of images stay in the cache between their copy and the matrix product.
 _CHUNK_BYTES = 6 * 2**20
 
+# Below this many output channels XLA's and our matrix products waste part of each vector register.
+_NARROW = 32
+
 
 def conv_general_dilated(
     lhs: jax.Array,
@@ -39,9 +43,9 @@ def conv_general_dilated(
     """Drop-in for `jax.lax.conv_general_dilated`, with the same arguments and results.
 
     Two-dimensional float32 convolutions in NHWC with an HWIO kernel, without groups or dilation,
-    have gradients of their own when lowered for a CPU, equal to the usual ones up to rounding.
-    All others, and other platforms, get XLA's. The choice is made when lowering, so one traced
-    function serves every platform.
+    and their gradients are computed in ways of our own when lowered for a CPU, equal to the usual
+    ones up to rounding. All others, and other platforms, get XLA's. The choice is made when
+    lowering, so one traced function serves every platform.
 
     The gradients can be differentiated again, in both modes; but forward mode (`jax.jvp`,
     `jax.linearize`) directly on such a convolution raises TypeError, as for any `custom_vjp`.
@@ -112,13 +116,28 @@ def _conv(
     pads: tuple[Pair, Pair],
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    return _xla_conv(x, kernel, strides, pads, precision)
+    return _platform_conv(x, kernel, strides, pads, precision)
+
+
+def _platform_conv(
+    x: jax.Array,
+    kernel: jax.Array,
+    strides: Pair,
+    pads: tuple[Pair, Pair],
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    xla = functools.partial(_xla_conv, strides=strides, pads=pads, precision=precision)
+    columns = _columns_at_once(x, kernel, strides, pads)
+    if columns == 1:
+        return xla(x, kernel)
+    cpu = functools.partial(_narrow_conv, columns=columns, pads=pads, precision=precision)
+    return lax.platform_dependent(x, kernel, cpu=cpu, default=xla)
 
 
 def _conv_fwd(
     x: jax.Array, kernel: jax.Array, *static: Any
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return _xla_conv(x, kernel, *static), (x, kernel)
+    return _platform_conv(x, kernel, *static), (x, kernel)
 
 
 def _conv_bwd(
@@ -137,15 +156,17 @@ def _conv_bwd(
     def xla_kernel(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
         return jax.vjp(lambda kernel: _xla_conv(x, kernel, *static), kernel)[1](dy)[0]
 
-    def input_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
-        return _input_gradient(x.shape, kernel, dy, *static)
-
     def kernel_gradient(x: jax.Array, kernel: jax.Array, dy: jax.Array) -> jax.Array:
         return _kernel_gradient(x, kernel.shape, dy, *static)
 
-    # The two gradients are switched apart, so that one that nobody needs is dead code.
-    if max(strides) > 1:
-        dx = lax.platform_dependent(x, kernel, dy, cpu=input_gradient, default=xla_input)
+    # Without strides it is a convolution of `dy`, which may be narrow in its turn.
+    mirrored = tuple(
+        (kernel.shape[i] - 1 - pads[i][0], x.shape[i + 1] + pads[i][0] - dy.shape[i + 1])
+        for i in (0, 1)
+    )
+    if strides == (1, 1) and min(*mirrored[0], *mirrored[1]) >= 0:
+        flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+        dx = _platform_conv(dy, flipped, strides, (mirrored[0], mirrored[1]), precision)
     else:
         dx = xla_input(x, kernel, dy)
     dkernel = lax.platform_dependent(x, kernel, dy, cpu=kernel_gradient, default=xla_kernel)
@@ -155,41 +176,38 @@ def _conv_bwd(
 _conv.defvjp(_conv_fwd, _conv_bwd)
 
 
-def _input_gradient(
-    shape: Sequence[int],
+def _columns_at_once(
+    x: jax.Array, kernel: jax.Array, strides: Pair, pads: tuple[Pair, Pair]
+) -> int:
+    """How many neighbouring pixels of a row to compute as if they were channels of one.
+
+    The numbers are those that were fastest on AVX-512, for kernels of 3x3 pixels.
+    """
+    inputs, outputs = kernel.shape[2:]
+    width = x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1
+    if strides != (1, 1) or kernel.shape[1] < 3 or inputs > 16:
+        return 1
+    columns = (2 * _NARROW if inputs <= 4 else _NARROW) // outputs
+    return columns if columns > 1 and width % columns == 0 else 1
+
+
+def _narrow_conv(
+    x: jax.Array,
     kernel: jax.Array,
-    dy: jax.Array,
-    strides: Pair,
+    columns: int,
     pads: tuple[Pair, Pair],
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Gradient of the input of a strided convolution, without zeros between the pixels of `dy`.
+    """A convolution without strides whose few output channels would not fill vector registers.
 
-    Input pixels of equal remainder modulo the stride form one phase; each phase is a convolution
-    of `dy` with every stride-th tap of the kernel. All phases are one convolution, with
-    stride_h * stride_w * in_features output channels.
+    It is one of stride `columns` along the rows, whose kernel is so many copies of the given one,
+    each shifted by a pixel; its output channels are those of `columns` neighbouring pixels.
     """
-    batch, height, width, features = shape
-    (stride_h, stride_w), (out_h, out_w) = strides, dy.shape[1:3]
-    taps_h, taps_w = (-(-kernel.shape[i] // strides[i]) for i in (0, 1))
-    pad_h = (0, taps_h * stride_h - kernel.shape[0])
-    pad_w = (0, taps_w * stride_w - kernel.shape[1])
-    kernel = jnp.pad(kernel, (pad_h, pad_w, (0, 0), (0, 0)))
-    kernel = kernel.reshape(taps_h, stride_h, taps_w, stride_w, features, -1)
-    kernel = kernel[::-1, :, ::-1].transpose(0, 2, 5, 1, 3, 4)
-    kernel = kernel.reshape(taps_h, taps_w, dy.shape[-1], stride_h * stride_w * features)
-    full = ((taps_h - 1, taps_h - 1), (taps_w - 1, taps_w - 1))
-    dx = _xla_conv(dy, kernel, (1, 1), full, precision)
-    rows, columns = out_h + taps_h - 1, out_w + taps_w - 1
-    dx = dx.reshape(batch, rows, columns, stride_h, stride_w, features)
-    dx = dx.transpose(0, 1, 3, 2, 4, 5).reshape(
-        batch, rows * stride_h, columns * stride_w, features
-    )
-    # Drop the padding; pixels past the last window have no gradient.
-    (top, _), (left, _) = pads
-    crop_h = (-top, height + top - rows * stride_h, 0)
-    crop_w = (-left, width + left - columns * stride_w, 0)
-    return lax.pad(dx, jnp.zeros((), dx.dtype), ((0, 0, 0), crop_h, crop_w, (0, 0, 0)))
+    shifts = [
+        jnp.pad(kernel, ((0, 0), (i, columns - 1 - i), (0, 0), (0, 0))) for i in range(columns)
+    ]
+    y = _xla_conv(x, jnp.concatenate(shifts, -1), (1, columns), pads, precision)
+    return y.reshape(*y.shape[:2], -1, kernel.shape[-1])
 
 
 def _kernel_gradient(
@@ -200,36 +218,22 @@ def _kernel_gradient(
     pads: tuple[Pair, Pair],
     precision: lax.PrecisionLike,
 ) -> jax.Array:
-    """Gradient of the kernel: a sum over chunks of images of (rows of x)^T @ (shifted dy).
-
-    Writing a column of the kernel as tap * stride_w + phase, the phases are a reshape of `x` and
-    the taps are shifts of `dy`; the rows of the kernel are shifts of `x`. So each side is copied
-    only a few times and the matrices are less lopsided than those of im2col.
-    """
+    """Gradient of the kernel: a sum over chunks of images of patches of x times dy."""
     if shape[0] == shape[1] == 1 and pads == ((0, 0), (0, 0)):
-        x, strides = x[:, :: strides[0], :: strides[1]], (1, 1)
-    batch, height, width, features = x.shape
-    (stride_h, stride_w), (out_h, out_w) = strides, dy.shape[1:3]
-    taps = -(-shape[1] // stride_w)
-    columns = out_w + taps - 1
-    (top, _), (left, _) = pads
-    pad_h = (top, stride_h * (out_h - 1) + shape[0] - height - top, 0)
-    pad_w = (left, stride_w * columns - width - left, 0)
-    zero = jnp.zeros((), x.dtype)
-    pixel_x, pixel_dy = shape[0] * stride_w * features, taps * dy.shape[-1]
-
-    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
-        x = lax.pad(x, zero, ((0, 0, 0), pad_h, pad_w, (0, 0, 0)))
-        x = x.reshape(*x.shape[:2], columns, stride_w * features)
-        stop = stride_h * (out_h - 1) + 1
-        rows = [x[:, i : i + stop : stride_h] for i in range(shape[0])]
-        dy = lax.pad(dy, zero, ((0, 0, 0), (0, 0, 0), (taps - 1, taps - 1, 0), (0, 0, 0)))
-        shifts = [dy[:, :, taps - 1 - i :][:, :, :columns] for i in range(taps)]
-        x = jnp.concatenate(rows, -1).reshape(-1, pixel_x)
-        dy = jnp.concatenate(shifts, -1).reshape(-1, pixel_dy)
-        return lax.dot_general(x, dy, (((0,), (0,)), ((), ())), precision=precision)
-
-    chunks = _chunks(batch, batch * out_h * columns * (pixel_x + pixel_dy) * x.dtype.itemsize)
+        x = x[:, :: strides[0], :: strides[1]]
+        matrices = x.reshape(-1, shape[2]), dy.reshape(-1, shape[3])
+        gradient = lax.dot_general(*matrices, (((0,), (0,)), ((), ())), precision=precision)
+        return gradient.reshape(shape)
+    batch, pixels = len(x), math.prod(dy.shape[1:3])
+    if strides == (1, 1) and shape[3] < _NARROW:
+        product = functools.partial(_product_of_rows, shape=shape, pads=pads, precision=precision)
+        values = batch * pixels * (shape[0] * shape[2] + shape[1] * shape[3])
+    else:
+        product = functools.partial(
+            _product_of_patches, shape=shape, strides=strides, pads=pads, precision=precision
+        )
+        values = batch * pixels * (math.prod(shape[:3]) + shape[3])
+    chunks = _chunks(batch, values * x.dtype.itemsize)
     x = x.reshape(batch // chunks, chunks, *x.shape[1:])
     dy = dy.reshape(batch // chunks, chunks, *dy.shape[1:])
 
@@ -237,10 +241,64 @@ def _kernel_gradient(
         at = functools.partial(lax.dynamic_index_in_dim, index=i, axis=1, keepdims=False)
         return total + product(at(x), at(dy)), None
 
-    total = jnp.zeros((pixel_x, pixel_dy), x.dtype)
-    total, _ = lax.scan(add, total, jnp.arange(chunks))
-    total = total.reshape(shape[0], stride_w, features, taps, -1).transpose(0, 3, 1, 2, 4)
-    return total.reshape(shape[0], taps * stride_w, features, -1)[:, : shape[1]]
+    return lax.scan(add, jnp.zeros(shape, x.dtype), jnp.arange(chunks))[0]
+
+
+def _product_of_patches(
+    x: jax.Array,
+    dy: jax.Array,
+    shape: Sequence[int],
+    strides: Pair,
+    pads: tuple[Pair, Pair],
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """Gradient of the kernel from some images: (taps and channels of x) @ (pixels of dy).
+
+    With the images innermost each tap is a copy of long runs, and the matrix product finds its
+    left side as it wants it.
+    """
+    (stride_h, stride_w), (rows, columns) = strides, dy.shape[1:3]
+    (top, _), (left, _) = pads
+    pad_h = (top, stride_h * (rows - 1) + shape[0] - x.shape[1] - top, 0)
+    pad_w = (left, stride_w * (columns - 1) + shape[1] - x.shape[2] - left, 0)
+    x = x.transpose(3, 1, 2, 0)
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), pad_h, pad_w, (0, 0, 0)))
+    stop_h, stop_w = stride_h * (rows - 1) + 1, stride_w * (columns - 1) + 1
+    taps = [
+        x[:, i : i + stop_h : stride_h, j : j + stop_w : stride_w]
+        for i in range(shape[0])
+        for j in range(shape[1])
+    ]
+    patches = jnp.stack(taps).reshape(math.prod(shape[:3]), -1)
+    dy = dy.transpose(1, 2, 0, 3).reshape(-1, shape[3])
+    return jnp.matmul(patches, dy, precision=precision).reshape(shape)
+
+
+def _product_of_rows(
+    x: jax.Array,
+    dy: jax.Array,
+    shape: Sequence[int],
+    pads: tuple[Pair, Pair],
+    precision: lax.PrecisionLike,
+) -> jax.Array:
+    """The same without strides: (rows of x)^T @ (columns of dy).
+
+    The rows of the kernel are shifts of `x`, its columns are shifts of `dy`. So each side is copied
+    only a few times, and for few channels the matrices are less lopsided than those of patches.
+    """
+    height, width, inputs, outputs = shape
+    rows, columns = dy.shape[1], dy.shape[2] + width - 1
+    (top, _), (left, _) = pads
+    zero = jnp.zeros((), x.dtype)
+    pad_h = (top, rows + height - 1 - x.shape[1] - top, 0)
+    pad_w = (left, columns - x.shape[2] - left, 0)
+    x = lax.pad(x, zero, ((0, 0, 0), pad_h, pad_w, (0, 0, 0)))
+    x = jnp.concatenate([x[:, i : i + rows] for i in range(height)], -1)
+    dy = lax.pad(dy, zero, ((0, 0, 0), (0, 0, 0), (width - 1, width - 1, 0), (0, 0, 0)))
+    dy = jnp.concatenate([dy[:, :, width - 1 - i :][:, :, :columns] for i in range(width)], -1)
+    matrices = x.reshape(-1, height * inputs), dy.reshape(-1, width * outputs)
+    total = lax.dot_general(*matrices, (((0,), (0,)), ((), ())), precision=precision)
+    return total.reshape(height, inputs, width, outputs).transpose(0, 2, 1, 3)
 
 
 def _chunks(batch: int, nbytes: int) -> int:

@@ -1,0 +1,144 @@
+"""The benchmark's measurements of this library; see scripts/benchmark.py, which starts it."""
+
+import json
+import resource
+import sys
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.config import default_config, validate
+from resnet_jax.data.sources import Dataset
+from resnet_jax.host_memory import keep_freed_memory
+from resnet_jax.state import TrainState
+from resnet_jax.task import Task
+from resnet_jax.workdir import provenance
+
+Spec = dict[str, Any]
+
+
+class Measurement:
+    """A training as `train_and_evaluate` runs it, on random images, without its records.
+
+    Attributes:
+      task: model, data and compiled functions.
+      state: the state after the last step.
+      step: its number.
+    """
+
+    def __init__(self, spec: Spec) -> None:
+        """Makes everything; nothing is compiled yet.
+
+        Args:
+          spec: what to measure, as benchmark.py sends it.
+        """
+        config = default_config()
+        config.model.name, config.model.dtype = spec["model"], spec["dtype"]
+        config.model.options.update(spec["options"])
+        config.batch_size = config.evaluate.batch_size = spec["batch"]
+        config.data.image_size = spec["image_size"]
+        config.data.val_fraction, config.data.drop_last = 0.0, True
+        config.evaluate.split = "test"
+        config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e-3
+        config.optimizer.options.momentum = 0.9
+        self.task = Task.create(validate(config), _dataset(spec), lambda note: None)
+        self.state: TrainState = jax.device_put(self.task.state, self.task.steps.replicated)
+        self.step = 0
+
+    def train(self, steps: int) -> float:
+        """Takes training steps; returns the last one's mean loss."""
+        stop = self.step + steps
+        size = self.task.steps_per_dispatch
+        for first, indices in self.task.order.dispatches(self.step, stop, size):
+            rates = np.full(len(indices), 1e-3, np.float32)
+            self.state, sums = self.task.steps.train(
+                self.state, self.task.data["train"], indices, rates
+            )
+            self.step = first + len(indices)
+        return sums.means()["loss"]
+
+    def evaluate(self) -> float:
+        """Scores all test images; returns their mean loss."""
+        return self.task.score(self.state, "test").means()["loss"]
+
+
+def _dataset(spec: Spec) -> Dataset:
+    random, shape = np.random.default_rng(0), (spec["image_size"], spec["image_size"], 3)
+    images = random.integers(0, 256, (spec["images"], *shape), np.uint8)
+    labels = random.integers(0, 10, (spec["images"],), np.int32)
+    names, test = tuple(str(label) for label in range(10)), spec["test_images"]
+    return Dataset(images, labels, images[:test], labels[:test], names, "random images")
+
+
+def roofs(dtype: str) -> tuple[float, float]:
+    """Measures what the device can do at best.
+
+    Args:
+      dtype: dtype of the matrices.
+
+    Returns:
+      FLOP/s of a large matrix product, and bytes/s of a large copy, read and written.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    side, length = (2048, 2**26) if on_cpu else (16384, 2**30)
+    a = jnp.ones((side, side), dtype)
+    product = _best_seconds(jax.jit(lambda a: a @ a), a)
+    copy = _best_seconds(jax.jit(lambda x: x + 1), jnp.ones(length, jnp.float32))
+    return 2 * side**3 / product, 8 * length / copy
+
+
+def _best_seconds(function: Any, argument: jax.Array) -> float:
+    function(argument).block_until_ready()
+    seconds = []
+    for _ in range(10):
+        start = time.perf_counter()
+        function(argument).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
+
+
+def peak_memory() -> int:
+    """Returns the most memory used so far: the device's own, or on a CPU the process's, bytes."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return stats.get("peak_bytes_in_use", on_host)
+
+
+def main() -> None:
+    """Obeys the commands on standard input, a line of JSON each, and answers in kind."""
+    spec = json.loads(sys.stdin.readline())
+    keep_freed_memory()
+    measurement = Measurement(spec)
+    start = time.perf_counter()
+    measurement.train(measurement.task.steps_per_dispatch)
+    compiled = time.perf_counter()
+    measurement.train(measurement.task.steps_per_dispatch)
+    again = time.perf_counter()
+    measurement.evaluate()
+    answer: dict[str, Any] = {
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(measurement.state.params)),
+        "compile_seconds": (compiled - start) - (again - compiled),
+        "unit": measurement.task.steps_per_dispatch,
+        "provenance": provenance(),
+    }
+    print(json.dumps(answer), flush=True)
+    for line in sys.stdin:
+        command = json.loads(line)
+        start = time.perf_counter()
+        if command["do"] == "train":
+            answer = {"loss": measurement.train(command["steps"])}
+        elif command["do"] == "evaluate":
+            answer = {"loss": measurement.evaluate()}
+        elif command["do"] == "roofs":
+            answer = dict(zip(("flops", "bandwidth"), roofs(spec["dtype"]), strict=True))
+        else:
+            answer = {"bytes": peak_memory()}
+        answer["seconds"] = time.perf_counter() - start
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
