@@ -84,7 +84,10 @@ class Contestant:
             self._log.seek(0)
             last = (self._log.read().strip() or "no message").splitlines()[-1]
             raise UserError(f"{self.name} ended: {last}")
-        return json.loads(answer)
+        reply: dict[str, Any] = json.loads(answer)
+        if "error" in reply:
+            raise UserError(f"--peer: {reply['error']}")
+        return reply
 
     def train(self, steps: int) -> float:
         """Returns the seconds of a training step, over `steps` of them."""
@@ -177,7 +180,7 @@ def measure(
         ours = contestants[0]
         for peer in contestants[1:]:
             if peer.started["parameters"] != ours.started["parameters"]:
-                raise UserError(f"--peer: there is no PyTorch module of the structure of {name}")
+                raise UserError(f"--peer: there is no PyTorch module like {name} here")
         times = _take_turns(contestants, rounds)
         roofs = ours.tell({"do": "roofs"})
         return [
@@ -299,6 +302,12 @@ def _names(given: str, known: Sequence[str], flag: str) -> list[str]:
     return given.split(",")
 
 
+def _batches(given: str) -> list[int]:
+    if not all(word.isdecimal() and int(word) for word in given.split(",")):
+        raise UserError(f"--batch takes whole numbers with commas between them, not {given!r}")
+    return [int(word) for word in given.split(",")]
+
+
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
@@ -311,11 +320,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
     parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
     arguments = parser.parse_args()
-    peers = {None: (), "torch": PEERS, "torch-eager": PEERS[:2]}[arguments.peer]
+    peers: Sequence[str] = {None: (), "torch": PEERS, "torch-eager": PEERS[:2]}[arguments.peer]
     results: list[Result] = []
     try:
         for dtype in _names(arguments.dtype, tuple(DTYPES), "--dtype"):
-            for batch in map(int, arguments.batch.split(",")):
+            for batch in _batches(arguments.batch):
                 for name in arguments.model.split(","):
                     results += measure(
                         name, batch, dtype, arguments.image_size, peers, arguments.rounds

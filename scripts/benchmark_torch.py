@@ -34,6 +34,9 @@ def build(family: str, fields: dict[str, Any], image_size: int) -> nn.Module:
       family: class of the Flax module.
       fields: its fields.
       image_size: side of the images, pixels.
+
+    Raises:
+      KeyError: if there is none.
     """
     if family == "ResNet":
         shape = {"sizes": fields["stage_sizes"], "widths": fields["num_filters"]}
@@ -61,7 +64,7 @@ def build(family: str, fields: dict[str, Any], image_size: int) -> nn.Module:
         )
     if family == "AlexNet":
         return torch_modules.AlexNet(fields["num_filters"], fields["hidden_sizes"])
-    return torch_modules.CNN()
+    return {"CNN": torch_modules.CNN}[family]()
 
 
 class Measurement:
@@ -143,7 +146,11 @@ def main() -> None:
     """Obeys the commands on standard input, a line of JSON each, and answers in kind."""
     spec = json.loads(sys.stdin.readline())
     torch.set_num_threads(spec["threads"])
-    measurement = Measurement(spec)
+    try:
+        measurement = Measurement(spec)
+    except KeyError:
+        print(json.dumps({"error": f"there is no PyTorch module like {spec['model']} here"}))
+        return
     start = time.perf_counter()
     measurement.train(1)
     compiled = time.perf_counter()

@@ -1,0 +1,81 @@
+"""The benchmark: its peers have our models' structure, and it prints what it measured."""
+
+import json
+
+import benchmark
+import pytest
+
+from resnet_jax.models import create_model, list_models
+from resnet_jax.summary import layer_table
+
+torch = pytest.importorskip("torch")
+benchmark_torch = pytest.importorskip("benchmark_torch")
+
+# Structures that none of the implementations which we follow has.
+WITHOUT_PEER = {
+    "preact_resnet50",
+    "resnet_custom",
+    "resnet_custom_skip",
+    "resnet_textbook",
+    "speedrun94",
+    "speedrun96",
+}
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(set(list_models()) - WITHOUT_PEER))
+def test_peer_has_as_many_parameters(name):
+    size = 224 if name.endswith("224") or name == "resnet50" else 32
+    options = {"stem": "imagenet"} if name == "resnet50" else {}
+    model = create_model(name, **options)
+    with torch.device("meta"):
+        peer = benchmark_torch.build(type(model).__name__, benchmark._fields(model), size)
+    layers = layer_table(model, (size, size, 3))
+    assert parameters(peer) == sum(layer.parameters for layer in layers)
+
+
+def run(monkeypatch, capsys, *arguments):
+    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
+    status = benchmark.main()
+    return status, capsys.readouterr()
+
+
+def test_measures_and_compares(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(benchmark, "TURN", 0.01)
+    monkeypatch.setattr(benchmark, "PEERS", ("torch",))
+    file = tmp_path / "out.json"
+    status, printed = run(
+        monkeypatch,
+        capsys,
+        *("--model=cnn", "--batch=8", "--rounds=2", "--peer=torch-eager", f"--json={file}"),
+    )
+    assert status == 0, printed.err
+    assert [row["contestant"] for row in json.loads(file.read_text())] == ["resnet_jax", "torch"]
+    for row in json.loads(file.read_text()):
+        assert len(row["step_seconds"]) == len(row["inference_seconds"]) == 2
+        assert min(row["step_seconds"]) > 0 < min(row["inference_seconds"])
+        assert row["peak_bytes"] > 2**20 and 0 < row["compute_share"] < 1
+        # 651,720 multiply-accumulates an image, times 6.
+        rate = 8 / sorted(row["step_seconds"])[0]
+        assert 0 < row["flops"] <= 6 * 651_720 * rate
+    rows = [line for line in printed.out.splitlines() if line.startswith("| cnn | 8 | float32 |")]
+    assert len(rows) == 2 and "commit" in printed.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=resnet19"], "unknown model 'resnet19'"),
+        (["--dtype=float8"], "float8"),
+        (["--batch=many"], "--batch"),
+        (["--model=cnn", "--image-size=8"], "too small"),
+        (["--model=resnet_custom", "--batch=2", "--peer=torch"], "no PyTorch module like"),
+    ],
+)
+def test_refuses_in_one_line(monkeypatch, capsys, arguments, message):
+    status, printed = run(monkeypatch, capsys, *arguments)
+    last = printed.err.strip().splitlines()[-1]
+    assert status == 2 and last.startswith("error: ") and message in last
