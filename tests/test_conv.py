@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from resnet_jax.models.conv import conv_general_dilated
+from resnet_jax.models.conv import _columns_at_once, conv_general_dilated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 NONE, ONE, TWO, UNEVEN = ((0, 0), (0, 0)), ((1, 1), (1, 1)), ((2, 2), (2, 2)), ((0, 1), (2, 0))
@@ -79,6 +79,28 @@ def test_equals_xla_when_the_batch_is_cut_into_chunks(batch, monkeypatch):
     monkeypatch.setattr("resnet_jax.models.conv._CHUNK_BYTES", 2**16)
     x, kernel = inputs((8, 8), (3, 3), batch=batch, features=(8, 16))
     assert_equals_xla(x, kernel, (1, 1), ONE)
+
+
+@pytest.mark.parametrize("strides", [(1, 1), (2, 2)])
+@pytest.mark.parametrize("features", [(3, 16), (8, 4), (16, 16), (16, 48), (48, 16), (33, 32)])
+def test_equals_xla_for_few_and_for_many_channels(features, strides):
+    x, kernel = inputs((8, 8), (3, 3), features=features)
+    assert_equals_xla(x, kernel, strides, ONE)
+
+
+@pytest.mark.parametrize(
+    ("image", "kernel", "padding"),
+    [
+        ((6, 8), (3, 3), UNEVEN),
+        ((5, 8), (5, 5), TWO),
+        ((8, 11), (3, 4), NONE),
+        ((8, 8), (3, 3), TWO),
+    ],
+)
+def test_pixels_computed_at_once_equal_those_of_xla(image, kernel, padding):
+    x, kernel = inputs(image, kernel, features=(4, 4))
+    assert _columns_at_once(x, kernel, (1, 1), padding) > 1
+    assert_equals_xla(x, kernel, (1, 1), padding)
 
 
 @pytest.mark.parametrize(

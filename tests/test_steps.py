@@ -82,7 +82,7 @@ def test_devices_share_the_work_and_change_nothing():
     assert {score[0] for score in scores} == {320}
 
 
-def test_steps_in_one_dispatch_are_the_same_steps(task):
+def test_steps_in_one_dispatch_give_the_same_bits(task):
     indices = np.concatenate([batch for _, batch in task.order.dispatches(0, 4, 1)])
     rates, ends = task.learning_rates[:4], []
     for size in (1, 4):
@@ -94,7 +94,7 @@ def test_steps_in_one_dispatch_are_the_same_steps(task):
     (one, one_sums), (four, four_sums) = ends
     assert one.step == four.step == 4
     assert one_sums.count == four_sums.count == 480
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), one, four)
+    assert tiny_run.leaves(one) == tiny_run.leaves(four)
 
 
 def test_a_step_is_a_function_of_seed_and_step(task):

@@ -187,8 +187,8 @@ def _columns_at_once(
     width = x.shape[2] + sum(pads[1]) - kernel.shape[1] + 1
     if strides != (1, 1) or kernel.shape[1] < 3 or inputs > 16:
         return 1
-    columns = (2 * _NARROW if inputs <= 4 else _NARROW) // outputs
-    return columns if columns > 1 and width % columns == 0 else 1
+    wanted = (2 * _NARROW if inputs <= 4 else _NARROW) // outputs
+    return math.gcd(wanted, width) if wanted else 1
 
 
 def _narrow_conv(
