@@ -181,14 +181,22 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         raise UserError("--output is for --mode=export only")
     if not values.config:
         raise UserError("--config is missing, a file such as configs/resnet_v2.py; see --help")
-    config = config_lib.validate(_override(config_lib.load(values.config), rest))
+    config = config_lib.validate(override(config_lib.load(values.config), rest))
     name = values.config.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-")
     workdir = values.workdir or f"runs/{name}-seed{config.seed}"
     return _Settings(values.mode, workdir, config)
 
 
-def _override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """Returns the config with the fields that `--config.FIELD=VALUE` flags replace."""
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """Returns a config with the fields that flags replace, not yet validated.
+
+    Args:
+      config: the config.
+      arguments: the program's name, and flags `--config.FIELD=VALUE`.
+
+    Raises:
+      UserError: if there is no such field, or anything else among the arguments.
+    """
     for argument in arguments:
         if field := re.match(r"--?(?:no)?config\.([^=]+)", argument):
             config_lib.check_field(field[1])

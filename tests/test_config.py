@@ -49,11 +49,12 @@ def test_every_field_is_read(plain_run, tmp_path, reads):
     config = tiny_run.get_config()
     config.evaluate.split = "test"  # only then does select_on_test matter
     train_and_evaluate(config, tmp_path / "run")
-    task = Task.create(everything(), None, print)
-    _, indices = next(task.order.dispatches(0, 1, 1))
-    rates = task.learning_rates[:1]
-    step = task.steps._train_steps  # traced, not compiled
-    jax.eval_shape(step, task.state, jax.random.key(0), task.data["train"], indices, rates)
+    for config in (everything(), config_lib.validate(tiny_run.get_config("speedrun"))):
+        task = Task.create(config, None, print)
+        _, indices = next(task.order.dispatches(0, 1, 1))
+        rates = task.learning_rates[:1]
+        step = task.steps._train_steps  # traced, not compiled
+        jax.eval_shape(step, task.state, jax.random.key(0), task.data["train"], indices, rates)
     assert set(config_lib.FIELDS) - reads == set()
 
 
@@ -101,6 +102,9 @@ def test_validation_returns_a_locked_copy():
         ("optimizer.options", 3, "optimizer.options takes a dict"),
         ("optimizer.learning_rate_factors", (("a", -1),), "pairs"),
         ("optimizer.frozen", "[", "bad pattern"),
+        ("optimizer.frozen_after", (("[", 1.0),), "bad pattern"),
+        ("optimizer.weight_decay_factors", (("[", 1.0),), "bad pattern"),
+        ("evaluate.test_time_augmentation", "mirrors", "did you mean mirror"),
         ("checkpoint.keep", 0, "at least 1"),
         ("data", 3, "unknown config field 'data'"),
     ],
@@ -124,6 +128,13 @@ def test_patience_needs_scores_that_may_choose():
         config_lib.validate(config)
     config.evaluate.select_on_test = True
     config_lib.validate(config)
+
+
+def test_whitening_replaces_no_given_weights():
+    config = tiny_run.get_config("speedrun")
+    config.init.weights = "some.pth"
+    with pytest.raises(UserError, match="whitening_images would replace weights"):
+        config_lib.validate(config)
 
 
 def test_differences():

@@ -29,8 +29,8 @@ main.main(["resnet-jax", *sys.argv[2:]])
 """
 
 
-def command(workdir, *flags):
-    return [f"--config={tiny_run.CONFIG_FILE}:rich", f"--workdir={workdir}", *flags]
+def command(workdir, *flags, variant="rich"):
+    return [f"--config={tiny_run.CONFIG_FILE}:{variant}", f"--workdir={workdir}", *flags]
 
 
 def assert_same_end(workdir, reference):
@@ -66,6 +66,16 @@ def test_killed_run_resumes_bit_for_bit(rich_run, tmp_path, seed):
     assert all(record["step"] <= step for record in tiny_run.records(workdir))
     assert main.main(["resnet-jax", *command(workdir)]) == 0
     assert_same_end(workdir, rich_run)
+
+
+@pytest.mark.parametrize("step", [4, 7, 11])  # lookahead moves its weights after 5 and 10 of 12
+def test_lookahead_resumes_bit_for_bit(speedrun_run, tmp_path, monkeypatch, step):
+    workdir = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        tiny_run.interrupt(patch, step, signal.SIGTERM)
+        assert main.main(["resnet-jax", *command(workdir, variant="speedrun")]) == 143
+    assert main.main(["resnet-jax", *command(workdir, variant="speedrun")]) == 0
+    assert_same_end(workdir, speedrun_run)
 
 
 def test_signals_save_and_say_how_to_resume(rich_run, tmp_path, monkeypatch, capfd):

@@ -57,6 +57,19 @@ TORCH_CASES = {
 }
 
 
+def test_one_cycle_of_the_speed_records():
+    """From 0.2 of the peak up to it in 23 % of 480 steps, then straight down to 0.07."""
+    config = default_config().schedule
+    config.name = "one_cycle"
+    fractions = {"peak_fraction": 0.23, "initial_factor": 0.2, "final_factor": 0.07}
+    config.options = fractions | {"anneal": "linear"}
+    schedule = create_schedule(config, learning_rate=1.5, steps_per_epoch=48, num_epochs=10)
+    found = schedule(np.arange(480)) / 1.5
+    corners = [0, 0.23 * 480 - 1, 479]
+    expected = np.interp(np.arange(480), corners, [0.2, 1.0, 0.07])
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("case", TORCH_CASES)
 def test_per_epoch_agrees_with_torch(case):
     options, create = TORCH_CASES[case]

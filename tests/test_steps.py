@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -60,6 +61,72 @@ def test_evaluation_is_exact_for_any_batch_size(task):
         assert sums.correct == correct
         log_probabilities = jax.nn.log_softmax(logits)[np.arange(320), np.asarray(test.labels)]
         np.testing.assert_allclose(sums.loss, -log_probabilities.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["plain", "speedrun"])
+def test_evaluation_in_one_dispatch_is_the_same_evaluation(variant):
+    config = validate(tiny_run.get_config(variant))
+    task = Task.create(config, None, print)
+    variables, test = task.state.variables(), task.data["test"]
+    ends = []
+    for size in (1, 2, 0, 1000):  # of four batches, the last of them padded
+        config.evaluate.batches_per_dispatch = size
+        ends.append(task.steps.evaluate(variables, test, 90))
+    for sums in ends:
+        assert sums.count == 320
+        assert sums.correct == ends[0].correct
+        np.testing.assert_allclose(sums.loss, ends[0].loss, rtol=1e-6)
+
+
+def test_all_batches_are_one_dispatch_except_on_cpu(task, monkeypatch):
+    calls = []
+
+    def score(sums, variables, examples, indices, masks):
+        calls.append(indices.shape)
+        return sums
+
+    monkeypatch.setattr(task.steps, "_score", score)
+    task.steps.evaluate(task.state.variables(), task.data["test"], 100)
+    assert calls == [(1, 100)] * 4
+    devices = np.array([types.SimpleNamespace(platform="gpu")])
+    monkeypatch.setattr(task.steps, "mesh", types.SimpleNamespace(size=1, devices=devices))
+    monkeypatch.setattr(task.steps, "_split", lambda array: array)
+    monkeypatch.setattr(type(task.steps), "replicated", jax.devices()[0])
+    calls.clear()
+    task.steps.evaluate(task.state.variables(), task.data["test"], 100)
+    assert calls == [(4, 100)]
+
+
+def test_training_of_some_parameters_stops_after_their_epochs():
+    config = tiny_run.get_config("speedrun")
+    config.optimizer.lookahead_steps = 0
+    task = Task.create(validate(config), None, print)
+    state, moves = task.state, []
+    for first, indices in task.order.dispatches(0, 12, 1):
+        before = np.asarray(state.params["whitening"]["bias"])
+        head = np.asarray(state.params["head"]["kernel"])
+        rates = task.learning_rates[first : first + 1]
+        state, _ = task.steps.train(state, task.data["train"], indices, rates)
+        moves.append(bool((state.params["whitening"]["bias"] != before).any()))
+        assert (state.params["head"]["kernel"] != head).any()
+    assert moves == [True] * 8 + [False] * 4  # two epochs of four steps
+
+
+def test_another_seed_needs_no_other_program(task):
+    _, indices = next(task.order.dispatches(0, 1, 1))
+    config = tiny_run.get_config("rich")
+    config.optimizer.accumulate_steps = 1
+    rich = Task.create(validate(config), None, print)
+    config.seed = 3
+    third = Task.create(validate(config), None, print)
+    train = lambda steps: steps.train(  # noqa: E731
+        copy(rich.state), rich.data["train"], indices, np.array([0.1])
+    )
+    own, other = train(rich.steps), train(rich.steps.with_seed(3))
+    count = rich.steps._train._cache_size()
+    assert count == 1
+    assert tiny_run.leaves(other) == tiny_run.leaves(train(third.steps))
+    assert tiny_run.leaves(other) != tiny_run.leaves(own)
 
 
 def normalized(task, images):
