@@ -82,14 +82,15 @@ def check(config: ConfigDict) -> None:
       config: the checked config.
 
     Raises:
-      UserError: if model, optimizer, schedule or data source are unknown, or their options don't
-        suit them.
+      UserError: if model, optimizer, schedule or data source are unknown, or their options or the
+        group init don't suit them.
     """
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
     shape = input_shape(config.data)
-    state = state_template(model, optimizer, config, shape)
-    whitening.check(config, state)
+    if config.init.whitening_images or config.init.cached_stage:
+        state = state_template(model, optimizer, config, shape)
+        whitening.check(config, state)
     if config.init.cached_stage:
         images = jax.ShapeDtypeStruct((2, *shape), np.float32)
         transfer.check_cached_stage(model, state.variables(), images, config)

@@ -140,7 +140,7 @@ def speedrun(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = config_lib.validate(override(config, [sys.argv[0], *overrides]))
     result: dict[str, Any] = {
         "config": arguments.config,
-        "environment": workdir.environment(),
+        "provenance": workdir.provenance(),
         "settings": config.to_dict(),
         "runs": [],
     }
@@ -155,7 +155,7 @@ def speedrun(arguments: argparse.Namespace, overrides: list[str]) -> None:
         for name in ("accuracy", "seconds"):
             result[name] = summarize([run[name] for run in result["runs"]])
         _write(arguments.json, result)
-    devices = ", ".join(sorted(set(result["environment"]["devices"])))
+    devices = ", ".join(sorted(set(result["provenance"]["devices"])))
     print(f"{len(result['runs'])} runs of {arguments.config} on {devices}")
     print(format_summary("accuracy", "%", result["accuracy"]))
     print(format_summary("time", "s", result["seconds"]))

@@ -64,7 +64,7 @@ def test_runs_are_trainings_of_their_seeds(run, script, speedrun_run, tmp_path, 
     assert (summary["min"], summary["max"]) == (min(accuracies), max(accuracies))
     assert all(r["seconds"] > 0 for r in runs)
     assert result["settings"]["evaluate"]["split"] == "test"
-    assert {"commit", "jax", "devices", "command"} <= result["environment"].keys()
+    assert {"commit", "jax", "devices", "command"} <= result["provenance"].keys()
 
     lines = out.splitlines()
     assert [line.split()[:2] for line in lines[-6:-3]] == [["seed", str(s)] for s in range(3)]
