@@ -83,7 +83,7 @@ def roofs(dtype: str) -> tuple[float, float]:
       FLOP/s of a large matrix product, and bytes/s of a large copy, read and written.
     """
     on_cpu = jax.default_backend() == "cpu"
-    side, length = (2048, 2**26) if on_cpu else (16384, 2**30)
+    side, length = (2048, 2**26) if on_cpu else (16384, 2**28)
     a = jnp.ones((side, side), dtype)
     product = _best_seconds(jax.jit(lambda a: a @ a), a)
     copy = _best_seconds(jax.jit(lambda x: x + 1), jnp.ones(length, jnp.float32))
