@@ -1,26 +1,38 @@
-"""Checkpoints with orbax: the newest and the best, each leaf with a digest, restored strictly."""
+"""Checkpoints with orbax: the newest and the best, each leaf with a digest, restored strictly.
 
+A checkpoint is a folder named by its step, of three items: "state", the arrays; "run", the config
+and the records so far; and "digests", the SHA-256 of each array and of "run". So whatever else in
+the folder of a run is damaged can be checked against it, and written anew from it.
+"""
+
+import concurrent.futures
 import contextlib
 import errno
 import hashlib
+import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, unwritable
 from resnet_jax.trees import named_leaves
 
 Tree = TypeVar("Tree")
 Arrays = dict[str, np.ndarray]
+Run = Mapping[str, Any]
 
+_RUN = "run"
 _SPARE_BYTES = 2**20  # for what surrounds the arrays of a checkpoint
 
 
@@ -64,16 +76,23 @@ class Checkpoints:
           notify: is told of every checkpoint that is passed over.
           read_only: whether to leave the folder as it is; a run may be writing to it.
         """
-        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax raises its errors too
+        # What orbax logs it raises too; after an error it leaves work of its threads undone.
+        for name in ("absl", "asyncio"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         self.directory = directory.absolute()
         self.notify = notify
         self._policy = _NewestAndBest(keep)
+        self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
+        self._writing: concurrent.futures.Future[None] | None = None
         if not read_only:
             self._clear_unfinished()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=self._policy, read_only=read_only
+                preservation_policy=self._policy,
+                read_only=read_only,
+                enable_async_checkpointing=False,  # all of a save has a thread of its own here
             ),
         )
 
@@ -81,30 +100,43 @@ class Checkpoints:
         """Returns the steps of which there is a checkpoint, newest first."""
         return sorted(self._manager.all_steps(), reverse=True)
 
-    def save(self, step: int, state: Any, best: int | None = None) -> None:
+    def save(self, step: int, state: Any, run: Run, best: int | None = None) -> None:
         """Starts to save a state; what was being saved before is completed first.
 
         Args:
           step: number of steps taken.
           state: a tree of arrays.
+          run: what is saved beside it: "config", a dict, and "records", those of the run so far.
           best: step of the best checkpoint, which is kept; None: there is none.
 
         Raises:
           UserError: if the disk is full or can't be written.
         """
-        arrays = _named_arrays(state)
-        digests = {name: _digest(array) for name, array in arrays.items()}
-        items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays), digests=ocp.args.JsonSave(digests)
-        )
-        self._policy.best = best
         self.wait()
         # Running out of space in mid-save, orbax fills the screen from its threads.
-        needed = 2 * sum(array.nbytes for array in arrays.values()) + _SPARE_BYTES
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
         if shutil.disk_usage(self.directory).free < needed:
             raise _no_space(self.directory)
+        # The next step may overwrite the arrays. A copy on the device does not wait for this one.
+        copy = jax.tree.map(jnp.copy, state)
+        self._writing = self._writer.submit(self._write, step, copy, run, best)
+
+    def _write(self, step: int, state: Any, run: Run, best: int | None) -> None:
+        arrays = {name: np.asarray(leaf) for name, leaf in named_leaves(state)}
+        digests = {name: _digest(array) for name, array in arrays.items()}
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            run=ocp.args.JsonSave(dict(run)),
+            digests=ocp.args.JsonSave(digests | {_RUN: _run_digest(run)}),
+        )
+        self._policy.best = best
         with _disk_errors(self.directory, self._clear_unfinished):
             self._manager.save(step, args=items)
+
+    def poll(self) -> None:
+        """Raises the error of a save that has failed, if one has; never waits."""
+        if self._writing is not None and self._writing.done():
+            self.wait()
 
     def wait(self) -> None:
         """Returns when all that was to be saved is on disk.
@@ -112,8 +144,9 @@ class Checkpoints:
         Raises:
           UserError: if the disk is full or can't be written.
         """
-        with _disk_errors(self.directory, self._clear_unfinished):
-            self._manager.wait_until_finished()
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def restore(self, template: Tree, step: int) -> Tree:
         """Returns the state saved at a step.
@@ -125,17 +158,59 @@ class Checkpoints:
         Raises:
           DamagedError: if the checkpoint can't be read, was altered, or is of another model.
         """
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(), digests=ocp.args.JsonRestore())
-        try:
-            with _quiet_threads():
-                items = self._manager.restore(step, args=args)
-            arrays, digests = dict(items.state), dict(items.digests)
-        except Exception as error:  # orbax raises whatever its many backends raise
-            raise DamagedError(f"it can't be read ({_first_line(error)})") from error
+        return _fill(template, self.read(step))
+
+    def read(self, step: int) -> Arrays:
+        """Returns the arrays saved at a step, by their paths; see `restore`."""
+        arrays, digests = self._load(step, "state", ocp.args.StandardRestore())
         for name, array in arrays.items():
             if digests.get(name) != _digest(np.asarray(array)):
                 raise DamagedError(f"the digest of {name} differs")
-        return _fill(template, arrays)
+        self._run(step)  # a checkpoint that lacks it is not whole
+        return arrays
+
+    def config(self) -> dict[str, Any] | None:
+        """Returns the config in the newest checkpoint that has one; None: there is none."""
+        for step in self.steps():
+            with contextlib.suppress(DamagedError):
+                if run := self._run(step):
+                    return run["config"]
+        return None
+
+    def records(self, step: int) -> list[dict[str, Any]] | None:
+        """Returns the records of the run up to a step; None if an older version saved it.
+
+        Args:
+          step: one of `steps()`.
+
+        Raises:
+          DamagedError: if they can't be read or were altered.
+        """
+        run = self._run(step)
+        return run["records"] if run else None
+
+    def _run(self, step: int) -> Run | None:
+        """Returns what was saved beside a state; None if an older version saved it."""
+        args = ocp.args.JsonRestore()
+        if not (self.directory / str(step) / _RUN).exists():
+            _, digests = self._load(step, "digests", args)
+            if _RUN in digests:
+                raise DamagedError(f"{_RUN} is missing")
+            return None
+        run, digests = self._load(step, _RUN, args)
+        if digests.get(_RUN) != _run_digest(run):
+            raise DamagedError(f"the digest of {_RUN} differs")
+        return run
+
+    def _load(self, step: int, item: str, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns an item of a checkpoint, and its digests."""
+        items = {item: args, "digests": ocp.args.JsonRestore()}
+        try:
+            with _quiet_threads():
+                found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            return dict(found[item]), dict(found["digests"])
+        except Exception as error:  # orbax raises whatever its many backends raise
+            raise DamagedError(f"it can't be read ({_first_line(error)})") from error
 
     def restore_newest(self, template: Tree) -> Tree | None:
         """Returns the newest state that is whole; None if nothing was ever saved.
@@ -167,14 +242,19 @@ class Checkpoints:
 
     def close(self) -> None:
         """Completes what is being saved and releases the folder."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._writer.shutdown()
+            self._manager.close()
 
     def _clear_unfinished(self) -> None:
         """Removes the temporary, empty and half-deleted folders of interrupted saves."""
         for folder in self.directory.glob("*"):
             whole = all((folder / item).is_dir() for item in ("state", "digests"))
             if folder.is_dir() and not (folder.name.isdigit() and whole):
+                if folder.name.isdigit():
+                    self.notify(f"checkpoint {folder.name} is incomplete: removed")
                 shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -184,14 +264,16 @@ def _disk_errors(directory: pathlib.Path, clear: Callable[[], None]) -> Iterator
     try:
         yield
     except Exception as error:
-        reason = str(error)
-        full = getattr(error, "errno", None) == errno.ENOSPC
-        if full or "RESOURCE_EXHAUSTED" in reason or "No space left" in reason:
-            clear()
+        number = unwritable(error)
+        if number is None:
+            raise
+        clear()
+        if number == errno.ENOSPC:
             raise _no_space(directory) from error
-        if isinstance(error, OSError):
-            raise UserError(f"can't write to {directory}: {error.strerror}") from error
-        raise
+        raise UserError(
+            f"can't write to {directory}: {os.strerror(number)}; "
+            "once it can be written, the same command goes on from the last checkpoint"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -217,15 +299,14 @@ def _no_space(directory: pathlib.Path) -> UserError:
     )
 
 
-def _named_arrays(tree: Any) -> Arrays:
-    """Returns copies of all leaves: the originals may be donated while they are saved."""
-    return {name: np.array(leaf) for name, leaf in named_leaves(tree)}
-
-
 def _digest(array: np.ndarray) -> str:
     digest = hashlib.sha256(f"{array.dtype} {array.shape} ".encode())
-    digest.update(np.ascontiguousarray(array).tobytes())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def _run_digest(run: Run) -> str:
+    return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
 
 
 def _fill(template: Tree, arrays: Arrays) -> Tree:

@@ -1,7 +1,15 @@
 """The one exception that reaches a user as a single line."""
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+
+# What the system says of a place that can't be written, such as a full disk.
+_UNWRITABLE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+)
 
 
 class UserError(Exception):
@@ -20,6 +28,19 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
     return UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def unwritable(error: BaseException) -> int | None:
+    """Returns the errno for which a place could not be written; None if that is not the error.
+
+    Libraries wrap the system's error in exceptions of their own, whose message still has it.
+    """
+    number = getattr(error, "errno", None)
+    if number is None:
+        number = next((n for n in _UNWRITABLE if os.strerror(n) in str(error)), None)
+    if number is None and "RESOURCE_EXHAUSTED" in str(error):
+        return errno.ENOSPC
+    return number if number in _UNWRITABLE else None
 
 
 class Interrupted(Exception):

@@ -28,7 +28,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -71,13 +71,23 @@ def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
     again = f"{command} {shlex.join(arguments[1:])}"
-    print(f"{what}; the same command again resumes:\n  {again}", file=sys.stderr)
+    # Unlike print, this can be called while another print is under way.
+    os.write(2, f"{what}; the same command again resumes:\n  {again}\n".encode())
     return 128 + signal_number
 
 
 def run() -> None:
     """Runs the command line of this process; the console script `resnet-jax`."""
+    # An exception could be swallowed by a library that is calling back. Before the first step and
+    # after the last one there is nothing to save: training handles signals itself in between.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
     sys.exit(main(sys.argv))
+
+
+def _end(signal_number: int, frame: Any) -> None:
+    """Ends the process at once, as the handler of a signal."""
+    os._exit(_interrupted("stopped", signal_number, sys.argv))
 
 
 def _run_mode(settings: "_Settings") -> None:

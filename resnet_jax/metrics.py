@@ -1,9 +1,10 @@
 """The records of a run: metrics.jsonl, the source of truth, and what is read from it."""
 
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Record = dict[str, Any]
@@ -13,23 +14,41 @@ class History:
     """The records of a run, in memory and in a JSON-lines file.
 
     Every record has a "kind" ("train", "score" or "final") and a "step". A record is on disk
-    before the checkpoint of its step is, so that a resumed run finds each step exactly once.
+    before the checkpoint of its step is, so that a resumed run finds each step exactly once. The
+    checkpoint holds the records too, and the final one the digest of all, so that no damage to the
+    file goes unnoticed.
 
     Attributes:
       records: all records so far, oldest first.
     """
 
-    def __init__(self, path: pathlib.Path, resume_step: int) -> None:
+    def __init__(
+        self,
+        path: pathlib.Path,
+        resume_step: int,
+        saved: Sequence[Record] | None = None,
+        notify: Callable[[str], None] = print,
+    ) -> None:
         """Opens the file to append to it, and drops what was recorded after `resume_step`.
 
         Args:
           path: the file, which need not exist.
           resume_step: number of steps that the state training resumes from has taken.
+          saved: the records in the checkpoint of that state; None: it has none.
+          notify: is told if the file was damaged.
         """
-        self.records: list[Record] = [r for r in read(path) if r["step"] <= resume_step]
-        lines = "".join(_line(record) for record in self.records)
+        found = read(path)
+        self.records: list[Record] = [r for r in found if r["step"] <= resume_step]
+        if saved is not None:
+            if found[: len(saved)] != list(saved):
+                notify(f"{path} was damaged: its records are written anew from the checkpoint")
+            closing = [r for r in found if r["kind"] == "final" and r["step"] == resume_step]
+            self.records = [*saved, *closing[-1:]]
+        if self.records and self.records[-1]["kind"] == "final" and self.final() is None:
+            notify(f"{path}: its closing record can't be trusted; the test set is scored again")
+            self.records.pop()
         temporary = path.with_suffix(".tmp")
-        temporary.write_text(lines)
+        temporary.write_text("".join(map(_line, self.records)))
         os.replace(temporary, path)
         self._file = path.open("a")
 
@@ -40,9 +59,16 @@ class History:
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def finish(self, record: Record) -> Record:
+        """Appends the record that closes a finished run, with a digest of all, and returns it."""
+        record = record | {"kind": "final"}
+        record["sha256"] = _digest([*self.records, record])
+        self.add(record)
+        return record
+
     def final(self) -> Record | None:
         """Returns the record that closes a finished run; None if it is not finished."""
-        return next((r for r in self.records if r["kind"] == "final"), None)
+        return final(self.records)
 
     def seconds(self) -> float:
         """Returns the time that the run took up to its last record."""
@@ -80,6 +106,19 @@ def scores(records: Sequence[Record], split: str) -> list[Record]:
 def best(records: Sequence[Record], split: str) -> Record | None:
     """Returns the record of a split's best accuracy, the oldest of equals; None if none."""
     return max(scores(records, split), key=lambda r: r["accuracy"], default=None)
+
+
+def final(records: Sequence[Record]) -> Record | None:
+    """Returns the closing record; None if there is none, or any record was altered or lost."""
+    if not records or records[-1]["kind"] != "final":
+        return None
+    *before, closing = records
+    signed = {name: value for name, value in closing.items() if name != "sha256"}
+    return closing if closing.get("sha256") == _digest([*before, signed]) else None
+
+
+def _digest(records: Sequence[Record]) -> str:
+    return hashlib.sha256("".join(map(_line, records)).encode()).hexdigest()
 
 
 def _line(record: Record) -> str:

@@ -4,6 +4,7 @@ import collections
 import pathlib
 import statistics
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import metrics, workdir
+from resnet_jax.checkpoint import Run
 from resnet_jax.config import selects
 from resnet_jax.metrics import History, Record
 from resnet_jax.state import Sums
@@ -34,6 +36,7 @@ class Recorder:
         steps_per_epoch: int,
         step: int,
         terminal: Terminal,
+        saved: Sequence[Record] | None = None,
     ) -> None:
         """Opens the files of a run.
 
@@ -43,9 +46,13 @@ class Recorder:
           steps_per_epoch: number of training steps in an epoch.
           step: number of steps taken so far.
           terminal: where rows are shown.
+          saved: the records that the checkpoint of that step holds; None: it has none.
         """
-        self.history = History(folder / workdir.METRICS, step)
-        self.events = Events(folder / workdir.EVENTS, step) if config.log.tensorboard else None
+        note = terminal.note
+        self.history = History(folder / workdir.METRICS, step, saved, note)
+        self.events = None
+        if config.log.tensorboard:
+            self.events = Events(folder / workdir.EVENTS, step, self.history.records, note)
         self._config = config
         self._split = config.evaluate.split
         self._steps_per_epoch = steps_per_epoch
@@ -121,7 +128,11 @@ class Recorder:
 
     def final(self, record: Record) -> Record:
         """Records and returns the results that close the run."""
-        return self._add(record | {"kind": "final", "seconds": self._clock.seconds()})
+        return self.history.finish(record | {"seconds": self._clock.seconds()})
+
+    def run(self) -> Run:
+        """Returns what a checkpoint holds beside the state."""
+        return {"config": self._config.to_dict(), "records": list(self.history.records)}
 
     def best(self) -> Record | None:
         """Returns the record of the best score so far; None before the first one."""

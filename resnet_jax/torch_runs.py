@@ -46,12 +46,14 @@ def import_run(
     file = TorchFile(weights_path(config, notify))
     imported = torch_weights.fill(file, model, "fit", image_shape=shape, seed=config.seed)
     optimizer = create_optimizer(config.optimizer)
-    with workdir_lib.claim(workdir, config) as folder:
+    with workdir_lib.claim(workdir) as folder:
         checkpoints = Checkpoints(folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep)
         with contextlib.closing(checkpoints):
             if checkpoints.steps():
                 raise UserError(f"--workdir {folder} holds a run already; name another folder")
-            checkpoints.save(0, create_state(model, optimizer, config, shape, imported.variables))
+            workdir_lib.begin(folder, config, None)
+            state = create_state(model, optimizer, config, shape, imported.variables)
+            checkpoints.save(0, state, {"config": config.to_dict(), "records": []})
     return imported
 
 

@@ -56,15 +56,17 @@ def train_and_evaluate(
     with contextlib.ExitStack() as stack:
         stack.enter_context(_memory_errors())
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
-        folder = stack.enter_context(workdir_lib.claim(workdir, config))
+        folder = stack.enter_context(workdir_lib.claim(workdir))
         checkpoints = Checkpoints(
             folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
+        workdir_lib.begin(folder, config, checkpoints.config(), terminal.note)
         task = Task.create(config, dataset, terminal.note, checkpoints.restore_newest)
         state = jax.device_put(task.state, task.steps.replicated)
         step = int(state.step)
-        recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal)
+        saved = checkpoints.records(step) if checkpoints.steps() else None
+        recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal, saved)
         stack.enter_context(contextlib.closing(recorder))
         signals = stack.enter_context(_stop_signals())
         terminal.note(_announcement(task, step, folder))
@@ -100,6 +102,7 @@ def _train(
             state, sums = task.steps.train(state, task.data["train"], indices, rates)
             step = first + len(indices)
             recorder.progress(step, sums)
+            checkpoints.poll()
             if signals:
                 break
         if (bad := int(sums.bad_step)) > 0:
@@ -112,7 +115,7 @@ def _train(
             _record_histograms(task, state, step, recorder)
         is_needed = recorder.best_step() == step or recorder.exhausted()
         if agenda.save_due(step) or is_needed or signals:
-            checkpoints.save(step, state, recorder.best_step())
+            checkpoints.save(step, state, recorder.run(), recorder.best_step())
         if signals:
             checkpoints.wait()
             raise Interrupted(f"stopped after step {step:,}, which is saved", signals[0])

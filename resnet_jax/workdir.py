@@ -1,7 +1,6 @@
 """The folder of a run: its config, its lock, and a log of its starts."""
 
 import contextlib
-import errno
 import fcntl
 import json
 import os
@@ -12,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -20,53 +19,72 @@ from ml_collections import ConfigDict
 
 import resnet_jax
 from resnet_jax import config as config_lib
-from resnet_jax.errors import UserError
+from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.errors import UserError, unwritable
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
-
-# What the system says of a place that can't be written, such as a full disk.
-_UNWRITABLE = frozenset(
-    {
-        *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
-        *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG, errno.ELOOP),
-    }
-)
+STARTS = "starts.jsonl"
 
 
 @contextlib.contextmanager
-def claim(path: str | os.PathLike[str], config: ConfigDict) -> Iterator[pathlib.Path]:
+def claim(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Makes or reopens the folder of a run, for this process alone.
 
     Args:
       path: the folder.
-      config: the checked config of the run.
 
     Yields:
       The folder.
 
     Raises:
-      UserError: if the folder can't be written, now or later, is in use, or holds a run of
-        another config.
+      UserError: if the folder can't be written, now or later, or is in use.
     """
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / "lock").open("a+") as lock:
             _lock(lock, folder)
-            _keep_config(folder, config)
-            _log_start(folder)
             yield folder
     except OSError as error:
-        if error.errno not in _UNWRITABLE:
+        if unwritable(error) is None:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
             f"--workdir {folder} can't be written: {error.strerror}{where}; "
             "once it can, the same command goes on from the last checkpoint"
         ) from error
+
+
+def begin(
+    folder: pathlib.Path,
+    config: ConfigDict,
+    saved: Mapping[str, Any] | None,
+    notify: Callable[[str], None] = print,
+) -> None:
+    """Writes the config of a run into its folder, and logs this start.
+
+    Args:
+      folder: the folder, which this process has claimed.
+      config: the checked config.
+      saved: the config that the newest checkpoint holds; None: there is no such checkpoint.
+      notify: is told if the config in the folder was damaged.
+
+    Raises:
+      UserError: if there are checkpoints of another config.
+    """
+    # Until the first checkpoint nothing would be lost, and a slip in the config can be mended.
+    if saved is not None or any(folder.glob(f"{CHECKPOINTS}/*")):
+        before = _stored(folder, saved, notify)
+        if changed := config_lib.differences(before, config):
+            raise UserError(
+                f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
+                "name another --workdir"
+            )
+    _replace(folder / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
+    _log_start(folder)
 
 
 def read_config(path: str | os.PathLike[str]) -> ConfigDict:
@@ -78,10 +96,14 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
     Raises:
       UserError: if there is no run, or its config can't be read.
     """
-    file = pathlib.Path(path) / CONFIG
-    if not file.exists():
+    folder = pathlib.Path(path)
+    saved = None
+    if (folder / CHECKPOINTS).is_dir():
+        with contextlib.closing(Checkpoints(folder / CHECKPOINTS, 1, read_only=True)) as found:
+            saved = found.config()
+    if saved is None and not (folder / CONFIG).exists():
         raise UserError(f"--workdir {path} holds no run: there is no {CONFIG} in it")
-    return config_lib.upgraded(_read_json(file))
+    return config_lib.upgraded(_stored(folder, saved, print))
 
 
 def _lock(lock: Any, folder: pathlib.Path) -> None:
@@ -96,17 +118,21 @@ def _lock(lock: Any, folder: pathlib.Path) -> None:
     lock.flush()
 
 
-def _keep_config(folder: pathlib.Path, config: ConfigDict) -> None:
-    """Writes the config, unless there are checkpoints of another one."""
+def _stored(
+    folder: pathlib.Path, saved: Mapping[str, Any] | None, notify: Callable[[str], None]
+) -> Mapping[str, Any]:
+    """Returns the config in a folder, or the one of the checkpoint if that was damaged."""
     file = folder / CONFIG
-    # Until the first checkpoint nothing would be lost, and a slip in the config can be mended.
-    begun = any(folder.glob(f"{CHECKPOINTS}/*"))
-    if begun and (changed := config_lib.differences(_read_json(file), config)):
-        raise UserError(
-            f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
-            "name another --workdir"
-        )
-    _replace(file, json.dumps(config.to_dict(), indent=2) + "\n")
+    try:
+        stored = _read_json(file)
+    except UserError:
+        if saved is None:
+            raise
+    else:
+        if saved is None or not config_lib.differences(saved, stored):
+            return stored
+    notify(f"{file} was damaged or altered: the config comes from the newest checkpoint")
+    return saved
 
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
@@ -137,9 +163,11 @@ def provenance() -> dict[str, Any]:
 
 def _log_start(folder: pathlib.Path) -> None:
     """Appends where and how this start of the run takes place."""
-    start = provenance()
-    with (folder / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(start) + "\n")
+    log = folder / STARTS
+    before = log.read_bytes() if log.exists() else b""
+    separator = "\n" if before and not before.endswith(b"\n") else ""  # after a torn line
+    with log.open("a") as file:
+        file.write(f"{separator}{json.dumps(provenance())}\n")
 
 
 def _commit() -> str | None:

@@ -28,9 +28,12 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     """
     settings = workdir.read_config(folder)
     records = metrics.read(folder / workdir.METRICS)
-    final = next((record for record in records if record["kind"] == "final"), None)
+    final = metrics.final(records)
     if final is None:
-        raise UserError(f"the run in {folder} is not finished")
+        raise UserError(
+            f"the run in {folder} is not finished, or {workdir.METRICS} was damaged; "
+            "start its training again, which mends both"
+        )
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     overrides = [
         argument

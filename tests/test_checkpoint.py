@@ -1,4 +1,7 @@
 import contextlib
+import itertools
+import json
+import pathlib
 import re
 import shutil
 
@@ -11,6 +14,8 @@ from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.errors import UserError
 from resnet_jax.evaluate import restore
 from resnet_jax.train import train_and_evaluate
+
+RUN = {"config": {"seed": 3, "mean": (0.1, 2)}, "records": [{"kind": "train", "step": 1}]}
 
 
 def make_state(step=1):
@@ -33,7 +38,7 @@ def opened(directory, keep=2):
 def saved(directory, *steps):
     with opened(directory, keep=9) as (checkpoints, _):
         for step in steps:
-            checkpoints.save(step, make_state(step))
+            checkpoints.save(step, make_state(step), RUN)
     return directory
 
 
@@ -44,6 +49,23 @@ def flip_a_bit(directory, step):
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 16
     file.write_bytes(content)
+
+
+def flip(file):
+    content = bytearray(file.read_bytes() or b" ")
+    content[len(content) // 2] ^= 4
+    file.write_bytes(content)
+
+
+def halve(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+FILE_DAMAGES = (flip, halve, empty, pathlib.Path.unlink)
 
 
 def empty_state(directory, step):
@@ -58,11 +80,23 @@ def remove_digests(directory, step):
     shutil.rmtree(directory / str(step) / "digests")
 
 
+def remove_run(directory, step):
+    shutil.rmtree(directory / str(step) / "run")
+
+
+def alter_run(directory, step):
+    file = directory / str(step) / "run" / "metadata"
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+
+
 def garble_digests(directory, step):
     (directory / str(step) / "digests" / "metadata").write_text("{")
 
 
-DAMAGES = (flip_a_bit, empty_state, remove_state, remove_digests, garble_digests)
+DAMAGES = (
+    *(flip_a_bit, empty_state, remove_state, remove_digests, garble_digests),
+    *(remove_run, alter_run),
+)
 
 
 def test_restores_every_bit(tmp_path):
@@ -81,10 +115,10 @@ def test_nothing_saved(tmp_path):
 def test_keeps_the_newest_and_the_best(tmp_path):
     with opened(tmp_path / "c", keep=2) as (checkpoints, _):
         for step in range(1, 7):
-            checkpoints.save(step, make_state(step), best=2 if step > 1 else None)
+            checkpoints.save(step, make_state(step), RUN, best=2 if step > 1 else None)
         checkpoints.wait()
         assert checkpoints.steps() == [6, 5, 2]
-        checkpoints.save(7, make_state(7), best=7)
+        checkpoints.save(7, make_state(7), RUN, best=7)
         checkpoints.wait()
         assert checkpoints.steps() == [7, 6]
 
@@ -96,10 +130,12 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, damage):
     with opened(directory) as (checkpoints, notices):
         state = checkpoints.restore_newest(make_state())
         assert tiny_run.leaves(state) == tiny_run.leaves(make_state(2))
-        if damage not in (remove_state, remove_digests):  # those never were whole: cleared away
+        if damage in (remove_state, remove_digests):
+            assert notices == ["checkpoint 3 is incomplete: removed"]
+        else:
             assert re.match("checkpoint 3 is damaged: .*; trying the next older one$", *notices)
         assert checkpoints.steps() == [2, 1]
-        checkpoints.save(3, make_state(3))
+        checkpoints.save(3, make_state(3), RUN)
     with opened(directory) as (checkpoints, notices):
         restored = checkpoints.restore_newest(make_state())
         assert tiny_run.leaves(restored) == tiny_run.leaves(make_state(3))
@@ -109,10 +145,10 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, damage):
 def test_digests_catch_what_orbax_does_not(tmp_path, monkeypatch):
     directory = saved(tmp_path / "c", 1)
     with opened(directory) as (checkpoints, _):
-        items = checkpoints._manager.restore(1)
-        altered = {name: np.array(leaf) for name, leaf in items.state.items()}
+        items = dict(checkpoints._manager.restore(1).items())
+        altered = {name: np.array(leaf) for name, leaf in items["state"].items()}
         altered["params/conv/kernel"][0, 0, 0] += 1
-        items = type("Items", (), {"state": altered, "digests": items.digests})
+        items["state"] = altered
         monkeypatch.setattr(checkpoints._manager, "restore", lambda *_, **__: items)
         with pytest.raises(DamagedError, match=r"the digest of params/conv/kernel differs"):
             checkpoints.restore(make_state(), 1)
@@ -125,8 +161,49 @@ def test_remains_of_interrupted_saves_are_cleared(tmp_path):
     with opened(directory) as (checkpoints, notices):
         assert checkpoints.steps() == [1]
         assert checkpoints.restore_newest(make_state())["step"] == 1
-        assert notices == []
+        assert notices == ["checkpoint 7 is incomplete: removed"]
     assert [path.name for path in directory.iterdir()] == ["1"]
+
+
+def test_every_file_in_every_way(tmp_path):
+    """Whatever file of a checkpoint is damaged: the same bits, or the older ones and a notice."""
+    directory = saved(tmp_path / "c", 1, 2)
+    files = [path.relative_to(directory) for path in directory.glob("2/**/*") if path.is_file()]
+    assert len(files) > 8
+    for number, (file, damage) in enumerate(itertools.product(files, FILE_DAMAGES)):
+        copy = tmp_path / str(number)
+        shutil.copytree(directory, copy)
+        damage(copy / file)
+        with opened(copy) as (checkpoints, notices):
+            state = checkpoints.restore_newest(make_state())
+        case = f"{damage.__name__} {file}: {notices}"
+        assert int(state["step"]) == (1 if notices else 2), case
+        assert tiny_run.leaves(state) == tiny_run.leaves(make_state(int(state["step"]))), case
+
+
+def test_what_is_saved_beside_the_state(tmp_path):
+    with opened(saved(tmp_path / "c", 1, 2)) as (checkpoints, _):
+        assert checkpoints.config() == {"seed": 3, "mean": [0.1, 2]}
+        assert checkpoints.records(1) == RUN["records"]
+        alter_run(checkpoints.directory, 2)
+        assert checkpoints.config() == {"seed": 3, "mean": [0.1, 2]}
+        with pytest.raises(DamagedError, match="the digest of run differs"):
+            checkpoints.records(2)
+        alter_run(checkpoints.directory, 1)
+        assert checkpoints.config() is None
+
+
+def test_checkpoint_of_an_older_version(tmp_path):
+    directory = saved(tmp_path / "c", 1)
+    remove_run(directory, 1)
+    file = directory / "1" / "digests" / "metadata"
+    digests = json.loads(file.read_text())
+    file.write_text(json.dumps({name: digests[name] for name in digests if name != "run"}))
+    with opened(directory) as (checkpoints, notices):
+        assert checkpoints.restore_newest(make_state())["step"] == 1
+        assert checkpoints.config() is None
+        assert checkpoints.records(1) is None
+        assert notices == []
 
 
 def test_none_can_be_used(tmp_path):
@@ -185,7 +262,8 @@ def test_disk_that_fills_while_saving(tmp_path, monkeypatch, error):
     with opened(saved(tmp_path / "c", 1)) as (checkpoints, _), monkeypatch.context() as patch:
         patch.setattr(checkpoints._manager, "save", fail)
         with pytest.raises(UserError, match="no space left for a checkpoint"):
-            checkpoints.save(2, make_state(2))
+            checkpoints.save(2, make_state(2), RUN)
+            checkpoints.wait()
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"]
 
 

@@ -53,6 +53,47 @@ def test_history_goes_on_after_the_step_it_resumes_from(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def spoil(path, find, replace):
+    content = path.read_bytes()
+    assert find in content
+    path.write_bytes(content.replace(find, replace))
+
+
+@pytest.mark.parametrize(
+    ("find", "replace"),
+    [(b"20.0", b"21.0"), (b'"step": 1', b'"step": \x01'), (b"\n", b""), (b"", b"")],
+)
+def test_damaged_records_are_written_anew_from_the_checkpoint(tmp_path, find, replace):
+    path, notices = tmp_path / "metrics.jsonl", []
+    saved = [score(1, 10.0), score(2, 20.0)]
+    history = History(path, 0)
+    for record in saved:
+        history.add(record)
+    history.close()
+    spoil(path, find, replace) if find else path.unlink()
+    history = History(path, 2, saved, notices.append)
+    history.close()
+    assert notices == [f"{path} was damaged: its records are written anew from the checkpoint"]
+    assert history.records == metrics.read(path) == saved
+    History(path, 2, saved, notices.append).close()
+    assert len(notices) == 1
+
+
+def test_an_altered_closing_record_is_dropped(tmp_path):
+    path, notices = tmp_path / "metrics.jsonl", []
+    history = History(path, 0)
+    history.add(score(1, 10.0))
+    final = history.finish({"step": 1, "test_accuracy": 12.5})
+    history.close()
+    assert metrics.final(metrics.read(path)) == final
+    spoil(path, b"12.5", b"13.5")
+    assert metrics.final(metrics.read(path)) is None
+    history = History(path, 1, [score(1, 10.0)], notices.append)
+    history.close()
+    assert history.records == [score(1, 10.0)]
+    assert notices == [f"{path}: its closing record can't be trusted; the test set is scored again"]
+
+
 def test_history_bears_foreign_lines(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'\xff\n3\n[]\n{"step": 1}\n\n{"kind": "train", "step": 1}\n{"kind": "x"}\n')
@@ -108,6 +149,35 @@ def test_events_go_on_after_the_step_they_resume_from(tmp_path):
     writer.record({"step": 3, "loss": 1.0})
     writer.close()
     assert events(directory) == [("train/loss", step) for step in (1, 2, 3)]
+
+
+def flip(content):
+    return content[:90] + bytes([content[90] ^ 1]) + content[91:]
+
+
+@pytest.mark.parametrize("damage", [flip, lambda content: content[:99], lambda content: b""])
+def test_lost_numbers_are_written_anew_from_the_records(tmp_path, damage):
+    directory, notices = tmp_path / "events", []
+    records = [{"step": step, "loss": 1.0 * step} for step in (1, 2, 3)]
+    for resume, record in enumerate(records):
+        writer = Events(directory, resume, records[:resume])
+        writer.images("train/images", np.zeros((4, 8, 8, 3), np.uint8), record["step"])
+        writer.record(record)
+        writer.close()
+    whole = sorted(events(directory), key=lambda event: event[1])
+    path = min(directory.iterdir())
+    path.write_bytes(damage(path.read_bytes()))
+    Events(directory, 3, records, notices.append).close()
+    assert notices == [f"{directory} was damaged: 1 numbers are written anew from the records"]
+    found = events(directory)
+    assert [event for event in found if event[0] == "train/loss"] == [
+        ("train/loss", 1),
+        ("train/loss", 2),
+        ("train/loss", 3),
+    ]
+    assert set(whole) - set(found) <= {("train/images", 1)}
+    Events(directory, 3, records, notices.append).close()
+    assert len(notices) == 1
 
 
 def test_events_of_a_start_that_saved_nothing_are_dropped(tmp_path):
