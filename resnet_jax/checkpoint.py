@@ -130,7 +130,7 @@ class Checkpoints:
             digests=ocp.args.JsonSave(digests | {_RUN: _run_digest(run)}),
         )
         self._policy.best = best
-        with _disk_errors(self.directory, self._clear_unfinished):
+        with _disk_errors(self.directory, self._clear_unfinished), _quiet_threads():
             self._manager.save(step, args=items)
 
     def poll(self) -> None:
