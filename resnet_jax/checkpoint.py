@@ -8,6 +8,7 @@ the folder of a run is damaged can be checked against it, and written anew from 
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import json
 import logging
@@ -76,10 +77,7 @@ class Checkpoints:
           notify: is told of every checkpoint that is passed over.
           read_only: whether to leave the folder as it is; a run may be writing to it.
         """
-        # What orbax logs it raises too; after an error it leaves work of its threads undone.
-        for name in ("absl", "asyncio"):
-            logging.getLogger(name).setLevel(logging.CRITICAL)
-        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+        _quieten_orbax()
         self.directory = directory.absolute()
         self.notify = notify
         self._policy = _NewestAndBest(keep)
@@ -130,7 +128,7 @@ class Checkpoints:
             digests=ocp.args.JsonSave(digests | {_RUN: _run_digest(run)}),
         )
         self._policy.best = best
-        with _disk_errors(self.directory, self._clear_unfinished), _quiet_threads():
+        with _disk_errors(self.directory, self._clear_unfinished):
             self._manager.save(step, args=items)
 
     def poll(self) -> None:
@@ -206,8 +204,7 @@ class Checkpoints:
         """Returns an item of a checkpoint, and its digests."""
         items = {item: args, "digests": ocp.args.JsonRestore()}
         try:
-            with _quiet_threads():
-                found = self._manager.restore(step, args=ocp.args.Composite(**items))
+            found = self._manager.restore(step, args=ocp.args.Composite(**items))
             return dict(found[item]), dict(found["digests"])
         except Exception as error:  # orbax raises whatever its many backends raise
             raise DamagedError(f"it can't be read ({_first_line(error)})") from error
@@ -276,20 +273,24 @@ def _disk_errors(directory: pathlib.Path, clear: Callable[[], None]) -> Iterator
         ) from error
 
 
-@contextlib.contextmanager
-def _quiet_threads() -> Iterator[None]:
-    """Keeps off the screen what threads of orbax report to its event loop after an error."""
-    hook = sys.unraisablehook
+@functools.cache
+def _quieten_orbax() -> None:
+    """Keeps off the screen what orbax and its threads say of errors that they raise too."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    # Threads report to an event loop that the error has ended already.
+    unraisablehook, excepthook = sys.unraisablehook, sys.excepthook
 
-    def report(unraisable: Any) -> None:
+    def on_unraisable(unraisable: Any) -> None:
         if str(unraisable.exc_value) != "Event loop is closed":
-            hook(unraisable)
+            unraisablehook(unraisable)
 
-    sys.unraisablehook = report
-    try:
-        yield
-    finally:
-        sys.unraisablehook = hook
+    def on_exception(kind: Any, error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            excepthook(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = on_unraisable, on_exception
 
 
 def _no_space(directory: pathlib.Path) -> UserError:

@@ -20,7 +20,7 @@ SECONDS_TO_END = 180.0  # a start, or its end after a signal, that takes longer 
 # does; the best checkpoint is neither the first nor the last.
 TRAINING = (
     *("-m", "resnet_jax.main", "--config=configs/quickstart.py", "--config.data.source=sample"),
-    *("--config.num_epochs=4", "--config.batch_size=64", "--config.log.every_steps=2"),
+    *("--config.num_epochs=3", "--config.batch_size=64", "--config.log.every_steps=2"),
     *("--config.checkpoint.every_steps=3", "--config.optimizer.learning_rate=2.0"),
 )
 STEPS_PER_EPOCH = 9
