@@ -169,23 +169,27 @@ class Checkpoints:
 
     def config(self) -> dict[str, Any] | None:
         """Returns the config in the newest checkpoint that has one; None: there is none."""
-        for step in self.steps():
-            with contextlib.suppress(DamagedError):
-                if run := self._run(step):
-                    return run["config"]
-        return None
+        run = self._newest_run()
+        return run["config"] if run else None
 
-    def records(self, step: int) -> list[dict[str, Any]] | None:
+    def records(self, step: int | None = None) -> list[dict[str, Any]] | None:
         """Returns the records of the run up to a step; None if an older version saved it.
 
         Args:
-          step: one of `steps()`.
+          step: one of `steps()`; None: the newest of which they can be read.
 
         Raises:
-          DamagedError: if they can't be read or were altered.
+          DamagedError: if those of `step` can't be read or were altered.
         """
-        run = self._run(step)
+        run = self._newest_run() if step is None else self._run(step)
         return run["records"] if run else None
+
+    def _newest_run(self) -> Run | None:
+        for step in self.steps():
+            with contextlib.suppress(DamagedError):
+                if run := self._run(step):
+                    return run
+        return None
 
     def _run(self, step: int) -> Run | None:
         """Returns what was saved beside a state; None if an older version saved it."""

@@ -71,7 +71,9 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
     steps = checkpoints.steps()
     if which == "best" and selects(config):
-        records = metrics.read(folder / workdir_lib.METRICS)
+        records = checkpoints.records()
+        if records is None:  # saved by an older version
+            records = metrics.read(folder / workdir_lib.METRICS)
         steps = _best_first(metrics.scores(records, config.evaluate.split), steps)
     for step in steps:
         try:

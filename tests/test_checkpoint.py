@@ -285,6 +285,8 @@ def test_best_falls_back_to_the_next_best(plain_run, tmp_path, capsys):
     scores = {r["step"]: r["accuracy"] for r in tiny_run.records(workdir) if r["kind"] == "score"}
     first = max(scores, key=scores.__getitem__)
     assert restore(workdir, "best").step == first
+    (workdir / "metrics.jsonl").write_text("")  # the checkpoints have the scores too
+    assert restore(workdir, "best").step == first
     flip_a_bit(workdir / "checkpoints", first)
     kept = [int(path.name) for path in (workdir / "checkpoints").iterdir()]
     others = sorted((s for s in kept if s != first), key=scores.__getitem__, reverse=True)

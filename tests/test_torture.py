@@ -1,0 +1,104 @@
+"""Trainings as real processes that suffer real faults; see scripts/torture.py."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "scripts"))
+
+import torture  # noqa: E402
+import torture_faults  # noqa: E402
+from torture_table import BAD, COLUMNS, Fault, totals  # noqa: E402
+
+# One of each family, in a table of which every column but the bad ones is reached.
+SHORT = ("SIGKILL in a save", "SIGINT", "full disk", "bit flip", "read-only")
+
+
+def run(tmp_path, number, *flags):
+    file = tmp_path / "result.json"
+    command = [sys.executable, str(ROOT / "scripts" / "torture.py"), f"--faults={number}"]
+    done = subprocess.run(
+        [*command, f"--json={file}", *flags], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+def test_short(tmp_path):
+    result, out = run(tmp_path, len(SHORT), "--seed=0", *(f"--kind={kind}" for kind in SHORT))
+    done = {kind for kind in SHORT if kind not in result["left_out"]}
+    assert result["held"]
+    assert set(result["totals"]) == done | {"all"}
+    assert result["totals"]["all"]["equal_at_the_end"] == len(SHORT)
+    assert "the bar holds" in out
+    assert "\x1b" not in out
+
+
+@pytest.mark.slow
+def test_long(tmp_path):
+    result, _ = run(tmp_path, 200, "--seed=1")
+    assert result["totals"]["all"]["equal_at_the_end"] == 200
+
+
+@pytest.fixture(scope="module")
+def ended(plain_run):
+    return torture.End.of(plain_run[0])
+
+
+def test_the_harness_sees_what_differs(ended):
+    name = "params/head/kernel"
+    altered = ended.arrays[name].copy()
+    altered.flat[0] += 1
+    arrays = torture.End(ended.arrays | {name: altered}, ended.records, ended.events)
+    twice = torture.End(ended.arrays, ended.records, [*ended.events, ended.events[-1]])
+    disorder = torture.End(ended.arrays, ended.records, ended.events[::-1])
+    lost = torture.End(ended.arrays, ended.records[1:], ended.events)
+    assert ended.differences(ended) == []
+    assert arrays.differences(ended) == ["arrays"]
+    assert twice.differences(ended) == disorder.differences(ended) == ["events"]
+    assert lost.differences(ended) == ["records"]
+
+
+def test_any_bad_column_breaks_the_bar():
+    assert set(BAD) < set(COLUMNS)
+    for column in BAD:
+        fault = Fault("SIGKILL", **{column: 2})
+        sums = totals([fault, Fault("SIGINT")])
+        assert sums["all"]["faults"] == 2
+        assert sums["all"][column] == sums["SIGKILL"][column] == 2
+        assert sums["SIGINT"][column] == 0
+
+
+@pytest.mark.parametrize("kind", [k for k in torture_faults.BETWEEN_STARTS if k != "read-only"])
+def test_damages(tmp_path, kind):
+    file = tmp_path / "sub" / "file"
+    file.parent.mkdir()
+    file.write_bytes(b"content")
+    torture_faults.damage(kind, tmp_path, torture.random.Random(1))
+    if kind == "deleted file":
+        assert not file.exists()
+        return
+    after = file.read_bytes()
+    bits = sum((a ^ b).bit_count() for a, b in zip(after, b"content", strict=False))
+    assert (bits, len(after)) == {
+        "bit flip": (1, 7),
+        "truncated file": (0, len(after)),
+        "emptied file": (0, 0),
+    }[kind]
+    assert after != b"content"
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signal_during_set_up(tmp_path, number, status):
+    training = torture_faults.Training(tmp_path / "run", tmp_path / "cache")
+    assert training.wait_until(training.handles_signals)
+    training.process.send_signal(number)
+    code, said = training.end()
+    assert code == status, said
+    assert said.startswith("stopped; the same command again resumes:\n  python -m resnet_jax.main")
+    assert len(said.splitlines()) == 2
