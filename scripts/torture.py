@@ -147,14 +147,16 @@ class Torture:
 
     def _next(self) -> bool:
         """Does the next fault to the run in hand; returns whether that is not finished yet."""
-        if not self._bag:
-            self._bag = self.draw.sample(self._kinds, len(self._kinds))
-        kind = self._bag.pop()
+        possible = set(self._kinds if self.folder.exists() else faults.WHILE_RUNNING)
+        if not possible & set(self._kinds):
+            self._finish()  # there must be a run to be damaged
+            return True
+        if not possible & set(self._bag):
+            self._bag += self.draw.sample(self._kinds, len(self._kinds))
+        kind = next(kind for kind in self._bag if kind in possible)
+        self._bag.remove(kind)
         if kind in faults.WHILE_RUNNING:
             return self._while_running(kind)
-        if not self.folder.exists():
-            self._bag.insert(0, kind)
-            return True
         self._between_starts(kind)
         return kind == "read-only"
 
@@ -168,7 +170,7 @@ class Torture:
         mend = faults.disturb(kind, training, self._disk, self.seconds, self.draw)
         moment = time.monotonic() - training.start
         if mend is None:
-            self._bag.insert(0, kind)
+            self._bag.append(kind)
             self._started(*training.end(), before)
             return False
         self._add(Fault(kind, f"at {moment:.2f} s"))
