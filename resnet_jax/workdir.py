@@ -152,7 +152,7 @@ def provenance() -> dict[str, Any]:
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
-        "commit": commit(),
+        "commit": _commit(),
         "version": resnet_jax.__version__,
         "python": platform.python_version(),
         "jax": jax.__version__,
@@ -170,7 +170,7 @@ def _log_start(folder: pathlib.Path) -> None:
         file.write(f"{separator}{json.dumps(provenance())}\n")
 
 
-def commit() -> str | None:
+def _commit() -> str | None:
     """Returns the commit of the checkout that this package runs from; None without one."""
     here = pathlib.Path(__file__).parent
     command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]

@@ -17,9 +17,7 @@ import contextlib
 import dataclasses
 import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import random
 import re
 import shutil
@@ -336,10 +334,8 @@ def main() -> int:
             "left_out": left_out,
             "totals": sums,
             "faults": [dataclasses.asdict(fault) for fault in torture.faults],
-            "commit": workdir.commit(),
+            "provenance": workdir.provenance(),
             "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
         }
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     return 0 if held else 1
