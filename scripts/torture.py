@@ -175,6 +175,8 @@ class Torture:
         if kind == "second training":
             self._second(training)
         code, said = training.end()
+        if faults.is_cut_short(self.folder):
+            self._pending[-1].what += ", which cut a save short"
         mend()
         self._started(code, said, before)
         return code != 0

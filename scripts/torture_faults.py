@@ -160,6 +160,11 @@ def steps(folder: pathlib.Path) -> list[int]:
     return sorted(int(name) for name in names if name.isdigit())
 
 
+def is_cut_short(folder: pathlib.Path) -> bool:
+    """Returns whether a save has begun that is not complete."""
+    return any(not name.isdigit() for name in _names(folder))
+
+
 def disturb(
     kind: str, training: Training, disk: Disk, seconds: float, draw: random.Random
 ) -> Callable[[], None] | None:
