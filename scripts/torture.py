@@ -21,6 +21,7 @@ import pathlib
 import random
 import re
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -195,6 +196,7 @@ class Torture:
 
     def _second(self, first: Training) -> None:
         """Points a second training at the folder of a first one, which is killed after that."""
+        first.process.send_signal(signal.SIGSTOP)  # or it might end first
         code, said = Training(self.folder, self._cache).end()
         owner = f"in use by process {first.process.pid} on {socket.gethostname()}"
         self._expect(code == 2 and owner in said, f"a second training was let in: {said[-500:]}")

@@ -208,9 +208,12 @@ def disturb(
 def damage(kind: str, folder: pathlib.Path, draw: random.Random) -> str:
     """Does one of `BETWEEN_STARTS`, save "read-only", to a random file; returns what it did."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    # There are many more files of checkpoints than others.
+    # There are many more files of older checkpoints than others.
     others = [path for path in files if folder / "checkpoints" not in path.parents]
-    file = draw.choice(draw.choice([files, others]))
+    newest = folder / "checkpoints" / str(max(steps(folder), default=0))
+    file = draw.choice(
+        draw.choice([files, others, [path for path in files if newest in path.parents] or others])
+    )
     content = bytearray(file.read_bytes())
     where = draw.randrange(len(content)) if content else 0
     if kind == "deleted file":
