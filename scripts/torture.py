@@ -139,20 +139,22 @@ class Torture:
             while len(self.faults) < most and self._next():
                 pass
             self._finish()
-            damages = [kind for kind in self._kinds if kind in faults.BETWEEN_STARTS]
+            damages = [kind for kind in self._bag if kind in faults.BETWEEN_STARTS]
             if len(self.faults) < number and damages:
-                self._between_starts(self.draw.choice(damages))
+                self._bag.remove(damages[0])
+                self._between_starts(damages[0])
                 self._finish()
 
     def _next(self) -> bool:
         """Does the next fault to the run in hand; returns whether that is not finished yet."""
-        possible = set(self._kinds if self.folder.exists() else faults.WHILE_RUNNING)
-        if not possible & set(self._kinds):
+        if not self._bag:
+            self._bag = self.draw.sample(self._kinds, len(self._kinds))
+        begun = self.folder.exists()
+        possible = [kind for kind in self._bag if begun or kind in faults.WHILE_RUNNING]
+        if not possible:
             self._finish()  # there must be a run to be damaged
             return True
-        if not possible & set(self._bag):
-            self._bag += self.draw.sample(self._kinds, len(self._kinds))
-        kind = next(kind for kind in self._bag if kind in possible)
+        kind = possible[0]
         self._bag.remove(kind)
         if kind in faults.WHILE_RUNNING:
             return self._while_running(kind)
