@@ -37,7 +37,6 @@ from torture_table import BAD, Fault, show, totals
 from resnet_jax import metrics, tensorboard, workdir
 from resnet_jax.checkpoint import Checkpoints
 
-
 OFTEN = (*faults.KINDS, "SIGKILL", "SIGKILL", "SIGKILL in a save", "bit flip")
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 TIMES = ("seconds", "images_per_second", "sha256")  # what no two runs have in common
