@@ -159,13 +159,13 @@ def test_help_is_short_and_needs_no_jax():
     assert "Traceback" not in done.stderr
 
 
-def test_interrupt_before_the_first_step(capsys, monkeypatch):
+def test_interrupt_before_the_first_step(capfd, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resnet_jax.train.train_and_evaluate", interrupted)
     assert run(f"--config={tiny_run.CONFIG_FILE}") == 130
-    assert "the same command again resumes:" in capsys.readouterr().err
+    assert "the same command again resumes:" in capfd.readouterr().err
 
 
 def test_modes_eval_and_summary(plain_run, capsys):
