@@ -38,6 +38,20 @@ FIELDS: dict[str, Field] = {
         low=0,
         high=100_000,
     ),
+    "deterministic": Field(
+        False,
+        "whether a GPU, too, gives equal bits to equal runs, by XLA's deterministic kernels and "
+        "without a search for the fastest ones; slower, by how much is not measured; CPUs always do",
+    ),
+    "on_nan": Field(
+        "stop",
+        "what is done about a step whose loss or gradient is not finite: the run ends, or the "
+        "step is left out, as if it had changed nothing but the step counter",
+        choices=("stop", "skip"),
+    ),
+    "on_nan_limit": Field(
+        100, "steps that a run may skip; one more ends it", low=1, high=1_000_000_000
+    ),
     # Model
     "model.name": Field("resnet_v2", "a name of resnet_jax.list_models()"),
     "model.num_classes": Field(10, "number of logits", low=1, high=1_000_000),
@@ -253,5 +267,8 @@ FIELDS: dict[str, Field] = {
 
 # Fields that a resumed run may change: they alter neither the result nor the files of the run.
 RESUMABLE = frozenset(
-    {"data.dir", "evaluate.batch_size", "evaluate.batches_per_dispatch", "checkpoint.keep"}
+    {
+        *("data.dir", "evaluate.batch_size", "evaluate.batches_per_dispatch", "checkpoint.keep"),
+        "on_nan_limit",
+    }
 )

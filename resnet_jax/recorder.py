@@ -87,6 +87,7 @@ class Recorder:
           scored: whether the model is scored here too, which shows these numbers as well.
         """
         means = sums.means()
+        skipped = {"skipped_steps": int(sums.skipped)} if self._config.on_nan == "skip" else {}
         images_per_second = self._clock.steps_per_second() * self._config.batch_size
         self._add(
             {
@@ -94,6 +95,7 @@ class Recorder:
                 "step": step,
                 "epoch": step / self._steps_per_epoch,
                 **means,
+                **skipped,
                 "learning_rate": learning_rate,
                 "images_per_second": images_per_second,
                 "seconds": self._clock.seconds(),

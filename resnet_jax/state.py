@@ -22,22 +22,35 @@ class Sums(flax.struct.PyTreeNode):
       loss: sum of the losses, float32 scalar.
       correct: number of images classified correctly, float32 scalar.
       count: number of images, float32 scalar.
-      bad_step: first step, from 1, whose loss or gradient was not finite, int32 scalar; -1: none.
+      bad_step: newest step, from 1, that was not finite, int32 scalar; -1: none.
+      skipped: number of steps that were skipped in all epochs, int32 scalar; empty where a step
+        that is not finite ends the run.
     """
 
     loss: jax.Array
     correct: jax.Array
     count: jax.Array
     bad_step: jax.Array
+    skipped: Tree = flax.struct.field(default_factory=dict)
 
     @classmethod
-    def zero(cls) -> "Sums":
-        """Returns the sums over nothing."""
-        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32))
+    def zero(cls, skipping: bool = False) -> "Sums":
+        """Returns the sums over nothing.
+
+        Args:
+          skipping: whether skipped steps are to be counted.
+        """
+        skipped = jnp.array(0, jnp.int32) if skipping else {}
+        return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32), skipped)
+
+    def plus(self, other: "Sums") -> "Sums":
+        """Returns the sums over further images; what is told of steps stays."""
+        loss, correct, count = self.loss + other.loss, self.correct + other.correct, other.count
+        return self.replace(loss=loss, correct=correct, count=self.count + count)
 
     def means(self) -> dict[str, float]:
-        """Returns the mean loss and the accuracy, in percent."""
-        count = float(self.count)
+        """Returns the mean loss and the accuracy, in percent; zeros if all steps were skipped."""
+        count = max(float(self.count), 1.0)
         return {"loss": float(self.loss) / count, "accuracy": 100 * float(self.correct) / count}
 
 
@@ -126,7 +139,7 @@ def initial_state(
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
         average=_average(params, batch_stats) if averaged else {},
-        sums=Sums.zero(),
+        sums=Sums.zero(skipping=config.on_nan == "skip"),
     )
 
 

@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from resnet_jax import averages, keys, optim, transfer, whitening
+from resnet_jax import averages, faults, keys, optim, transfer, whitening
 from resnet_jax.data.augment import augment, normalize, resize
 from resnet_jax.data.pipeline import Examples, padded_batches
 from resnet_jax.state import Sums, TrainState, Tree
@@ -87,7 +87,7 @@ class Steps:
         examples: Examples,
         indices: np.ndarray,
         learning_rates: np.ndarray,
-    ) -> tuple[TrainState, Sums]:
+    ) -> tuple[TrainState, Sums, jax.Array]:
         """Takes some training steps in one dispatch; `state` is donated.
 
         Args:
@@ -97,7 +97,8 @@ class Steps:
           learning_rates: float32 `[steps]`.
 
         Returns:
-          The state after, and a copy of its sums.
+          The state after, a copy of its sums, and what was not finite in each step, int32
+          `[steps]`; see `resnet_jax.faults`.
         """
         rates = jax.device_put(np.asarray(learning_rates, np.float32), self.replicated)
         return self._train(state, self._seed_key, examples, self._split(indices), rates)
@@ -148,15 +149,15 @@ class Steps:
         examples: Examples,
         indices: jax.Array,
         learning_rates: jax.Array,
-    ) -> tuple[TrainState, Sums]:
+    ) -> tuple[TrainState, Sums, jax.Array]:
         step = functools.partial(self._train_step, seed_key=seed_key, examples=examples)
         if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
-            state = step(state, indices[0], learning_rates[0])
-        else:
-            state, _ = jax.lax.scan(
-                lambda carry, xs: (step(carry, *xs), None), state, (indices, learning_rates)
-            )
-        return state, state.sums
+            state, fault = step(state, indices[0], learning_rates[0])
+            return state, state.sums, fault[None]
+        state, found = jax.lax.scan(
+            lambda carry, xs: step(carry, *xs), state, (indices, learning_rates)
+        )
+        return state, state.sums, found
 
     def _train_step(
         self,
@@ -166,7 +167,7 @@ class Steps:
         *,
         seed_key: jax.Array,
         examples: Examples,
-    ) -> TrainState:
+    ) -> tuple[TrainState, jax.Array]:
         loss_fn = self._loss_fn(state, seed_key, examples, indices)
         (loss, (sums, batch_stats)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         opt_state = optim.set_learning_rate(state.opt_state, learning_rate)
@@ -176,15 +177,15 @@ class Steps:
         updates = optim.stop_finished(updates, epoch, self._config.optimizer.frozen_after)
         params = optax.apply_updates(state.params, updates)
         average, params, batch_stats = self._averaged(state, params, batch_stats)
-        finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
-        return state.replace(
-            step=state.step + 1,
+        before = state.replace(step=state.step + 1, sums=self._epoch_sums(state))
+        after = before.replace(
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             average=average,
-            sums=self._add_sums(state, sums, finite),
+            sums=before.sums.plus(sums),
         )
+        return faults.settle(before, after, loss, grads, skip=self._config.on_nan == "skip")
 
     def _loss_fn(
         self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
@@ -277,12 +278,11 @@ class Steps:
             average, new = averages.lookahead(average, new, state.step + 1, total, optimizer)
         return average, new["params"], new["batch_stats"]
 
-    def _add_sums(self, state: TrainState, sums: Sums, finite: jax.Array) -> Sums:
-        """Adds a step's sums to those of its epoch, which start anew with the epoch."""
+    def _epoch_sums(self, state: TrainState) -> Sums:
+        """Returns the sums of the epoch so far, which start anew with each epoch."""
         first = state.step % self._steps_per_epoch == 0
-        old = jax.tree.map(lambda a: jnp.where(first, 0, a), state.sums)
-        bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step + 1, state.sums.bad_step)
-        return Sums(old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad)
+        sums = jax.tree.map(lambda a: jnp.where(first, 0, a), state.sums)
+        return sums.replace(bad_step=state.sums.bad_step, skipped=state.sums.skipped)
 
     def _eval_steps(
         self,
@@ -293,7 +293,7 @@ class Steps:
         masks: jax.Array,
     ) -> Sums:
         def step(sums: Sums, indices: jax.Array, mask: jax.Array) -> Sums:
-            return jax.tree.map(jnp.add, sums, self._eval_step(variables, examples, indices, mask))
+            return sums.plus(self._eval_step(variables, examples, indices, mask))
 
         if len(indices) == 1:
             return step(sums, indices[0], masks[0])

@@ -62,7 +62,7 @@ class Events:
         self._write(_event(step, summary=summary.image(name, images, dataformats="NHWC")))
 
     def histograms(self, group: str, arrays: Mapping[str, Any], step: int) -> None:
-        """Writes the distribution of each array.
+        """Writes the distribution of each array, of its finite numbers.
 
         Args:
           group: first part of the titles.
@@ -71,8 +71,9 @@ class Events:
         """
         for name, array in arrays.items():
             values = np.asarray(array, np.float32)
-            histogram = summary.histogram(f"{group}/{name}", values, bins=64)
-            self._write(_event(step, summary=histogram))
+            if (values := values[np.isfinite(values)]).size:
+                histogram = summary.histogram(f"{group}/{name}", values, bins=64)
+                self._write(_event(step, summary=histogram))
 
     def close(self) -> None:
         """Writes what is left and closes the file."""

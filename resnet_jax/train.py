@@ -1,6 +1,7 @@
 """The training loop."""
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -20,6 +21,7 @@ from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import Interrupted, UserError
+from resnet_jax.faults import Watch, not_finite
 from resnet_jax.metrics import Record
 from resnet_jax.recorder import Recorder
 from resnet_jax.schedules import plateau_factor
@@ -93,20 +95,22 @@ def _train(
     signal is obeyed last, when there is a checkpoint to resume from.
     """
     config, order, agenda = task.config, task.order, task.agenda
+    stopped = functools.partial(_nonfinite, checkpoints=checkpoints)
+    watch = Watch(config, state, checkpoints.notify, stopped)
     step = int(state.step)
     while step < agenda.total_steps and not recorder.exhausted():
         factor = _plateau_factor(task, recorder)
         dispatches = order.dispatches(step, agenda.next_event(step), task.steps_per_dispatch)
         for first, indices in dispatches:
             rates = task.learning_rates[first : first + len(indices)] * factor
-            state, sums = task.steps.train(state, task.data["train"], indices, rates)
+            state, sums, faults = task.steps.train(state, task.data["train"], indices, rates)
             step = first + len(indices)
             recorder.progress(step, sums)
             checkpoints.poll()
+            watch.add(first, sums, faults)
             if signals:
                 break
-        if (bad := int(sums.bad_step)) > 0:
-            raise _nonfinite(f"the loss or its gradient is not finite at step {bad:,}", checkpoints)
+        watch.settle()
         if agenda.log_due(step):
             recorder.training(step, sums, float(rates[-1]), agenda.score_due(step))
         if agenda.score_due(step):
@@ -115,6 +119,8 @@ def _train(
             _record_histograms(task, state, step, recorder)
         is_needed = recorder.best_step() == step or recorder.exhausted()
         if agenda.save_due(step) or is_needed or signals:
+            if leaf := not_finite(state):
+                raise stopped(f"{leaf} is not finite after step {step:,}")
             checkpoints.save(step, state, recorder.run(), recorder.best_step())
         if signals:
             checkpoints.wait()
@@ -201,7 +207,7 @@ def _nonfinite(problem: str, checkpoints: Checkpoints) -> UserError:
     saved = f"step {checkpoints.steps()[0]:,}" if checkpoints.steps() else "none"
     return UserError(
         f"{problem}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
-        "optimizer.gradient_clip or schedule.warmup_epochs"
+        "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
     )
 
 

@@ -54,7 +54,7 @@ class Measurement:
         size = self.task.steps_per_dispatch
         for first, indices in self.task.order.dispatches(self.step, stop, size):
             rates = np.full(len(indices), 1e-3, np.float32)
-            self.state, sums = self.task.steps.train(
+            self.state, sums, _ = self.task.steps.train(
                 self.state, self.task.data["train"], indices, rates
             )
             self.step = first + len(indices)

@@ -93,7 +93,7 @@ class Runner:
         dispatches = list(order.dispatches(0, task.agenda.total_steps, task.steps_per_dispatch))
         for first, indices in dispatches:
             rates = task.learning_rates[first : first + len(indices)]
-            state, sums = steps.train(state, train, indices, rates)
+            state, sums, _ = steps.train(state, train, indices, rates)
         means = steps.evaluate(state.variables(), test, task.config.evaluate.batch_size).means()
         seconds = time.perf_counter() - begin
         if (bad := int(sums.bad_step)) > 0:

@@ -60,8 +60,8 @@ def test_training_looks_ahead():
     slow = jax.tree.map(np.array, {"params": other.params, "batch_stats": other.batch_stats})
     for first, indices in ahead.order.dispatches(0, total, 1):
         rates = ahead.learning_rates[first : first + 1]
-        state, _ = ahead.steps.train(state, ahead.data["train"], indices, rates)
-        other, _ = plain.steps.train(other, plain.data["train"], indices, rates)
+        state, *_ = ahead.steps.train(state, ahead.data["train"], indices, rates)
+        other, *_ = plain.steps.train(other, plain.data["train"], indices, rates)
         step = first + 1
         if step % 5 == 0:
             kept = 0.95**5 * (step / total) ** 3

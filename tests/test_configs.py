@@ -120,7 +120,7 @@ def test_trains_two_steps(spec, sample, trained):
     state = jax.tree.map(jax.numpy.copy, task.state)
     for first, indices in task.order.dispatches(0, 2, 1):
         rates = task.learning_rates[first : first + 1]
-        state, sums = task.steps.train(state, task.data["train"], indices, rates)
+        state, sums, _ = task.steps.train(state, task.data["train"], indices, rates)
     assert int(state.step) == 2
     assert int(sums.bad_step) == -1 and np.isfinite(float(sums.loss))
     before, after = (traverse_util.flatten_dict(s.params) for s in (task.state, state))

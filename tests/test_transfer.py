@@ -43,7 +43,7 @@ def trained(config, sample, steps=3):
     state = jax.tree.map(jnp.copy, task.state)
     for first, indices in task.order.dispatches(0, steps, 1):
         rates = task.learning_rates[first : first + 1]
-        state, _ = task.steps.train(state, task.data["train"], indices, rates)
+        state, *_ = task.steps.train(state, task.data["train"], indices, rates)
     return task.state, state
 
 

@@ -67,7 +67,7 @@ def test_state_starts_whitened_and_the_kernel_stays(tmp_path):
     state = task.state
     for first_step, indices in task.order.dispatches(0, 6, 1):
         rates = task.learning_rates[first_step : first_step + 1]
-        state, _ = task.steps.train(state, task.data["train"], indices, rates)
+        state, *_ = task.steps.train(state, task.data["train"], indices, rates)
     for params in (state.params, state.average["params"]):
         np.testing.assert_allclose(params["whitening"]["kernel"], before, rtol=1e-6)
     assert np.abs(state.params["whitening"]["bias"]).max() > 0
