@@ -1,10 +1,17 @@
-"""The cache of compiled programs, which makes every start but the first one quick."""
+"""How XLA compiles: the cache of its programs, which makes starts quick, and its determinism."""
 
 import os
 import platform
 
 import jax
 import platformdirs
+from jax._src import xla_bridge  # the public names say nothing without starting a backend
+
+from resnet_jax.errors import UserError
+
+# Without them a GPU adds in an order that varies, and takes the kernels that were the fastest when
+# they were tried (openxla.org/xla/determinism). Operations that can't do without are refused.
+_DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_autotune_level=0")
 
 
 def enable_cache() -> None:
@@ -24,3 +31,21 @@ def enable_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def make_deterministic() -> None:
+    """Tells XLA to compile for GPUs only what gives the same bits every time.
+
+    Raises:
+      UserError: if a GPU is in use already, by a process that was not started so.
+    """
+    given = os.environ.get("XLA_FLAGS", "").split()
+    if all(flag in given for flag in _DETERMINISTIC):
+        return
+    if not xla_bridge.backends_are_initialized():  # XLA reads the variable when one is
+        os.environ["XLA_FLAGS"] = " ".join([*given, *_DETERMINISTIC])
+    elif jax.default_backend() == "gpu":
+        raise UserError(
+            "config field deterministic is True but jax is using the GPU already; start Python "
+            f"with the environment variable XLA_FLAGS='{' '.join([*given, *_DETERMINISTIC])}'"
+        )

@@ -90,7 +90,7 @@ class Watch:
           stopped: makes the error that ends the run from a phrase that says why.
         """
         self._names = names(state)
-        self._limit = config.on_nan_limit if config.on_nan == "skip" else 0
+        self._limit = {"stop": 0, "skip": config.on_nan_limit}[config.on_nan]
         self._skipped = int(state.sums.skipped) if config.on_nan == "skip" else 0
         self._notify, self._stopped = notify, stopped
         self._pending: tuple[int, Sums, jax.Array] | None = None

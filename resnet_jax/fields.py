@@ -40,8 +40,9 @@ FIELDS: dict[str, Field] = {
     ),
     "deterministic": Field(
         False,
-        "whether a GPU, too, gives equal bits to equal runs, by XLA's deterministic kernels and "
-        "without a search for the fastest ones; slower, by how much is not measured; CPUs always do",
+        "whether equal runs are to have equal bits on a GPU too: XLA then takes deterministic "
+        "kernels only and does not search for the fastest ones, at a cost not measured yet; on a "
+        "CPU they have in any case",
     ),
     "on_nan": Field(
         "stop",

@@ -40,7 +40,7 @@ class Sums(flax.struct.PyTreeNode):
         Args:
           skipping: whether skipped steps are to be counted.
         """
-        skipped = jnp.array(0, jnp.int32) if skipping else {}
+        skipped: Tree = jnp.array(0, jnp.int32) if skipping else {}
         return cls(jnp.zeros(()), jnp.zeros(()), jnp.zeros(()), jnp.array(-1, jnp.int32), skipped)
 
     def plus(self, other: "Sums") -> "Sums":

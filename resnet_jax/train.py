@@ -19,6 +19,7 @@ from resnet_jax import config as config_lib
 from resnet_jax import metrics
 from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import Checkpoints, DamagedError
+from resnet_jax.compilation import make_deterministic
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.faults import Watch, not_finite
@@ -52,6 +53,8 @@ def train_and_evaluate(
       Interrupted: if SIGINT or SIGTERM arrived; the state was saved.
     """
     config = config_lib.validate(config)
+    if config.deterministic:
+        make_deterministic()
     check(config)
     if not os.path.exists(os.path.join(workdir, workdir_lib.CHECKPOINTS)):
         check_weights(config)  # a run that resumes has them
