@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.evaluate import evaluate_run, load_checkpoint
+    from resnet_jax.evaluate import evaluate_run, load_checkpoint, predict
     from resnet_jax.models import create_model, list_models
     from resnet_jax.torch_runs import export_torch, import_run
     from resnet_jax.torch_weights import import_torch
@@ -23,6 +23,7 @@ _HOMES = {
     "import_torch": "resnet_jax.torch_weights",
     "list_models": "resnet_jax.models",
     "load_checkpoint": "resnet_jax.evaluate",
+    "predict": "resnet_jax.evaluate",
     "train_and_evaluate": "resnet_jax.train",
 }
 
@@ -34,6 +35,7 @@ __all__ = [
     "import_torch",
     "list_models",
     "load_checkpoint",
+    "predict",
     "train_and_evaluate",
 ]
 

@@ -14,7 +14,8 @@ from resnet_jax import metrics
 from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.config import selects
-from resnet_jax.data.pipeline import Examples, input_shape, load
+from resnet_jax.data import images
+from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples, class_names, input_shape, load
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.optim import create_optimizer
@@ -121,3 +122,54 @@ def evaluate_run(
     variables = jax.device_put(restored.variables, steps.replicated)
     sums = steps.evaluate(variables, test, batch_size or config.evaluate.batch_size)
     return {"step": restored.step, **sums.means(), "count": int(np.asarray(sums.count))}
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model takes an image for.
+
+    Attributes:
+      path: the file of the image, as it was named.
+      class_names: the names of all classes, the most probable one first.
+      probabilities: their probabilities, in the same order; they add up to 1.
+    """
+
+    path: str
+    class_names: tuple[str, ...]
+    probabilities: tuple[float, ...]
+
+
+def predict(
+    workdir: str | os.PathLike[str],
+    paths: Sequence[str | os.PathLike[str]],
+    which: str = "best",
+) -> list[Prediction]:
+    """Classifies images from files with a checkpoint of a run.
+
+    All files are read before anything else, and one that can't be used means that none is. They
+    are brought to the size of the images of CIFAR-10, see `resnet_jax.data.images.read`, and from
+    there take the way of the test images.
+
+    Args:
+      workdir: the folder of the run.
+      paths: the files.
+      which: see `load_checkpoint`.
+
+    Returns:
+      One prediction per file, in their order.
+
+    Raises:
+      UserError: if a file is no readable image, or there is no run, or no checkpoint that can be
+        used.
+    """
+    pixels = images.read(paths, IMAGE_SHAPE[0])
+    restored = restore(workdir, which)
+    config = restored.config
+    steps = Steps(restored.model, None, config, steps_per_epoch=1)
+    names = class_names(config.data, config.model.num_classes)
+    predictions = []
+    for path, row in zip(paths, steps.probabilities(restored.variables, pixels), strict=True):
+        order = np.argsort(-row, kind="stable")
+        best_first = tuple(names[label] for label in order)
+        predictions.append(Prediction(os.fspath(path), best_first, tuple(row[order].tolist())))
+    return predictions

@@ -2,6 +2,7 @@
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
   python -m resnet_jax.main --mode=eval --workdir=DIR
+  python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
   python -m resnet_jax.main --mode=import --config=FILE --config.init.weights=FILE --workdir=DIR
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
@@ -9,6 +10,7 @@
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
+  predict   classify images from files with the best checkpoint
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
   import    begin a run with the weights of a PyTorch file and score it, without training
@@ -36,7 +38,9 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax import config as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
-MODES = ("train", "eval", "summary", "import", "export")
+MODES = ("train", "eval", "predict", "summary", "import", "export")
+# Those that take a run as it is, and what they take beside it.
+_RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,6 +98,8 @@ def _run_mode(settings: "_Settings") -> None:
     # jax takes a second to import: only here, when the command line is known to be good.
     if settings.mode == "eval":
         _evaluate(settings.workdir)
+    elif settings.mode == "predict":
+        _predict(settings.workdir, settings.images)
     elif settings.mode == "summary":
         _summarise(settings.config)
     elif settings.mode == "import":
@@ -158,6 +164,17 @@ def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> 
         )
 
 
+def _predict(workdir: str, images: Sequence[str]) -> None:
+    from resnet_jax.compilation import enable_cache
+    from resnet_jax.evaluate import predict
+
+    enable_cache()
+    for found in predict(workdir, images):
+        path = found.path if found.path.isprintable() else repr(found.path)
+        ranking = zip(found.class_names[:3], found.probabilities, strict=False)
+        print(f"{path}: {', '.join(f'{name} {100 * share:.2f} %' for name, share in ranking)}")
+
+
 class _Settings(NamedTuple):
     """What the command line asks for."""
 
@@ -165,6 +182,7 @@ class _Settings(NamedTuple):
     workdir: str
     config: ConfigDict
     output: str = ""
+    images: Sequence[str] = ()
 
 
 def _parse(arguments: Sequence[str]) -> _Settings:
@@ -177,16 +195,13 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         rest = values(arguments, known_only=True)
     except flags.Error as error:
         raise UserError(f"{error}; see --help") from None
+    for name in values:
+        if values[name].present > 1:
+            raise UserError(f"--{name} is given {values[name].present} times")
     if values.mode not in MODES:
         raise unknown("--mode", values.mode, MODES)
-    if values.mode == "eval":
-        if not values.workdir or len(rest) > 1:
-            raise UserError("--mode=eval takes --workdir, the folder of a run, and nothing else")
-        return _Settings(values.mode, values.workdir, ConfigDict())
-    if values.mode == "export":
-        if not values.workdir or not values.output or len(rest) > 1:
-            raise UserError("--mode=export takes --workdir, the folder of a run, and --output=FILE")
-        return _Settings(values.mode, values.workdir, ConfigDict(), values.output)
+    if values.mode in _RUN_MODES:
+        return _parse_run_mode(values, rest[1:])
     if values.output:
         raise UserError("--output is for --mode=export only")
     if not values.config:
@@ -195,6 +210,20 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     name = values.config.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-")
     workdir = values.workdir or f"runs/{name}-seed{config.seed}"
     return _Settings(values.mode, workdir, config)
+
+
+def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
+    """Returns what the command line asks of a run that there is."""
+    mode, names = values.mode, [path for path in files if not path.startswith("-")]
+    is_fine = {
+        "eval": not files and not values.output,
+        "predict": bool(files) and files == names and not values.output,
+        "export": not files and bool(values.output),
+    }
+    if not values.workdir or values.config or not is_fine[mode]:
+        takes = f"--mode={mode} takes --workdir, the folder of a run, and {_RUN_MODES[mode]}"
+        raise UserError(f"{takes}; see --help")
+    return _Settings(mode, values.workdir, ConfigDict(), values.output, names)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:

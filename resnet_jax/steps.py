@@ -69,6 +69,7 @@ class Steps:
         self._train = jax.jit(self._train_steps, donate_argnums=0)
         self._score = jax.jit(self._eval_steps, donate_argnums=0)
         self._gradients = jax.jit(self._batch_gradients)
+        self._classify = jax.jit(lambda *arguments: jax.nn.softmax(self._logits(*arguments)))
 
     def with_seed(self, seed: int) -> "Steps":
         """Returns the same compiled functions, with the randomness of another seed."""
@@ -125,6 +126,17 @@ class Steps:
             indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
             sums = self._score(sums, variables, examples, self._split(indices), self._split(masks))
         return sums
+
+    def probabilities(self, variables: dict[str, Tree], images: np.ndarray) -> np.ndarray:
+        """Returns the probability of each class for each image, float32 `[images, num_classes]`.
+
+        Args:
+          variables: the model's parameters and statistics.
+          images: uint8 `[images, height, width, channels]`.
+        """
+        size = self._config.evaluate.batch_size
+        parts = [images[start : start + size] for start in range(0, len(images), size)]
+        return np.concatenate([np.asarray(self._classify(variables, part)) for part in parts])
 
     def gradients(self, state: TrainState, examples: Examples, indices: np.ndarray) -> Tree:
         """Returns the gradients of the step that follows `state`, for histograms.
@@ -302,15 +314,18 @@ class Steps:
     def _eval_step(
         self, variables: dict[str, Tree], examples: Examples, indices: jax.Array, mask: jax.Array
     ) -> Sums:
+        logits = self._logits(variables, examples.images[indices])
+        labels = examples.labels[indices]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return _sums(losses, logits, labels, mask)
+
+    def _logits(self, variables: dict[str, Tree], images: jax.Array) -> jax.Array:
         def apply(images: jax.Array) -> jax.Array:
             logits = self._model.apply(variables, images, train=False, **self._start)
             return cast(jax.Array, logits)
 
-        images = self.inputs(examples.images[indices])
-        logits = mean_logits(apply, images, self._config.evaluate.test_time_augmentation)
-        labels = examples.labels[indices]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return _sums(losses, logits, labels, mask)
+        augmentation = self._config.evaluate.test_time_augmentation
+        return mean_logits(apply, self.inputs(images), augmentation)
 
 
 def _sums(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:

@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import keys
+from resnet_jax.data.batches import CLASS_NAMES
 from resnet_jax.data.sources import Dataset, load_dataset, train_val_split
 from resnet_jax.errors import UserError
 
@@ -49,6 +50,17 @@ def load(config: ConfigDict, notify: Callable[[str], None]) -> Dataset:
     """
     dataset = load_dataset(config.source, config.dir or None, notify)
     return select_classes(dataset, config.classes)
+
+
+def class_names(config: ConfigDict, num_classes: int) -> list[str]:
+    """Returns a name for each logit of a model; those that no class of the data has are numbers.
+
+    Args:
+      config: the group `data` of a config.
+      num_classes: number of logits.
+    """
+    names = [CLASS_NAMES[label] for label in config.classes or range(len(CLASS_NAMES))]
+    return names + [f"class {label}" for label in range(len(names), num_classes)]
 
 
 def input_shape(config: ConfigDict) -> tuple[int, int, int]:
