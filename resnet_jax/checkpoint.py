@@ -252,8 +252,9 @@ class Checkpoints:
     def _clear_unfinished(self) -> None:
         """Removes the temporary, empty and half-deleted folders of interrupted saves."""
         for folder in self.directory.glob("*"):
-            whole = all((folder / item).is_dir() for item in ("state", "digests"))
-            if folder.is_dir() and not (folder.name.isdigit() and whole):
+            items = all((folder / item).is_dir() for item in ("state", "digests"))
+            whole = folder.name.isdigit() and items
+            if folder.is_dir() and not (whole or folder.is_symlink()):
                 if folder.name.isdigit():
                     self.notify(f"checkpoint {folder.name} is incomplete: removed")
                 shutil.rmtree(folder, ignore_errors=True)

@@ -9,18 +9,21 @@ checked against its signature.
 import dataclasses
 import difflib
 import math
+import os
 import pathlib
-import re
 import runpy
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.errors import UserError, shown, unknown
 from resnet_jax.fields import FIELDS, RESUMABLE, Field
+from resnet_jax.patterns import check_pattern
 
 Variant = TypeVar("Variant")
+
+_MAX_CHARACTERS = 100_000
 
 _DEFAULTS = {path: field.default for path, field in FIELDS.items()}
 
@@ -64,21 +67,27 @@ def load(path: str) -> ConfigDict:
       UserError: if there is no such file, or it does not make a config.
     """
     file, _, variant = path.partition(":")
-    if not pathlib.Path(file).is_file():
+    if not os.path.isfile(file):
         near = difflib.get_close_matches(file, map(str, pathlib.Path(file).parent.glob("*.py")))
         hint = f"did you mean {near[0]}?" if near else "name a file such as configs/resnet_v2.py"
         raise UserError(f"--config {file} does not exist; {hint}")
     try:
         get_config = runpy.run_path(file)["get_config"]
         config = get_config(variant) if variant else get_config()
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         raise
     except KeyError as error:
         raise UserError(f"--config {file}: {error} is missing or not known") from error
-    except (Exception, SystemExit) as error:
-        raise UserError(f"--config {path}: {type(error).__name__}: {error}") from error
+    except BaseException as error:  # a file can raise anything
+        raise UserError(f"--config {path}: {type(error).__name__}: {shown(error, str)}") from error
     if not isinstance(config, ConfigDict):
-        raise UserError(f"--config {path}: get_config returned no ConfigDict but {config!r:.60}")
+        raise UserError(f"--config {path}: get_config returned no ConfigDict but {shown(config)}")
+    try:
+        size = len(repr(flatten(config)))
+    except Exception as error:
+        raise UserError(f"--config {path}: {shown(error, str)}") from error
+    if size > _MAX_CHARACTERS:
+        raise UserError(f"--config {path}: {size:,} characters are too many for a config")
     return config
 
 
@@ -90,7 +99,10 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
       prefix: path of `config` itself, with its final dot.
     """
     if isinstance(config, ConfigDict):
-        config = config.to_dict()
+        try:
+            config = config.to_dict()
+        except (RecursionError, TypeError) as error:
+            raise UserError(f"a config is a tree of fields with names ({error})") from error
     flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
@@ -152,9 +164,9 @@ def check_field(path: str) -> None:
       UserError: with the nearest fields: those whose last name is that of `path`, or nearly, or has
         it for initials (lr), and else those whose whole path is near.
     """
-    if path in FIELDS or _is_open(path.rpartition(".")[0]):
+    group, _, name = path.rpartition(".")
+    if path in FIELDS or (_is_open(group) and name.isidentifier() and not name.startswith("_")):
         return
-    name = path.rpartition(".")[2]
     names = {field: field.rpartition(".")[2] for field in FIELDS}
     alike = (
         [name]
@@ -221,10 +233,12 @@ def _checked(path: str, field: Field, value: Any) -> Any:
     if kind is tuple and isinstance(value, list | tuple):
         value = tuple(_checked(path, dataclasses.replace(field, default=0.0), v) for v in value)
         if len(value) != len(field.default):
-            raise UserError(f"config field {path} takes {len(field.default)} numbers, not {value}")
+            raise UserError(
+                f"config field {path} takes {len(field.default)} numbers, not {shown(value)}"
+            )
         return value
     if type(value) is not kind:
-        raise UserError(f"config field {path} takes a {kind.__name__}, not {value!r}")
+        raise UserError(f"config field {path} takes a {kind.__name__}, not {shown(value)}")
     if field.choices and value not in field.choices:
         raise unknown(f"value of config field {path}:", value, field.choices)
     if kind in (int, float):
@@ -240,20 +254,21 @@ def _checked_pairs(path: str, value: Any) -> tuple[tuple[str, float], ...]:
                 pairs.append((pattern, float(factor)))
             case _:
                 raise UserError(
-                    f"config field {path} takes pairs (pattern, factor of at least 0), not {pair!r}"
+                    f"config field {path} takes pairs (pattern, factor of at least 0), not "
+                    f"{shown(pair)}"
                 )
     return tuple(pairs)
 
 
 def _check_range(path: str, field: Field, value: float) -> None:
-    if not math.isfinite(value):
+    if type(value) is float and not math.isfinite(value):
         raise UserError(f"config field {path} must be a finite number, not {value}")
     if field.above is not None and value <= field.above:
-        raise UserError(f"config field {path} must be above {field.above}, not {value}")
+        raise UserError(f"config field {path} must be above {field.above}, not {shown(value)}")
     if field.low is not None and value < field.low:
-        raise UserError(f"config field {path} must be at least {field.low}, not {value}")
+        raise UserError(f"config field {path} must be at least {field.low}, not {shown(value)}")
     if field.high is not None and value > field.high:
-        raise UserError(f"config field {path} must be at most {field.high}, not {value}")
+        raise UserError(f"config field {path} must be at most {field.high}, not {shown(value)}")
 
 
 def _check_relations(config: ConfigDict) -> None:
@@ -283,18 +298,11 @@ def _check_relations(config: ConfigDict) -> None:
             "keeps features; set one of them to its default"
         )
     optimizer = config.optimizer
-    patterns = [optimizer.no_decay, optimizer.frozen]
-    for pairs in (
-        optimizer.learning_rate_factors,
-        optimizer.weight_decay_factors,
-        optimizer.frozen_after,
-    ):
-        patterns += [pattern for pattern, _ in pairs]
-    for pattern in patterns:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise UserError(f"config group optimizer: bad pattern {pattern!r}: {error}") from None
+    for field in ("no_decay", "frozen"):
+        check_pattern(f"optimizer.{field}", optimizer[field])
+    for field in ("learning_rate_factors", "weight_decay_factors", "frozen_after"):
+        for pattern, _ in optimizer[field]:
+            check_pattern(f"optimizer.{field}", pattern)
 
 
 def selects(config: ConfigDict) -> bool:

@@ -3,12 +3,12 @@
 import difflib
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 # What the system says of a place that can't be written, such as a full disk.
 _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
-    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
+    *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
 
 
@@ -41,6 +41,20 @@ def unwritable(error: BaseException) -> int | None:
     if number is None and "RESOURCE_EXHAUSTED" in str(error):
         return errno.ENOSPC
     return number if number in _UNWRITABLE else None
+
+
+def shown(value: object, text_of: Callable[[object], str] = repr) -> str:
+    """Returns a value as a message shows it: shortened, and whatever its class makes of it.
+
+    Args:
+      value: the value.
+      text_of: what makes a text of it, `repr` or `str`.
+    """
+    try:
+        text = text_of(value)
+    except Exception:
+        return f"a {type(value).__name__} that can't be shown"
+    return text if len(text) <= 120 else f"{text[:120]} ..."
 
 
 class Interrupted(Exception):

@@ -48,8 +48,9 @@ def settle(
     is_fine = flags.all()
     if skip:
         after = jax.tree.map(lambda old, new: jnp.where(is_fine, new, old), before, after)
+    stays = is_fine if skip else is_fine | (after.sums.bad_step > 0)
     sums = after.sums.replace(
-        bad_step=jnp.where(is_fine, after.sums.bad_step, after.step),
+        bad_step=jnp.where(stays, after.sums.bad_step, after.step),
         skipped=jax.tree.map(lambda count: count + ~is_fine, after.sums.skipped),
     )
     fault = jnp.where(is_fine, -1, flags.argmin()).astype(jnp.int32)

@@ -237,7 +237,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
       UserError: if there is no such field, or anything else among the arguments.
     """
     for argument in arguments:
-        if field := re.match(r"--?(?:no)?config\.([^=]+)", argument):
+        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
             config_lib.check_field(field[1])
     values = flags.FlagValues()
     try:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Sequence
@@ -85,17 +86,28 @@ def read(path: pathlib.Path) -> list[Record]:
     Args:
       path: the file; one that does not exist has no records.
     """
-    if not path.exists():
+    if not os.path.isfile(path):
         return []
     records = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(record, dict) and isinstance(record.get("step"), int) and "kind" in record:
+        if _is_whole(record):
             records.append(record)
     return records
+
+
+def _is_whole(record: Any) -> bool:
+    """Returns whether a value from a file is a record that can be used."""
+    if not isinstance(record, dict) or type(record.get("step")) is not int:
+        return False
+    if record.get("kind") == "score":
+        accuracy = record.get("accuracy")
+        is_number = isinstance(accuracy, int | float) and math.isfinite(accuracy)
+        return is_number and isinstance(record.get("split"), str)
+    return "kind" in record
 
 
 def scores(records: Sequence[Record], split: str) -> list[Record]:

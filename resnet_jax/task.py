@@ -22,6 +22,10 @@ from resnet_jax.state import Sums, TrainState, Tree, create_state, state_templat
 from resnet_jax.steps import Steps
 from resnet_jax.torch_weights import import_torch
 
+# Arguments of `create_model` that are fields of their own.
+_ELSEWHERE = {"weights": "init.weights"}
+_ELSEWHERE |= {name: f"model.{name}" for name in ("name", "num_classes", "dtype")}
+
 
 @dataclasses.dataclass(frozen=True)
 class Agenda:
@@ -112,7 +116,10 @@ def check_weights(config: ConfigDict) -> None:
 
 def build_model(config: ConfigDict) -> nn.Module:
     """Returns the module that a config names."""
-    options = config.model.options.to_dict() | {"dtype": config.model.dtype}
+    options = config.model.options.to_dict()
+    for name in options.keys() & _ELSEWHERE.keys():
+        raise UserError(f"config field model.options.{name}: set {_ELSEWHERE[name]} instead")
+    options["dtype"] = config.model.dtype
     return create_model(config.model.name, config.model.num_classes, **options)
 
 
@@ -172,7 +179,9 @@ class Task:
         )
         agenda = Agenda(config, order.steps_per_epoch)
         shape = input_shape(config.data)
-        state = restore(state_template(model, optimizer, config, shape))
+        template = state_template(model, optimizer, config, shape)
+        _check_memory(template)
+        state = restore(template)
         steps = Steps(model, optimizer, config, order.steps_per_epoch)
         data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
         if state is None:
@@ -228,6 +237,17 @@ def learning_rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
         num_epochs=config.num_epochs,
     )
     return schedule(np.arange(config.num_epochs * steps_per_epoch))
+
+
+def _check_memory(template: TrainState) -> None:
+    """Refuses a state that no device here can hold; to try would take long, or the machine down."""
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UserError(
+            f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB and "
+            f"this machine has {there / 2**30:,.1f}; take a smaller model.name or model.options"
+        )
 
 
 def _check_classes(config: ConfigDict, dataset: Dataset) -> None:

@@ -44,6 +44,7 @@ _SAFETENSORS: dict[str, np.dtype] = {
     "BOOL": np.dtype("bool"),
 }
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
+_MAX_WRAPPERS = 10
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 _DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+")
 _ALIGNMENT = 64  # bytes
@@ -220,7 +221,9 @@ def _map(path: pathlib.Path) -> mmap.mmap:
 
 def _state_dict(value: Any) -> dict[str, torch_pickle.Tensor]:
     """Returns the dict of tensors in what a file holds, out of its wrappers."""
-    while isinstance(value, dict):
+    for _ in range(_MAX_WRAPPERS):  # a dict may hold itself
+        if not isinstance(value, dict):
+            break
         inner = [value[key] for key in _WRAPPERS if isinstance(value.get(key), dict)]
         if not inner:
             break

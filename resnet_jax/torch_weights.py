@@ -317,13 +317,13 @@ def _convert(file: torch_files.TorchFile, key: str, slot: _Slot) -> jax.Array:
     target = slot.torch_view(array)
     source = file.tensors[key].reshape(target.shape)
     rows = max(1, len(target) * _CHUNK // max(1, source.nbytes))
-    try:
-        with np.errstate(over="raise"):
-            for row in range(0, len(target), rows):
-                target[row : row + rows] = source[row : row + rows]
-                file.release()
-    except FloatingPointError:
-        raise UserError(f"{file.path}: {key} has values too large for {slot.dtype}") from None
+    with np.errstate(over="ignore"):
+        for row in range(0, len(target), rows):
+            part = target[row : row + rows]
+            part[...] = source[row : row + rows]
+            file.release()
+            if not np.isfinite(part).all():
+                raise UserError(f"{file.path}: {key} is not finite, or too large for {slot.dtype}")
     return jax.device_put(array)
 
 

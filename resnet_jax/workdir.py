@@ -27,6 +27,9 @@ METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
 STARTS = "starts.jsonl"
+LOCK = "lock"
+
+_MAX_CONFIG_BYTES = 1_000_000
 
 
 @contextlib.contextmanager
@@ -45,7 +48,8 @@ def claim(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     folder = pathlib.Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("a+") as lock:
+        _check_kinds(folder)
+        with (folder / LOCK).open("a+") as lock:
             _lock(lock, folder)
             yield folder
     except OSError as error:
@@ -98,12 +102,23 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
     """
     folder = pathlib.Path(path)
     saved = None
-    if (folder / CHECKPOINTS).is_dir():
+    if os.path.isdir(folder / CHECKPOINTS):
         with contextlib.closing(Checkpoints(folder / CHECKPOINTS, 1, read_only=True)) as found:
             saved = found.config()
-    if saved is None and not (folder / CONFIG).exists():
+    if saved is None and not os.path.exists(folder / CONFIG):
         raise UserError(f"--workdir {path} holds no run: there is no {CONFIG} in it")
     return config_lib.upgraded(_stored(folder, saved, print))
+
+
+def _check_kinds(folder: pathlib.Path) -> None:
+    """Refuses to write to a pipe, or into a file that a link in the folder of a run points at."""
+    for name in (LOCK, CONFIG, METRICS, STARTS, CHECKPOINTS, EVENTS):
+        path = folder / name
+        is_folder = name in (CHECKPOINTS, EVENTS)
+        is_fine = path.is_dir() if is_folder else path.is_file() and not path.is_symlink()
+        if os.path.lexists(path) and not is_fine:
+            kind = "folder" if is_folder else "plain file"
+            raise UserError(f"{path} is no {kind}; remove it, or name another --workdir")
 
 
 def _lock(lock: Any, folder: pathlib.Path) -> None:
@@ -137,8 +152,12 @@ def _stored(
 
 def _read_json(file: pathlib.Path) -> dict[str, Any]:
     try:
+        if not os.path.isfile(file):
+            raise ValueError("it is no file")
+        if file.stat().st_size > _MAX_CONFIG_BYTES:
+            raise ValueError("it is too large for a config")
         value = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{file} can't be read: {error}; restore it or name another --workdir"
         ) from None

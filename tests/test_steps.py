@@ -183,6 +183,15 @@ def test_a_step_is_a_function_of_seed_and_step(task):
     assert tiny_run.leaves(ends[0]) == tiny_run.leaves(ends[1])
 
 
+def test_the_first_bad_step_is_remembered(task):
+    _, indices = next(task.order.dispatches(0, 1, 1))
+    state = copy(task.state).replace(step=np.int32(6))
+    state.params["head"]["bias"] = state.params["head"]["bias"] * np.nan
+    for _ in range(2):
+        state, sums, _ = task.steps.train(state, task.data["train"], indices, np.array([0.1]))
+        assert sums.bad_step == 7
+
+
 def test_means():
     sums = Sums(np.float32(6), np.float32(1), np.float32(4), np.int32(-1))
     assert sums.means() == {"loss": 1.5, "accuracy": 25.0}

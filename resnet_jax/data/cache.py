@@ -58,7 +58,7 @@ def origins(root: Path) -> dict[str, str]:
     """Returns the sources that the cached bytes were read from, each with a phrase to show."""
     try:
         found = json.loads((batches_dir(root) / "origins.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(found, dict):
         return {}

