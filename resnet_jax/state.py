@@ -22,8 +22,8 @@ class Sums(flax.struct.PyTreeNode):
       loss: sum of the losses, float32 scalar.
       correct: number of images classified correctly, float32 scalar.
       count: number of images, float32 scalar.
-      bad_step: first step, from 1, that was not finite, int32 scalar; -1: none. Where such steps are
-        skipped, the newest one.
+      bad_step: first step, from 1, that was not finite, int32 scalar, or the newest one where such
+        steps are skipped; -1: none.
       skipped: number of steps that were skipped in all epochs, int32 scalar; empty where a step
         that is not finite ends the run.
     """

@@ -95,8 +95,6 @@ TEXTS = {  # text -> what its error names
     "init.weights": dict.fromkeys(["🐍", "/", "a" * 5000, "/dev/zero"], "init.weights")
     | {"/proc/self/mem": "/proc/self/mem"},
 }
-# An empty tuple means all, and so does an empty text there.
-HARMLESS = {"override/data.classes=empty", "override/optimizer.learning_rate_factors=empty"}
 
 
 def overrides():
@@ -113,9 +111,8 @@ def overrides():
         elif field.choices:
             values = {"empty": "", "emoji": "🐍", "case": field.choices[0].upper(), "nul": "a\0b"}
         for name, value in values.items():
-            case = f"override/{path}={name}"
-            if case not in HARMLESS:
-                yield fixed(case, path, CONFIG, f"--config.{path}={value}")
+            if value or field.default != ():  # an empty list, which is the default
+                yield fixed(f"override/{path}={name}", path, CONFIG, f"--config.{path}={value}")
         for index, (text, names) in enumerate(TEXTS.get(path, {}).items()):
             yield fixed(f"override/{path}={index}", names, CONFIG, f"--config.{path}={text}")
         for name, rest in OPEN.items() if kind is dict else ():

@@ -16,6 +16,7 @@ import pytest
 import tiny_cifar10
 
 from resnet_jax import main
+from resnet_jax.fields import FIELDS
 
 ROOMS = hostile_cases, hostile_images, hostile_weights, hostile_data, hostile_runs
 CASES = [case for room in ROOMS for case in room.cases()]
@@ -46,6 +47,11 @@ def test_the_corpus_is_large_and_its_names_are_unique():
     assert len({case.name for case in CASES}) == len(CASES)
     counts = collections.Counter(case.category for case in CASES)
     assert min(counts.values()) >= 20, counts
+
+
+def test_every_field_has_cases():
+    covered = {case.name.partition("/")[2].partition("=")[0] for case in hostile_cases.overrides()}
+    assert set(FIELDS) - covered == {"data.dir"}  # which the cases of data are about
 
 
 SEEN = {
