@@ -267,8 +267,29 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.patience needs evaluate.split='val', "
             "or evaluate.select_on_test=True"
         )
-    patterns = [config.optimizer.no_decay, config.optimizer.frozen]
-    patterns += [pattern for pattern, _ in config.optimizer.learning_rate_factors]
+    if config.optimizer.lookahead_steps and config.optimizer.ema_decay:
+        raise UserError(
+            "config fields optimizer.lookahead_steps and optimizer.ema_decay both average the "
+            "weights; set one of them to 0"
+        )
+    if config.init.whitening_images and config.init.weights:
+        raise UserError(
+            "config field init.whitening_images would replace weights that init.weights gives; "
+            "set it to 0"
+        )
+    if config.init.cached_stage and config.evaluate.test_time_augmentation != "none":
+        raise UserError(
+            "config field evaluate.test_time_augmentation needs images, but init.cached_stage "
+            "keeps features; set one of them to its default"
+        )
+    optimizer = config.optimizer
+    patterns = [optimizer.no_decay, optimizer.frozen]
+    for pairs in (
+        optimizer.learning_rate_factors,
+        optimizer.weight_decay_factors,
+        optimizer.frozen_after,
+    ):
+        patterns += [pattern for pattern, _ in pairs]
     for pattern in patterns:
         try:
             re.compile(pattern)

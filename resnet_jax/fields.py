@@ -59,6 +59,15 @@ FIELDS: dict[str, Field] = {
         low=0,
         high=100,
     ),
+    "init.whitening_images": Field(
+        0,
+        "first training images, at most, whose patches the whitening layer is made for; 0: none",
+        low=0,
+        high=1_000_000,
+    ),
+    "init.whitening_epsilon": Field(
+        5e-4, "added to the variance of each direction of those patches", above=0.0, high=1e3
+    ),
     # Data
     "data.source": Field("auto", "where CIFAR-10 comes from; see resnet_jax.data.sources"),
     "data.dir": Field("", "folder with CIFAR-10, and of its cache; empty: the user's cache folder"),
@@ -148,9 +157,19 @@ FIELDS: dict[str, Field] = {
     "optimizer.frozen": Field(
         "", "regular expression; parameters whose path matches are not trained; empty: none"
     ),
+    "optimizer.frozen_after": Field(
+        (),
+        "pairs (regular expression of parameter paths, epochs after which they are not trained)",
+        items="pairs",
+    ),
     "optimizer.learning_rate_factors": Field(
         (),
         "pairs (regular expression of parameter paths, factor on the learning rate); first wins",
+        items="pairs",
+    ),
+    "optimizer.weight_decay_factors": Field(
+        (),
+        "pairs (regular expression of parameter paths, factor on the weight decay); first wins",
         items="pairs",
     ),
     "optimizer.gradient_clip": Field(
@@ -165,6 +184,22 @@ FIELDS: dict[str, Field] = {
         low=0.0,
         high=0.999999,
     ),
+    "optimizer.lookahead_steps": Field(
+        0,
+        "steps after which lookahead moves its slow weights, which are evaluated, towards the "
+        "trained ones, and these go on from there; 0: no lookahead",
+        low=0,
+        high=100_000,
+    ),
+    "optimizer.lookahead_decay": Field(
+        0.95,
+        "share, to the power of those steps, that the slow weights keep at the end",
+        low=0.0,
+        high=1.0,
+    ),
+    "optimizer.lookahead_power": Field(
+        3.0, "exponent of the growth of that share from zero with time", low=0.0, high=100.0
+    ),
     "optimizer.options": Field({}, "keyword arguments of the optimizer, such as momentum"),
     "schedule.name": Field("constant", "a name of resnet_jax.schedules.SCHEDULES"),
     "schedule.per": Field("step", "when the learning rate changes", choices=("step", "epoch")),
@@ -174,6 +209,18 @@ FIELDS: dict[str, Field] = {
     "schedule.options": Field({}, "keyword arguments of the schedule, in epochs"),
     # Evaluation, checkpoints, logs
     "evaluate.batch_size": Field(500, "images per evaluation step", low=1, high=1_000_000),
+    "evaluate.batches_per_dispatch": Field(
+        0,
+        "evaluation steps that one call of the compiled function takes; 0: 1 on CPU, all elsewhere",
+        low=0,
+        high=1_000_000,
+    ),
+    "evaluate.test_time_augmentation": Field(
+        "none",
+        "views of each image whose logits are averaged: the image; with its mirror image; or both "
+        "with those of two crops, moved by a pixel",
+        choices=("none", "mirror", "multi_crop"),
+    ),
     "evaluate.split": Field(
         "val",
         "what is scored while training; the test set is scored at the end in any case",
@@ -205,4 +252,6 @@ FIELDS: dict[str, Field] = {
 }
 
 # Fields that a resumed run may change: they alter neither the result nor the files of the run.
-RESUMABLE = frozenset({"data.dir", "evaluate.batch_size", "checkpoint.keep"})
+RESUMABLE = frozenset(
+    {"data.dir", "evaluate.batch_size", "evaluate.batches_per_dispatch", "checkpoint.keep"}
+)

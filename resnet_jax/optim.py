@@ -21,6 +21,9 @@ from resnet_jax.update_rules import OPTIMIZERS
 # Optimizers that are defined with a weight decay beside the gradient.
 DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})
 
+# Pairs of a pattern of parameter paths and a number for what it matches.
+Factors = tuple[tuple[str, float], ...]
+
 
 class OptimizerState(NamedTuple):
     """State of an optimizer whose float hyper-parameters are inputs of the compiled step.
@@ -112,7 +115,7 @@ def _surround(
     direction: optax.GradientTransformation, config: ConfigDict, values: dict[str, Any]
 ) -> optax.GradientTransformation:
     """Returns `direction` with everything that all optimizers share."""
-    decay = _add_weight_decay(values["weight_decay"], config.no_decay)
+    decay = _add_weight_decay(values["weight_decay"], config.no_decay, config.weight_decay_factors)
     decoupled = config.decoupled_weight_decay or config.name in DECOUPLED
     parts = [optax.clip_by_global_norm(values["gradient_clip"])] if config.gradient_clip else []
     parts += [direction, decay] if decoupled else [decay, direction]
@@ -128,30 +131,52 @@ def _surround(
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
 
 
-def _add_weight_decay(weight_decay: Any, no_decay: str) -> optax.GradientTransformation:
+def stop_finished(updates: optax.Updates, epoch: jax.Array, frozen_after: Factors) -> optax.Updates:
+    """Returns the updates, zero for parameters whose training is over.
+
+    Args:
+      updates: the updates of a step.
+      epoch: epochs of training before it, a float32 scalar.
+      frozen_after: pairs of a pattern of parameter paths and the epochs that they are trained.
+    """
+
+    def stop(path: str, update: jax.Array) -> jax.Array:
+        for pattern, epochs in frozen_after:
+            if re.search(pattern, path):
+                update = jnp.where(epoch < epochs, update, 0)
+        return update
+
+    return map_with_path(stop)(updates)
+
+
+def _add_weight_decay(
+    weight_decay: Any, no_decay: str, factors: Factors
+) -> optax.GradientTransformation:
     def add(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
         if no_decay and re.search(no_decay, path):
             return update
-        return update + weight_decay * param
+        return update + weight_decay * _factor(path, factors) * param
 
     return optax.stateless(map_with_path(add))
 
 
-def _scale_by_learning_rate(
-    learning_rate: Any, factors: tuple[tuple[str, float], ...]
-) -> optax.GradientTransformation:
+def _scale_by_learning_rate(learning_rate: Any, factors: Factors) -> optax.GradientTransformation:
     def scale(path: str, update: jax.Array) -> jax.Array:
-        matching = (factor for pattern, factor in factors if re.search(pattern, path))
-        return -learning_rate * next(matching, 1.0) * update
+        return -learning_rate * _factor(path, factors) * update
 
     return optax.stateless(lambda updates, params: map_with_path(scale)(updates))
+
+
+def _factor(path: str, factors: Factors) -> float:
+    return next((factor for pattern, factor in factors if re.search(pattern, path)), 1.0)
 
 
 def _check_patterns(config: ConfigDict, params: optax.Params) -> None:
     """Refuses patterns that match no parameter, and a freeze of all of them."""
     paths = jax.tree.leaves(map_with_path(lambda path, _: path)(params))
     patterns = [("no_decay", config.no_decay), ("frozen", config.frozen)]
-    patterns += [("learning_rate_factors", pattern) for pattern, _ in config.learning_rate_factors]
+    for field in ("learning_rate_factors", "weight_decay_factors", "frozen_after"):
+        patterns += [(field, pattern) for pattern, _ in config[field]]
     for field, pattern in patterns:
         if pattern and not any(re.search(pattern, path) for path in paths):
             raise UserError(

@@ -49,7 +49,8 @@ class TrainState(flax.struct.PyTreeNode):
       params: the model's parameters.
       batch_stats: its running statistics; empty for a model without any.
       opt_state: the optimizer's state, hyper-parameters included.
-      average: moving average of params and batch_stats; empty if there is none.
+      average: moving average of params and batch_stats, or lookahead's slow ones; empty if there
+        is neither.
       sums: sums over the images of the epoch so far.
     """
 
@@ -61,7 +62,7 @@ class TrainState(flax.struct.PyTreeNode):
     sums: Sums
 
     def variables(self) -> dict[str, Tree]:
-        """Returns the variables to evaluate: the moving average if there is one."""
+        """Returns the variables to evaluate: the average if there is one."""
         return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
 
 
@@ -81,7 +82,7 @@ def create_state(
       image_shape: `(height, width, channels)`.
       weights: the model's variables; None: random ones.
     """
-    create = functools.partial(_create, model, optimizer, config, image_shape)
+    create = functools.partial(initial_state, model, optimizer, config, image_shape)
     # It runs once: to optimise it in full would take longer than it runs.
     compiled = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
     return compiled(keys.derive(jax.random.key(config.seed), keys.Purpose.INIT), weights)
@@ -94,26 +95,37 @@ def state_template(
     image_shape: tuple[int, ...],
 ) -> TrainState:
     """Returns the shapes and dtypes of `create_state`, at no cost."""
-    create = functools.partial(_create, model, optimizer, config, image_shape)
+    create = functools.partial(initial_state, model, optimizer, config, image_shape)
     return jax.eval_shape(create, jax.random.key(config.seed), None)
 
 
-def _create(
+def initial_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     config: ConfigDict,
     image_shape: tuple[int, ...],
     key: jax.Array,
-    weights: dict[str, Tree] | None,
+    weights: dict[str, Tree] | None = None,
 ) -> TrainState:
+    """Returns the state before the first step, as `create_state` does, for use inside `jit`.
+
+    Args:
+      model: the module to train.
+      optimizer: its optimizer.
+      config: the whole config.
+      image_shape: `(height, width, channels)`.
+      key: key of the random weights.
+      weights: the model's variables; None: random ones.
+    """
     variables = weights or model.init(key, jnp.zeros((1, *image_shape)), train=False)
     params, batch_stats = variables["params"], variables.get("batch_stats", {})
+    averaged = config.optimizer.ema_decay or config.optimizer.lookahead_steps
     return TrainState(
         step=jnp.array(0, jnp.int32),
         params=params,
         batch_stats=batch_stats,
         opt_state=optimizer.init(params),
-        average=_average(params, batch_stats) if config.optimizer.ema_decay else {},
+        average=_average(params, batch_stats) if averaged else {},
         sums=Sums.zero(),
     )
 

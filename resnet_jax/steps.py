@@ -1,5 +1,6 @@
 """Training and evaluation steps: pure functions, with jit and sharding applied in one place."""
 
+import copy
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,10 +13,11 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from resnet_jax import keys, optim, transfer
+from resnet_jax import averages, keys, optim, transfer, whitening
 from resnet_jax.data.augment import augment, normalize, resize
 from resnet_jax.data.pipeline import Examples, padded_batches
 from resnet_jax.state import Sums, TrainState, Tree
+from resnet_jax.test_time_augmentation import mean_logits
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
@@ -65,8 +67,14 @@ class Steps:
         self._steps_per_epoch = steps_per_epoch
         self._seed_key = jax.random.key(config.seed)
         self._train = jax.jit(self._train_steps, donate_argnums=0)
-        self._score = jax.jit(self._eval_step, donate_argnums=0)
+        self._score = jax.jit(self._eval_steps, donate_argnums=0)
         self._gradients = jax.jit(self._batch_gradients)
+
+    def with_seed(self, seed: int) -> "Steps":
+        """Returns the same compiled functions, with the randomness of another seed."""
+        other = copy.copy(self)
+        other._seed_key = jax.random.key(seed)
+        return other
 
     @property
     def replicated(self) -> NamedSharding:
@@ -108,8 +116,13 @@ class Steps:
         devices = self.mesh.size
         batch_size = -(-min(batch_size, len(examples)) // devices) * devices
         sums = jax.device_put(Sums.zero(), self.replicated)
-        for indices, mask in padded_batches(len(examples), batch_size):
-            sums = self._score(sums, variables, examples, self._split(indices), self._split(mask))
+        batches = list(padded_batches(len(examples), batch_size))
+        # A loop would cost XLA's CPU backend its fast convolutions.
+        usual = 1 if self.mesh.devices.flat[0].platform == "cpu" else len(batches)
+        size = self._config.evaluate.batches_per_dispatch or usual
+        for first in range(0, len(batches), size):
+            indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
+            sums = self._score(sums, variables, examples, self._split(indices), self._split(masks))
         return sums
 
     def gradients(self, state: TrainState, examples: Examples, indices: np.ndarray) -> Tree:
@@ -159,14 +172,17 @@ class Steps:
         opt_state = optim.set_learning_rate(state.opt_state, learning_rate)
         assert self._optimizer is not None, "these steps are for evaluation only"
         updates, opt_state = self._optimizer.update(grads, opt_state, state.params)
+        epoch = state.step / self._steps_per_epoch
+        updates = optim.stop_finished(updates, epoch, self._config.optimizer.frozen_after)
         params = optax.apply_updates(state.params, updates)
+        average, params, batch_stats = self._averaged(state, params, batch_stats)
         finite = jnp.isfinite(loss) & jnp.isfinite(optax.tree.norm(grads))
         return state.replace(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
-            average=self._updated_average(state, params, batch_stats),
+            average=average,
             sums=self._add_sums(state, sums, finite),
         )
 
@@ -229,21 +245,37 @@ class Steps:
         """
         return images if self._start else self._normalized(images.astype(jnp.float32) / 255)
 
+    def whitened(self, state: TrainState, examples: Examples) -> TrainState:
+        """Returns a state before its first step, with its first layer made as the config says.
+
+        Args:
+          state: the state.
+          examples: the training images, on device.
+        """
+        init = self._config.init
+        if not init.whitening_images:
+            return state
+        images = self.inputs(jnp.asarray(examples.images[: init.whitening_images]))
+        return whitening.whiten(state, images, init.whitening_epsilon)
+
     def _batch_gradients(
         self, state: TrainState, seed_key: jax.Array, examples: Examples, indices: jax.Array
     ) -> Tree:
         loss_fn = self._loss_fn(state, seed_key, examples, indices)
         return jax.grad(loss_fn, has_aux=True)(state.params)[0]
 
-    def _updated_average(self, state: TrainState, params: Tree, batch_stats: Tree) -> Tree:
-        decay = self._config.optimizer.ema_decay
-        if not decay:
-            return state.average
-        # Until it is as long as its memory, it is the plain mean: the initial weights don't count.
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(decay, step / (step + 1))
-        new = {"params": params, "batch_stats": batch_stats}
-        return jax.tree.map(lambda a, b: a * decay + b * (1 - decay), state.average, new)
+    def _averaged(
+        self, state: TrainState, params: Tree, batch_stats: Tree
+    ) -> tuple[Tree, Tree, Tree]:
+        """Returns the average, the parameters and the statistics after a step."""
+        optimizer, new = self._config.optimizer, {"params": params, "batch_stats": batch_stats}
+        average = state.average
+        if optimizer.ema_decay:
+            average = averages.moving_average(average, new, state.step, optimizer.ema_decay)
+        elif optimizer.lookahead_steps:
+            total = self._config.num_epochs * self._steps_per_epoch
+            average, new = averages.lookahead(average, new, state.step + 1, total, optimizer)
+        return average, new["params"], new["batch_stats"]
 
     def _add_sums(self, state: TrainState, sums: Sums, finite: jax.Array) -> Sums:
         """Adds a step's sums to those of its epoch, which start anew with the epoch."""
@@ -252,19 +284,33 @@ class Steps:
         bad = jnp.where((state.sums.bad_step < 0) & ~finite, state.step + 1, state.sums.bad_step)
         return Sums(old.loss + sums.loss, old.correct + sums.correct, old.count + sums.count, bad)
 
-    def _eval_step(
+    def _eval_steps(
         self,
         sums: Sums,
         variables: dict[str, Tree],
         examples: Examples,
         indices: jax.Array,
-        mask: jax.Array,
+        masks: jax.Array,
     ) -> Sums:
+        def step(sums: Sums, indices: jax.Array, mask: jax.Array) -> Sums:
+            return jax.tree.map(jnp.add, sums, self._eval_step(variables, examples, indices, mask))
+
+        if len(indices) == 1:
+            return step(sums, indices[0], masks[0])
+        return jax.lax.scan(lambda sums, xs: (step(sums, *xs), None), sums, (indices, masks))[0]
+
+    def _eval_step(
+        self, variables: dict[str, Tree], examples: Examples, indices: jax.Array, mask: jax.Array
+    ) -> Sums:
+        def apply(images: jax.Array) -> jax.Array:
+            logits = self._model.apply(variables, images, train=False, **self._start)
+            return cast(jax.Array, logits)
+
         images = self.inputs(examples.images[indices])
-        logits = cast(jax.Array, self._model.apply(variables, images, train=False, **self._start))
+        logits = mean_logits(apply, images, self._config.evaluate.test_time_augmentation)
         labels = examples.labels[indices]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return jax.tree.map(jnp.add, sums, _sums(losses, logits, labels, mask))
+        return _sums(losses, logits, labels, mask)
 
 
 def _sums(losses: jax.Array, logits: jax.Array, labels: jax.Array, mask: jax.Array) -> Sums:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import transfer
+from resnet_jax import transfer, whitening
 from resnet_jax.data.pipeline import Examples, TrainingOrder, input_shape, load, split
 from resnet_jax.data.sources import SOURCES, Dataset
 from resnet_jax.errors import UserError, unknown
@@ -88,8 +88,9 @@ def check(config: ConfigDict) -> None:
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
     shape = input_shape(config.data)
+    state = state_template(model, optimizer, config, shape)
+    whitening.check(config, state)
     if config.init.cached_stage:
-        state = state_template(model, optimizer, config, shape)
         images = jax.ShapeDtypeStruct((2, *shape), np.float32)
         transfer.check_cached_stage(model, state.variables(), images, config)
     learning_rates(config, steps_per_epoch=1)
@@ -171,11 +172,12 @@ class Task:
         agenda = Agenda(config, order.steps_per_epoch)
         shape = input_shape(config.data)
         state = restore(state_template(model, optimizer, config, shape))
+        steps = Steps(model, optimizer, config, order.steps_per_epoch)
+        data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
         if state is None:
             weights = _weights(config, model, notify)
             state = create_state(model, optimizer, config, shape, weights)
-        steps = Steps(model, optimizer, config, order.steps_per_epoch)
-        data = {name: part.on_device(steps.replicated) for name, part in splits.items()}
+            state = jax.jit(steps.whitened)(state, data["train"])
         if config.init.cached_stage:
             notify(f"applying the frozen stages, up to {config.init.cached_stage}, to all images")
             data = {

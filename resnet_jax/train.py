@@ -15,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax import config as config_lib
+from resnet_jax import metrics
 from resnet_jax import workdir as workdir_lib
 from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.data.sources import Dataset
@@ -152,7 +153,7 @@ def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Chec
     """Scores the last and the best state on the test set and closes the records."""
     step = int(state.step)
     best = recorder.best() or _score(task, state, recorder, checkpoints)
-    last = _means(task, state, "test", checkpoints)
+    last = _last_test_score(task, state, recorder, checkpoints)
     best_test = best["accuracy"]
     if task.config.evaluate.split == "val":
         best_test = last["accuracy"]
@@ -169,6 +170,16 @@ def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Chec
             "best_test_accuracy": best_test,
         }
     )
+
+
+def _last_test_score(
+    task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints
+) -> dict[str, Any]:
+    """Returns mean loss and accuracy of the last state on the test set."""
+    scores = metrics.scores(recorder.history.records, "test")
+    if scores and scores[-1]["step"] == int(state.step):
+        return scores[-1]
+    return _means(task, state, "test", checkpoints)
 
 
 def _best_test_accuracy(task: Task, checkpoints: Checkpoints, step: int) -> float | None:

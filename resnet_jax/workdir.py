@@ -121,9 +121,9 @@ def _read_json(file: pathlib.Path) -> dict[str, Any]:
     return value
 
 
-def _log_start(folder: pathlib.Path) -> None:
-    """Appends where and how this start of the run takes place."""
-    start = {
+def environment() -> dict[str, Any]:
+    """Returns when, how, on what and from which commit this process runs."""
+    return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
@@ -133,8 +133,12 @@ def _log_start(folder: pathlib.Path) -> None:
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
     }
+
+
+def _log_start(folder: pathlib.Path) -> None:
+    """Appends where and how this start of the run takes place."""
     with (folder / "starts.jsonl").open("a") as file:
-        file.write(json.dumps(start) + "\n")
+        file.write(json.dumps(environment()) + "\n")
 
 
 def _commit() -> str | None:
