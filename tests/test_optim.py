@@ -1,13 +1,23 @@
+import pathlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from resnet_jax.config import default_config
+from resnet_jax.config import default_config, load
 from resnet_jax.errors import UserError
-from resnet_jax.optim import OPTIMIZERS, OptimizerState, create_optimizer, set_learning_rate
+from resnet_jax.optim import (
+    OPTIMIZERS,
+    OptimizerState,
+    create_optimizer,
+    set_learning_rate,
+    stop_finished,
+)
+from resnet_jax.trees import named_leaves
 
+CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "speedrun94.py"
 SHAPES = {"conv": {"kernel": (3, 3, 4, 5), "bias": (5,)}, "head": {"kernel": (7, 4)}}
 
 
@@ -20,11 +30,11 @@ def make_config(name="sgd", **fields):
     return config
 
 
-def make_params(seed=0):
+def make_params(seed=0, shapes=SHAPES):
     rng = np.random.default_rng(seed)
     is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
     draw = lambda shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
-    return jax.tree.map(draw, SHAPES, is_leaf=is_shape)
+    return jax.tree.map(draw, shapes, is_leaf=is_shape)
 
 
 def train(config, params, all_grads, rates=None):
@@ -240,6 +250,60 @@ def test_learning_rate_factors_first_match_wins():
     )
 
 
+def test_weight_decay_factors_first_match_wins():
+    config = make_config(weight_decay=0.5, weight_decay_factors=(("bias", 64.0), ("conv", 0.5)))
+    zeros = jax.tree.map(jnp.zeros_like, make_params())
+    after = train(config, make_params(), [zeros])[0]
+    kept = {"conv": {"kernel": 1 - 0.0025, "bias": 1 - 0.32}, "head": {"kernel": 1 - 0.005}}
+    jax.tree.map(
+        lambda a, p, k: np.testing.assert_allclose(a, k * p, rtol=1e-5), after, make_params(), kept
+    )
+
+
+def test_the_speed_record_in_means_is_that_in_sums():
+    """Its steps in PyTorch, with the published numbers for a loss summed over 1,024 images."""
+    torch = pytest.importorskip("torch")
+    config = load(str(CONFIG)).optimizer
+    shapes = {"whitening": {"kernel": (2, 2)}, "bn1_1": {"bias": (5,)}, "head": {"kernel": (5, 7)}}
+    shapes["whitening"]["bias"] = (5,)
+    draw = lambda seed: make_params(seed, shapes)  # noqa: E731
+    rates = [0.2 * config.learning_rate, config.learning_rate, 0.07 * config.learning_rate]
+    history = train(config, draw(0), [draw(1), draw(2), draw(3)], rates)
+
+    scale = 1024 * (1 + 1 / (1 - 0.85))
+    rate, decay = 11.5 / scale, 0.0153 * 1024 / scale
+    tensors = {p: torch.nn.Parameter(torch.tensor(np.array(v))) for p, v in named_leaves(draw(0))}
+    norms = [tensor for path, tensor in tensors.items() if "bn" in path]
+    others = [tensors["whitening/bias"], tensors["head/kernel"]]
+    groups = [
+        {"params": norms, "lr": 64 * rate, "weight_decay": decay / (64 * rate)},
+        {"params": others, "lr": rate, "weight_decay": decay / rate},
+    ]
+    optimizer = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
+    for step, factor in enumerate((0.2, 1.0, 0.07)):
+        for path, grad in named_leaves(draw(step + 1)):
+            tensors[path].grad = 1024 * torch.tensor(np.array(grad))
+        for group, peak in zip(optimizer.param_groups, (64 * rate, rate), strict=True):
+            group["lr"] = factor * peak
+        optimizer.step()
+        for path, ours in named_leaves(history[step]):
+            np.testing.assert_allclose(ours, tensors[path].detach().numpy(), rtol=1e-4, atol=1e-5)
+    assert changed(draw(0), history[-1])["whitening"] == {"kernel": False, "bias": True}
+
+
+def test_updates_stop_after_their_epochs():
+    updates = make_params()
+    pairs = (("bias", 3.0), ("^conv", 4.0))
+    for epoch, expected in ((2.99, (True, True, True)), (3.0, (True, False, True))):
+        found = stop_finished(updates, jnp.float32(epoch), pairs)
+        moved = jax.tree.map(lambda u: bool(jnp.any(u != 0)), found)
+        assert (moved["conv"]["kernel"], moved["conv"]["bias"], moved["head"]["kernel"]) == expected
+    found = stop_finished(updates, jnp.float32(4.0), pairs)
+    assert not jnp.any(found["conv"]["kernel"]) and jnp.all(
+        found["head"]["kernel"] == updates["head"]["kernel"]
+    )
+
+
 def test_gradient_clip_limits_the_global_norm_before_the_decay():
     params, grads = make_params(), make_params(1)
     config = make_config(gradient_clip=0.25, weight_decay=0.1, learning_rate=1.0)
@@ -311,7 +375,13 @@ def test_bad_input_is_one_clear_line(fields, message):
 
 @pytest.mark.parametrize(
     "fields",
-    [{"no_decay": "bn"}, {"frozen": "stage9"}, {"learning_rate_factors": (("scale", 2.0),)}],
+    [
+        {"no_decay": "bn"},
+        {"frozen": "stage9"},
+        {"frozen_after": (("scale", 2.0),)},
+        {"learning_rate_factors": (("scale", 2.0),)},
+        {"weight_decay_factors": (("scale", 2.0),)},
+    ],
 )
 def test_pattern_that_matches_nothing_is_refused(fields):
     with pytest.raises(UserError, match="matches no parameter; they are called conv/bias"):
