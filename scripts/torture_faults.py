@@ -70,9 +70,13 @@ class Disk:
         """Makes a folder of the disk read-only, even for files that are created right now."""
         if self.is_mounted:
             subprocess.run(["mount", "--bind", folder, folder], check=True)
-            subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        else:
-            _set_modes(folder, 0o500)
+            for _ in range(100):  # it can be refused for a file that is being written right now
+                remount = ["mount", "-o", "remount,bind,ro", folder]
+                if subprocess.run(remount, capture_output=True).returncode == 0:
+                    return
+                time.sleep(0.02)
+            raise RuntimeError(f"{folder} can't be made read-only")
+        _set_modes(folder, 0o500)
 
     def set_writable(self, folder: pathlib.Path) -> None:
         """Ends `set_read_only`."""
