@@ -71,7 +71,7 @@ class Disk:
         if self.is_mounted:
             subprocess.run(["mount", "--bind", folder, folder], check=True)
             for _ in range(100):  # it can be refused for a file that is being written right now
-                remount = ["mount", "-o", "remount,bind,ro", folder]
+                remount = ["mount", "-o", "remount,bind,ro", str(folder)]
                 if subprocess.run(remount, capture_output=True).returncode == 0:
                     return
                 time.sleep(0.02)
