@@ -27,7 +27,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet_jax.errors import UserError, unwritable
-from resnet_jax.trees import named_leaves
+from resnet_jax.metrics import is_whole
+from resnet_jax.trees import mismatch, named_leaves
 
 Tree = TypeVar("Tree")
 Arrays = dict[str, np.ndarray]
@@ -156,7 +157,28 @@ class Checkpoints:
         Raises:
           DamagedError: if the checkpoint can't be read, was altered, or is of another model.
         """
-        return _fill(template, self.read(step))
+        # Read first, a few bytes could become any number of gigabytes.
+        if problem := mismatch(template, self._declared(step)):
+            raise DamagedError(problem)
+        arrays = self.read(step)
+        if problem := mismatch(template, arrays):
+            raise DamagedError(problem)
+        return jax.tree.unflatten(
+            jax.tree.structure(template), [arrays[name] for name, _ in named_leaves(template)]
+        )
+
+    def _declared(self, step: int) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns the shapes and dtypes of the arrays saved at a step, of which none is read."""
+        try:
+            found = ocp.StandardCheckpointHandler().metadata(self.directory / str(step) / "state")
+            for leaf in found.tree.values():
+                if any(
+                    c > max(n, 1) for c, n in zip(leaf.storage.chunk_shape, leaf.shape, strict=True)
+                ):
+                    raise ValueError("a chunk is larger than its array")
+            return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in found.tree.items()}
+        except Exception as error:  # see _load
+            raise DamagedError(f"it can't be read ({_first_line(error)})") from error
 
     def read(self, step: int) -> Arrays:
         """Returns the arrays saved at a step, by their paths; see `restore`."""
@@ -202,6 +224,10 @@ class Checkpoints:
         run, digests = self._load(step, _RUN, args)
         if digests.get(_RUN) != _run_digest(run):
             raise DamagedError(f"the digest of {_RUN} differs")
+        config, records = run.get("config"), run.get("records")
+        is_list = isinstance(records, list) and all(map(is_whole, records))
+        if not isinstance(config, dict) or not is_list:
+            raise DamagedError(f"{_RUN} holds no config and records")
         return run
 
     def _load(self, step: int, item: str, args: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -313,21 +339,6 @@ def _digest(array: np.ndarray) -> str:
 
 def _run_digest(run: Run) -> str:
     return hashlib.sha256(json.dumps(run, sort_keys=True).encode()).hexdigest()
-
-
-def _fill(template: Tree, arrays: Arrays) -> Tree:
-    """Returns a tree like `template` with the arrays of the same names."""
-    names = [name for name, _ in named_leaves(template)]
-    if missing := sorted(set(names) ^ set(arrays)):
-        raise DamagedError(f"it is of another model ({', '.join(missing[:3])} ...)")
-    for name, leaf in named_leaves(template):
-        array = arrays[name]
-        if array.shape != leaf.shape or array.dtype != leaf.dtype:
-            raise DamagedError(
-                f"{name} is {array.dtype}{list(array.shape)}, not {leaf.dtype}{list(leaf.shape)}"
-            )
-    structure = jax.tree.structure(template)
-    return jax.tree.unflatten(structure, [arrays[name] for name in names])
 
 
 def _first_line(error: BaseException) -> str:

@@ -94,12 +94,12 @@ def read(path: pathlib.Path) -> list[Record]:
             record = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if _is_whole(record):
+        if is_whole(record):
             records.append(record)
     return records
 
 
-def _is_whole(record: Any) -> bool:
+def is_whole(record: Any) -> bool:
     """Returns whether a value from a file is a record that can be used."""
     if not isinstance(record, dict) or type(record.get("step")) is not int:
         return False

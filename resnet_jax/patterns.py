@@ -1,6 +1,7 @@
 """Regular expressions of parameter paths, as configs give them."""
 
 import re
+import warnings
 from re import _parser  # type: ignore[attr-defined]
 from typing import Any
 
@@ -18,7 +19,8 @@ def check_pattern(field: str, pattern: str) -> None:
       UserError: if it is refused.
     """
     try:
-        re.compile(pattern)
+        with warnings.catch_warnings(action="ignore"):  # of what a later Python may read otherwise
+            re.compile(pattern)
         if _nests_repeats(_parser.parse(pattern)):
             raise re.error("a repeat inside a repeat may take for ever")
     except (re.error, RecursionError, OverflowError) as error:

@@ -4,6 +4,8 @@ What can be mended, or is not needed, may be passed over: then the call works. I
 executes or writes elsewhere, and what it can't use it refuses in one line.
 """
 
+import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -184,14 +186,55 @@ def named(suffix, content):
     return each_file(lambda path: path.name == suffix and path.write_bytes(content))
 
 
-def with_huge_array(folder):
-    """Makes an array of every checkpoint as large as 40 terabytes, of which nothing is stored."""
-    for step in steps(folder):
-        place = f"file://{(step / 'state').absolute()}/"
-        spec = {"driver": "zarr", "kvstore": {"driver": "ocdbt", "base": place}}
-        spec["path"] = "params.head.bias"
-        spec["metadata"] = {"shape": [10**7, 10**6], "chunks": [10**4, 10**4], "dtype": "<f4"}
-        tensorstore.open(spec, create=True, delete_existing=True).result()
+def with_array(side, is_stored):
+    """Returns a change that makes an array of all checkpoints square, of equal or of no chunks."""
+
+    def change(folder):
+        for step in steps(folder):
+            base = f"file://{(step / 'state').absolute()}/"
+            kvstore = {"driver": "ocdbt", "base": base}
+            metadata = {"shape": [side, side], "chunks": [2**13, 2**13], "dtype": "<f4"}
+            spec = {"driver": "zarr", "kvstore": kvstore, "path": "params/head/bias"}
+            spec["metadata"] = metadata | {"compressor": {"id": "zstd", "level": 1}}
+            array = tensorstore.open(spec, create=True, delete_existing=True).result()
+            if is_stored:
+                array[: 2**13, : 2**13].write(1.0).result()
+                store = tensorstore.KvStore.open(kvstore).result()
+                chunk = store.read("params/head/bias/0.0").result().value
+                for row, column in itertools.product(range(side // 2**13), repeat=2):
+                    store.write(f"params/head/bias/{row}.{column}", chunk).result()
+
+    return change
+
+
+def forged(run):
+    """Returns a change of what is saved beside a state, with a digest that is right."""
+
+    def change(folder):
+        for step in steps(folder):
+            (step / "run" / "metadata").write_text(json.dumps(run))
+            digests = json.loads((step / "digests" / "metadata").read_text())
+            text = json.dumps(run, sort_keys=True)
+            digests["run"] = hashlib.sha256(text.encode()).hexdigest()
+            (step / "digests" / "metadata").write_text(json.dumps(digests))
+
+    return change
+
+
+CONFIG_OF_RUN = {"seed": 0, "data": 3, "no_such": {"a": []}}
+RUNS = {
+    "nothing": {},
+    "no_config": {"records": []},
+    "no_records": {"config": {}},
+    "text_config": {"config": "x", "records": []},
+    "odd_config": {"config": CONFIG_OF_RUN, "records": []},
+    "null": {"config": None, "records": None},
+    "text_records": {"config": {}, "records": "x"},
+    "number_records": {"config": {}, "records": [1, 2]},
+    "empty_records": {"config": {}, "records": [{}]},
+    "odd_records": {"config": {}, "records": [{"kind": "score", "step": "x", "split": "val"}]},
+    "text_accuracy": {"config": {}, "records": [json.loads(LINES["text_accuracy"])]},
+}
 
 
 def with_foreign(folder):
@@ -225,7 +268,8 @@ def cases():
         "truncated": each_file(lambda path: path.write_bytes(path.read_bytes()[:20])),
         "blanked": each_file(lambda path: path.write_bytes(bytes(path.stat().st_size))),
         "deleted": each_file(pathlib.Path.unlink),
-        "huge_array": with_huge_array,
+        "huge_array": with_array(2**23, is_stored=False),
+        "large_array": with_array(2**15, is_stored=True),
         "deep_metadata": named("_METADATA", NESTED.encode()),
         "list_metadata": named("_METADATA", b"[]"),
         "text_metadata": named("_CHECKPOINT_METADATA", b"words"),
@@ -238,7 +282,10 @@ def cases():
     }
     for name, change in changes.items():
         yield case(f"checkpoints_{name}", change)
-    for name in ("emptied", "huge_array", "foreign", "list_digests"):
+    for name, run in RUNS.items():
+        for mode in ("export", "train"):
+            yield case(f"forged_{name}", forged(run), mode)
+    for name in ("emptied", "huge_array", "large_array", "foreign", "list_digests"):
         yield case(f"checkpoints_{name}", changes[name], "train")
         yield case(f"checkpoints_{name}", changes[name], "eval")
     yield case("good", lambda folder: None, names=None)

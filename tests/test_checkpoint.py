@@ -8,6 +8,7 @@ import shutil
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorstore
 import tiny_run
 
 from resnet_jax.checkpoint import Checkpoints, DamagedError
@@ -292,3 +293,24 @@ def test_best_falls_back_to_the_next_best(plain_run, tmp_path, capsys):
     others = sorted((s for s in kept if s != first), key=scores.__getitem__, reverse=True)
     assert restore(workdir, "best").step == others[0]
     assert f"checkpoint {first} is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("shape", "chunks", "message"),
+    [
+        ([2**20, 2**20], [2**10, 2**10], r"params/conv/kernel is float32\[1048576, 1048576\], not"),
+        ("own", 2**20, "a chunk is larger than its array"),
+    ],
+)
+def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch, shape, chunks, message):
+    directory, kernel = saved(tmp_path / "c", 1), make_state()["params"]["conv"]["kernel"]
+    spec = {"driver": "zarr", "path": "params/conv/kernel"}
+    spec["kvstore"] = {"driver": "ocdbt", "base": f"file://{directory.absolute()}/1/state/"}
+    shape = list(kernel.shape) if shape == "own" else shape
+    chunks = [chunks] * len(shape) if isinstance(chunks, int) else chunks
+    spec["metadata"] = {"shape": shape, "chunks": chunks, "dtype": "<f4"}
+    tensorstore.open(spec, create=True, delete_existing=True).result()
+    with opened(directory) as (checkpoints, _):
+        monkeypatch.setattr(Checkpoints, "read", None)  # would fail if called
+        with pytest.raises(DamagedError, match=message):
+            checkpoints.restore(make_state(), 1)

@@ -54,6 +54,7 @@ def test_every_field_has_cases():
     assert set(FIELDS) - covered == {"data.dir"}  # which the cases of data are about
 
 
+HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 SEEN = {
     "execution": (lambda room: os.system("true"), "os.system"),
     "process": (lambda room: subprocess.run(["true"]), "subprocess.Popen"),
@@ -85,7 +86,7 @@ def test_the_guard_sees(name, room, monkeypatch):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_case(case, room, warm, capfd, monkeypatch):
+def test_case(case, room, warm, capfd, monkeypatch, recwarn):
     """Calls the command line as the case says, under guard."""
     if case.category == "data":
         tiny_cifar10.install(monkeypatch.setattr)
@@ -98,6 +99,8 @@ def test_case(case, room, warm, capfd, monkeypatch):
     assert watch.violations == []
     assert [path.name for path in room.parent.iterdir()] == ["room"]
     assert "Traceback" not in out
+    # They would be further lines; those for developers are not shown.
+    assert [str(w.message) for w in recwarn if not issubclass(w.category, HIDDEN)] == []
     if case.names is None or (case.names is hostile_cases.MAY_WORK and status == 0):
         assert (status, err) == (0, "")
         return
