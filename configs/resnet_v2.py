@@ -9,8 +9,8 @@ sgd      99.81 / 94.21 (15 min, one RTX 8000)   94.2
 adam     98.13 / 90.98                          91.0
 better   -                                      95.3, a hypothesis
 
-Accuracies are expected, not measured yet. At the 114 images a second that were measured on two CPU
-cores, 60 epochs take 7.3 hours; a GPU is expected to take minutes. Reported figures are the best
+Accuracies are expected, not measured yet. At the 136 images a second that were measured on two CPU
+cores, 60 epochs take 6.1 hours; a GPU is expected to take minutes. Reported figures are the best
 over all epochs on the test set.
 """
 
