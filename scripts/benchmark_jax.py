@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from benchmark_worker import Answer, compile_seconds, obey, say
 
 from resnet_jax.config import default_config, validate
 from resnet_jax.data.sources import Dataset
@@ -108,36 +109,26 @@ def peak_memory() -> int:
 
 
 def main() -> None:
-    """Obeys the commands on standard input, a line of JSON each, and answers in kind."""
+    """Reads what to measure from standard input, says what it is, and obeys."""
     spec = json.loads(sys.stdin.readline())
     keep_freed_memory()
     measurement = Measurement(spec)
-    start = time.perf_counter()
-    measurement.train(measurement.task.steps_per_dispatch)
-    compiled = time.perf_counter()
-    measurement.train(measurement.task.steps_per_dispatch)
-    again = time.perf_counter()
-    measurement.evaluate()
-    answer: dict[str, Any] = {
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(measurement.state.params)),
-        "compile_seconds": (compiled - start) - (again - compiled),
-        "unit": measurement.task.steps_per_dispatch,
-        "provenance": provenance(),
-    }
-    print(json.dumps(answer), flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        start = time.perf_counter()
-        if command["do"] == "train":
-            answer = {"loss": measurement.train(command["steps"])}
-        elif command["do"] == "evaluate":
-            answer = {"loss": measurement.evaluate()}
-        elif command["do"] == "roofs":
-            answer = dict(zip(("flops", "bandwidth"), roofs(spec["dtype"]), strict=True))
-        else:
-            answer = {"bytes": peak_memory()}
-        answer["seconds"] = time.perf_counter() - start
-        print(json.dumps(answer), flush=True)
+    unit = measurement.task.steps_per_dispatch
+    where = provenance()
+    del where["command"]  # of this worker, not of the benchmark
+    say(
+        {
+            "compile_seconds": compile_seconds(measurement, unit),
+            "parameters": sum(leaf.size for leaf in jax.tree.leaves(measurement.state.params)),
+            "unit": unit,
+            "provenance": where,
+        }
+    )
+
+    def measured_roofs() -> Answer:
+        return dict(zip(("flops", "bandwidth"), roofs(spec["dtype"]), strict=True))
+
+    obey(measurement, {"roofs": measured_roofs, "memory": lambda: {"bytes": peak_memory()}})
 
 
 if __name__ == "__main__":

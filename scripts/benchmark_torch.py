@@ -4,12 +4,12 @@ import functools
 import json
 import resource
 import sys
-import time
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch_modules
+from benchmark_worker import compile_seconds, obey, say
 from torch import Tensor, nn
 
 Spec = dict[str, Any]
@@ -143,37 +143,22 @@ def peak_memory() -> int:
 
 
 def main() -> None:
-    """Obeys the commands on standard input, a line of JSON each, and answers in kind."""
+    """Reads what to measure from standard input, says what it is, and obeys."""
     spec = json.loads(sys.stdin.readline())
     torch.set_num_threads(spec["threads"])
     try:
         measurement = Measurement(spec)
     except KeyError:
-        print(json.dumps({"error": f"there is no PyTorch module like {spec['model']} here"}))
+        say({"error": f"there is no PyTorch module like {spec['model']} here"})
         return
-    start = time.perf_counter()
-    measurement.train(1)
-    compiled = time.perf_counter()
-    measurement.train(1)
-    again = time.perf_counter()
-    measurement.evaluate()
-    answer: dict[str, Any] = {
-        "parameters": sum(p.numel() for p in measurement.module.parameters()),
-        "compile_seconds": (compiled - start) - (again - compiled),
-        "provenance": {"torch": torch.__version__, "threads": torch.get_num_threads()},
-    }
-    print(json.dumps(answer), flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        start = time.perf_counter()
-        if command["do"] == "train":
-            answer = {"loss": measurement.train(command["steps"])}
-        elif command["do"] == "evaluate":
-            answer = {"loss": measurement.evaluate()}
-        else:
-            answer = {"bytes": peak_memory()}
-        answer["seconds"] = time.perf_counter() - start
-        print(json.dumps(answer), flush=True)
+    say(
+        {
+            "compile_seconds": compile_seconds(measurement, 1),
+            "parameters": sum(p.numel() for p in measurement.module.parameters()),
+            "provenance": {"torch": torch.__version__, "threads": torch.get_num_threads()},
+        }
+    )
+    obey(measurement, {"memory": lambda: {"bytes": peak_memory()}})
 
 
 if __name__ == "__main__":
