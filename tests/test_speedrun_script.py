@@ -1,49 +1,31 @@
 """The script that trains one config with many seeds."""
 
-import importlib.util
+import functools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+import speedrun
 import tiny_run
 
-PATH = Path(__file__).parents[1] / "scripts" / "speedrun.py"
 SPEC = f"--config={tiny_run.CONFIG_FILE}:speedrun"
 
 
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("speedrun", PATH)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
-
-
 @pytest.fixture
-def run(script, monkeypatch, capsys):
-    """Returns a function that runs the script: (status, stdout, stderr)."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(PATH), *arguments])
-        status = script.main()
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return call
+def run(run_script):
+    return functools.partial(run_script, speedrun)
 
 
-def test_runs_are_trainings_of_their_seeds(run, script, speedrun_run, tmp_path, monkeypatch):
+def test_runs_are_trainings_of_their_seeds(run, speedrun_run, tmp_path, monkeypatch):
     functions = []
-    original = script.Runner.run
+    original = speedrun.Runner.run
 
     def watched(self, seed):
         result = original(self, seed)
         functions.append((self._start, self._task.steps._train, self._task.steps._score))
         return result
 
-    monkeypatch.setattr(script.Runner, "run", watched)
+    monkeypatch.setattr(speedrun.Runner, "run", watched)
     file = tmp_path / "runs.json"
     status, out, err = run(SPEC, "--seeds=3", f"--json={file}", "--config.evaluate.split=test")
     assert (status, err) == (0, "")
@@ -73,8 +55,8 @@ def test_runs_are_trainings_of_their_seeds(run, script, speedrun_run, tmp_path, 
     assert lines[-1].startswith("time")
 
 
-def test_one_seed_has_no_deviation(script):
-    assert script.summarize([5.0]) == {"mean": 5, "std": 0, "interval": 0, "min": 5, "max": 5}
+def test_one_seed_has_no_deviation():
+    assert speedrun.summarize([5.0]) == {"mean": 5, "std": 0, "interval": 0, "min": 5, "max": 5}
 
 
 @pytest.mark.parametrize(
