@@ -7,24 +7,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.evaluate import evaluate_run, load_checkpoint, predict
-    from resnet_jax.models import create_model, list_models
-    from resnet_jax.torch_runs import export_torch, import_run
-    from resnet_jax.torch_weights import import_torch
-    from resnet_jax.train import train_and_evaluate
+    from resnet_jax.inference.evaluate import evaluate_run, load_checkpoint, predict
+    from resnet_jax.inference.export import export_torch, import_run
+    from resnet_jax.models.registry import create_model, list_models
+    from resnet_jax.training.loop import train_and_evaluate
+    from resnet_jax.weights.torch_weights import import_torch
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "create_model": "resnet_jax.models",
-    "evaluate_run": "resnet_jax.evaluate",
-    "export_torch": "resnet_jax.torch_runs",
-    "import_run": "resnet_jax.torch_runs",
-    "import_torch": "resnet_jax.torch_weights",
-    "list_models": "resnet_jax.models",
-    "load_checkpoint": "resnet_jax.evaluate",
-    "predict": "resnet_jax.evaluate",
-    "train_and_evaluate": "resnet_jax.train",
+    "create_model": "resnet_jax.models.registry",
+    "evaluate_run": "resnet_jax.inference.evaluate",
+    "export_torch": "resnet_jax.inference.export",
+    "import_run": "resnet_jax.inference.export",
+    "import_torch": "resnet_jax.weights.torch_weights",
+    "list_models": "resnet_jax.models.registry",
+    "load_checkpoint": "resnet_jax.inference.evaluate",
+    "predict": "resnet_jax.inference.evaluate",
+    "train_and_evaluate": "resnet_jax.training.loop",
 }
 
 __all__ = [

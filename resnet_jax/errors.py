@@ -12,7 +12,7 @@ _UNWRITABLE = (
 )
 
 
-class UserError(Exception):
+class UserError(ValueError):
     """Something the user can mend; `main` prints it as one line and exits with status 2."""
 
 

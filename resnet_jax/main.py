@@ -19,7 +19,7 @@ modes
 flags
   --config          a file of configs/, with a variant after a colon where it has any
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
-                    resnet_jax/fields.py lists all fields
+                    resnet_jax/config/fields.py lists all fields
   --workdir         the folder of the run; default: runs/<config>-seed<seed>
   --mode            one of the above; default: train
 """
@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from resnet_jax import config as config_lib
+from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
 MODES = ("train", "eval", "predict", "summary", "import", "export")
@@ -107,9 +107,8 @@ def _run_mode(settings: "_Settings") -> None:
     elif settings.mode == "export":
         _export(settings.workdir, settings.output)
     else:
-        from resnet_jax.compilation import enable_cache
-        from resnet_jax.host_memory import keep_freed_memory
-        from resnet_jax.train import train_and_evaluate
+        from resnet_jax.platform import enable_cache, keep_freed_memory
+        from resnet_jax.training.loop import train_and_evaluate
 
         keep_freed_memory()
         enable_cache()
@@ -118,8 +117,8 @@ def _run_mode(settings: "_Settings") -> None:
 
 def _summarise(config: ConfigDict) -> None:
     from resnet_jax.data.pipeline import TRAIN_IMAGES, input_shape
-    from resnet_jax.summary import format_schedule, format_table, layer_table
-    from resnet_jax.task import build_model, learning_rates
+    from resnet_jax.report.summary import format_schedule, format_table, layer_table
+    from resnet_jax.training.task import build_model, learning_rates
 
     print(format_table(layer_table(build_model(config), input_shape(config.data))))
     images = round(TRAIN_IMAGES * (1 - config.data.val_fraction))
@@ -129,8 +128,8 @@ def _summarise(config: ConfigDict) -> None:
 
 
 def _import(config: ConfigDict, workdir: str) -> None:
-    from resnet_jax.compilation import enable_cache
-    from resnet_jax.torch_runs import import_run
+    from resnet_jax.inference.export import import_run
+    from resnet_jax.platform import enable_cache
 
     enable_cache()
     imported = import_run(config, workdir)
@@ -145,15 +144,15 @@ def _import(config: ConfigDict, workdir: str) -> None:
 
 
 def _export(workdir: str, output: str) -> None:
-    from resnet_jax.torch_runs import export_torch
+    from resnet_jax.inference.export import export_torch
 
     export_torch(workdir, output)
     print(f"wrote {output}")
 
 
 def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> None:
-    from resnet_jax.compilation import enable_cache
-    from resnet_jax.evaluate import evaluate_run
+    from resnet_jax.inference.evaluate import evaluate_run
+    from resnet_jax.platform import enable_cache
 
     enable_cache()
     for which in checkpoints:
@@ -165,8 +164,8 @@ def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> 
 
 
 def _predict(workdir: str, images: Sequence[str]) -> None:
-    from resnet_jax.compilation import enable_cache
-    from resnet_jax.evaluate import predict
+    from resnet_jax.inference.evaluate import predict
+    from resnet_jax.platform import enable_cache
 
     enable_cache()
     for found in predict(workdir, images):

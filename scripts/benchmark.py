@@ -29,8 +29,8 @@ from typing import Any
 import flax.linen as nn
 
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.models import create_model
-from resnet_jax.summary import Layer, layer_table
+from resnet_jax.models.registry import create_model
+from resnet_jax.report.summary import Layer, layer_table
 
 OURS, PEERS = "resnet_jax", ("torch", "torch_channels_last", "torch_compile")
 DTYPES = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_worker import Answer, compile_seconds, obey, say
 
-from resnet_jax.config import default_config, validate
+from resnet_jax.config.load import default_config, validate
 from resnet_jax.data.sources import Dataset
-from resnet_jax.host_memory import keep_freed_memory
-from resnet_jax.state import TrainState
-from resnet_jax.task import Task
-from resnet_jax.workdir import provenance
+from resnet_jax.platform import keep_freed_memory
+from resnet_jax.runs.folder import provenance
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.task import Task
 
 Spec = dict[str, Any]
 

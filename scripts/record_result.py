@@ -9,9 +9,10 @@ import shlex
 import sys
 from typing import Any
 
-from resnet_jax import metrics, workdir
 from resnet_jax.errors import UserError
-from resnet_jax.terminal import duration
+from resnet_jax.runs import folder as workdir
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs.terminal import duration
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
 

@@ -21,16 +21,16 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax import config as config_lib
-from resnet_jax import keys, workdir
-from resnet_jax.compilation import enable_cache
+from resnet_jax import randomness as keys
+from resnet_jax.config import load as config_lib
 from resnet_jax.data.pipeline import Examples, input_shape
 from resnet_jax.errors import UserError
-from resnet_jax.host_memory import keep_freed_memory
 from resnet_jax.main import override
-from resnet_jax.optim import create_optimizer
-from resnet_jax.state import TrainState, initial_state
-from resnet_jax.task import Task, check
+from resnet_jax.platform import enable_cache, keep_freed_memory
+from resnet_jax.runs import folder as workdir
+from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.training.state import TrainState, initial_state
+from resnet_jax.training.task import Task, check
 
 
 class Runner:

@@ -34,8 +34,10 @@ import torture_faults as faults
 from torture_faults import Disk, Training
 from torture_table import BAD, Fault, show, totals
 
-from resnet_jax import metrics, tensorboard, workdir
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.runs import folder as workdir
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs import tensorboard
+from resnet_jax.runs.checkpoints import Checkpoints
 
 OFTEN = (*faults.KINDS, "SIGKILL", "SIGKILL", "SIGKILL in a save", "bit flip")
 PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")

@@ -3,12 +3,12 @@
 import os
 import pathlib
 import sys
-import tempfile
 
 import pytest
 
-_CACHE = tempfile.TemporaryDirectory(prefix="resnet_jax_tests_", ignore_cleanup_errors=True)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE.name
+# Kept between runs of the tests, and one for all their processes.
+_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -35,7 +35,7 @@ def speedrun_run(tmp_path_factory):
 def _finished_run(tmp_path_factory, variant):
     import tiny_run
 
-    from resnet_jax.train import train_and_evaluate
+    from resnet_jax.training.loop import train_and_evaluate
 
     folder: pathlib.Path = tmp_path_factory.mktemp("runs") / variant
     final, state = train_and_evaluate(tiny_run.get_config(variant), folder)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import tiny_run
 
-from resnet_jax.fields import FIELDS
+from resnet_jax.config.fields import FIELDS
 
 MAY_WORK = "error: "  # what is refused is refused in one line, but it may also be borne
 
@@ -230,7 +230,7 @@ RETURNS = {
 }
 HEADER = """
 from ml_collections import ConfigDict
-from resnet_jax.config import default_config
+from resnet_jax.config.load import default_config
 def changed(name, value):
     config = default_config().unlock()
     config._fields[name] = value

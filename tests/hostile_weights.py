@@ -9,7 +9,8 @@ import zipfile
 import numpy as np
 from hostile_cases import CODE, CONFIG, Case, written
 
-from resnet_jax import torch_files, torch_pickle
+from resnet_jax import restricted_pickle as torch_pickle
+from resnet_jax.weights import torch_files
 
 # Weights
 
@@ -256,7 +257,8 @@ def damaged_export(index):
 
 
 def exported(run, path, change=lambda array: array):
-    from resnet_jax import load_checkpoint, torch_weights
+    from resnet_jax import load_checkpoint
+    from resnet_jax.weights import torch_weights
 
     tensors = torch_weights.state_dict(*load_checkpoint(run))
     torch_files.write(path, {name: change(array) for name, array in tensors.items()})

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.config import default_config
+from resnet_jax.config.load import default_config
 from resnet_jax.data import augment as room
 from resnet_jax.data import policies
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import tiny_run
 
-from resnet_jax.averages import lookahead, moving_average
-from resnet_jax.config import default_config, validate
+from resnet_jax.config.load import default_config, validate
 from resnet_jax.errors import UserError
-from resnet_jax.task import Task
+from resnet_jax.training.averages import lookahead, moving_average
+from resnet_jax.training.task import Task
 
 
 def tree(value):

@@ -5,8 +5,8 @@ import json
 import benchmark
 import pytest
 
-from resnet_jax.models import create_model, list_models
-from resnet_jax.summary import layer_table
+from resnet_jax.models.registry import create_model, list_models
+from resnet_jax.report.summary import layer_table
 
 torch = pytest.importorskip("torch")
 benchmark_torch = pytest.importorskip("benchmark_torch")

@@ -11,10 +11,10 @@ import pytest
 import tensorstore
 import tiny_run
 
-from resnet_jax.checkpoint import Checkpoints, DamagedError
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import restore
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.inference.evaluate import restore
+from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
+from resnet_jax.training.loop import train_and_evaluate
 
 RUN = {"config": {"seed": 3, "mean": (0.1, 2)}, "records": [{"kind": "train", "step": 1}]}
 

@@ -10,16 +10,16 @@ import pytest
 import tiny_run
 from jax._src import xla_bridge
 
-from resnet_jax.compilation import make_deterministic
 from resnet_jax.errors import UserError
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.platform import make_deterministic
+from resnet_jax.training.loop import train_and_evaluate
 
 FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
 # A run in a process of its own: the flags that XLA saw, and a digest of every leaf at the end.
 RUN = """
 import hashlib, json, os, sys, tiny_run
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.training.loop import train_and_evaluate
 
 config = tiny_run.get_config()
 config.num_epochs = 1

@@ -6,10 +6,10 @@ import ml_collections
 import pytest
 import tiny_run
 
-from resnet_jax import config as config_lib
+from resnet_jax.config import load as config_lib
 from resnet_jax.errors import UserError
-from resnet_jax.task import Task
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.training.loop import train_and_evaluate
+from resnet_jax.training.task import Task
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-from resnet_jax import config as config_lib
+from resnet_jax.config import load as config_lib
 from resnet_jax.data.pipeline import select_classes
 from resnet_jax.data.sources import load_dataset
-from resnet_jax.models import create_model, model_options
-from resnet_jax.optim import create_optimizer
-from resnet_jax.schedules import create_schedule
-from resnet_jax.task import Task
+from resnet_jax.models.registry import create_model, model_options
+from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.training.schedules import create_schedule
+from resnet_jax.training.task import Task
 
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"

@@ -9,12 +9,12 @@ import pytest
 import tiny_run
 
 from resnet_jax import train_and_evaluate
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.config import validate
+from resnet_jax.config.load import validate
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.faults import names, not_finite
-from resnet_jax.steps import Steps
-from resnet_jax.task import Task
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.faults import names, not_finite
+from resnet_jax.training.step import Steps
+from resnet_jax.training.task import Task
 
 LEAF = "stage1_block1/conv1/kernel"
 

@@ -16,7 +16,7 @@ import pytest
 import tiny_cifar10
 
 from resnet_jax import main
-from resnet_jax.fields import FIELDS
+from resnet_jax.config.fields import FIELDS
 
 ROOMS = hostile_cases, hostile_images, hostile_weights, hostile_data, hostile_runs
 CASES = [case for room in ROOMS for case in room.cases()]

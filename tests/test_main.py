@@ -29,7 +29,7 @@ BAD_FLAGS = [
     ("--config.optimizer.learnin_rate=1", "did you mean optimizer.learning_rate?"),
     ("--config.learning_rate=1", "; did you mean optimizer.learning_rate?"),
     ("--config.modle.name=x", "did you mean model.name"),
-    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; resnet_jax/fields.py lists all"),
+    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; resnet_jax/config/fields.py lists all"),
     ("--config.batch_size=big", "batch_size"),
     ("--config.batch_size=0", "config field batch_size must be at least 1, not 0"),
     ("--config.batch_size=2.5", "batch_size"),
@@ -173,7 +173,7 @@ def test_interrupt_before_the_first_step(capfd, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("resnet_jax.train.train_and_evaluate", interrupted)
+    monkeypatch.setattr("resnet_jax.training.loop.train_and_evaluate", interrupted)
     assert run(f"--config={tiny_run.CONFIG_FILE}") == 130
     assert "the same command again resumes:" in capfd.readouterr().err
 

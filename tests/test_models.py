@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from jax.tree_util import tree_leaves_with_path
 
-from resnet_jax.models import create_model, list_models, model_options, vgg
+from resnet_jax.models import vgg
+from resnet_jax.models.registry import create_model, list_models, model_options
 
 # These tests compile much and run little: no optimization, and random bits that compile fast.
 FAST_COMPILE = {"xla_backend_optimization_level": "0"}

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.config import default_config, load
+from resnet_jax.config.load import default_config, load
 from resnet_jax.errors import UserError
-from resnet_jax.optim import (
+from resnet_jax.training.optimizers import (
     OPTIMIZERS,
     OptimizerState,
     create_optimizer,

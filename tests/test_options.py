@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
+from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import BottleneckBlock
 
 

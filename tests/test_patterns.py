@@ -1,7 +1,7 @@
 import pytest
 
+from resnet_jax.config.patterns import check_pattern
 from resnet_jax.errors import UserError
-from resnet_jax.patterns import check_pattern
 
 
 @pytest.mark.parametrize(

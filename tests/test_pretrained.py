@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from resnet_jax import pretrained
 from resnet_jax.data import cache
 from resnet_jax.errors import UserError
+from resnet_jax.weights import pretrained
 
 
 @pytest.fixture

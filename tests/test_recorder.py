@@ -10,12 +10,12 @@ import tiny_run
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import masked_crc32c
 
-from resnet_jax import metrics
-from resnet_jax.metrics import History
-from resnet_jax.recorder import Recorder
-from resnet_jax.state import Sums
-from resnet_jax.tensorboard import Events
-from resnet_jax.terminal import Row, Terminal, duration
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs.recorder import Recorder
+from resnet_jax.runs.records import History
+from resnet_jax.runs.tensorboard import Events
+from resnet_jax.runs.terminal import Row, Terminal, duration
+from resnet_jax.training.state import Sums
 
 
 def score(step, accuracy, split="val"):

@@ -12,13 +12,14 @@ import tiny_run
 from test_recorder import events
 
 from resnet_jax import main
-from resnet_jax.checkpoint import Checkpoints
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.loop import train_and_evaluate
 
 # A process that kills itself right after it dispatched a step, with saves still in flight.
 KILLED = """
 import os, signal, sys
-from resnet_jax import main, recorder
+from resnet_jax import main
+from resnet_jax.runs import recorder
 progress = recorder.Recorder.progress
 def killing(self, step, sums):
     progress(self, step, sums)
@@ -99,8 +100,8 @@ def test_finished_run_is_left_as_it_is(rich_run, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(rich_run[0], workdir)
     before = {p: p.stat().st_mtime_ns for p in workdir.glob("checkpoints/**/*") if p.is_file()}
-    monkeypatch.setattr("resnet_jax.steps.Steps.train", None)  # would fail if called
-    monkeypatch.setattr("resnet_jax.steps.Steps.evaluate", None)
+    monkeypatch.setattr("resnet_jax.training.step.Steps.train", None)  # would fail if called
+    monkeypatch.setattr("resnet_jax.training.step.Steps.evaluate", None)
     final, state = train_and_evaluate(tiny_run.get_config("rich"), workdir)
     assert final == rich_run[1]
     assert tiny_run.leaves(state) == tiny_run.leaves(rich_run[2])

@@ -3,9 +3,9 @@ import warnings
 import numpy as np
 import pytest
 
-from resnet_jax.config import default_config
+from resnet_jax.config.load import default_config
 from resnet_jax.errors import UserError
-from resnet_jax.schedules import SCHEDULES, create_schedule, plateau_factor
+from resnet_jax.training.schedules import SCHEDULES, create_schedule, plateau_factor
 
 EPOCHS, STEPS = 12, 5
 

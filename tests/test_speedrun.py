@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
+from resnet_jax.models.registry import create_model
 from resnet_jax.models.speedrun import identity_kernel_init
 
 SMALL = {"num_filters": (26, 28, 30)}

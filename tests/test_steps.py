@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 import tiny_run
 
-from resnet_jax.config import validate
-from resnet_jax.state import Sums
-from resnet_jax.task import Task
+from resnet_jax.config.load import validate
+from resnet_jax.training.state import Sums
+from resnet_jax.training.task import Task
 
 # The same training and evaluation on one device and on four: its losses and scores as JSON.
 SHARDED = """
 import json, jax, numpy as np, tiny_run
 from jax.sharding import Mesh
-from resnet_jax.config import validate
-from resnet_jax.steps import Steps
-from resnet_jax.task import Task
+from resnet_jax.config.load import validate
+from resnet_jax.training.step import Steps
+from resnet_jax.training.task import Task
 
 task = Task.create(validate(tiny_run.get_config()), None, print)
 found = {}

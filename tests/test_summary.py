@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import pytest
 
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
-from resnet_jax.summary import format_table, layer_table
+from resnet_jax.models.registry import create_model
+from resnet_jax.report.summary import format_table, layer_table
 
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
 

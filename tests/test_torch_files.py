@@ -15,9 +15,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from resnet_jax import torch_pickle
+from resnet_jax import restricted_pickle as torch_pickle
 from resnet_jax.errors import UserError
-from resnet_jax.torch_files import TorchFile, write
+from resnet_jax.weights.torch_files import TorchFile, write
 
 RNG = np.random.default_rng(0)
 WEIGHTS = {
@@ -75,7 +75,9 @@ def test_round_trip(tmp_path, suffix):
 
 def test_torch_is_not_imported(tmp_path):
     write(tmp_path / "a.pth", WEIGHTS)
-    code = "import sys; from resnet_jax.torch_files import TorchFile; TorchFile(sys.argv[1]); "
+    code = (
+        "import sys; from resnet_jax.weights.torch_files import TorchFile; TorchFile(sys.argv[1]); "
+    )
     code += "assert not {'torch', 'jax'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code, tmp_path / "a.pth"], check=True)
 

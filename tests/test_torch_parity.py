@@ -8,8 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.models import create_model, vgg
-from resnet_jax.torch_weights import import_torch
+from resnet_jax.models import vgg
+from resnet_jax.models.registry import create_model
+from resnet_jax.weights.torch_weights import import_torch
 
 torch = pytest.importorskip("torch")
 modules = pytest.importorskip("torch_modules")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from test_torch_files import legacy_start, refusal, zip_with
 
-from resnet_jax import torch_pickle
-from resnet_jax.torch_files import TorchFile
+from resnet_jax import restricted_pickle as torch_pickle
+from resnet_jax.weights.torch_files import TorchFile
 
 
 class Call:

@@ -11,7 +11,7 @@ from test_torch_weights import assert_same_bits
 
 import resnet_jax
 from resnet_jax import main
-from resnet_jax.torch_files import TorchFile
+from resnet_jax.weights.torch_files import TorchFile
 
 CHECKPOINT = "RESNET_JAX_TORCH_CHECKPOINT"
 

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.config import default_config
-from resnet_jax.models import create_model
-from resnet_jax.optim import create_optimizer
+from resnet_jax.config.load import default_config
+from resnet_jax.models.registry import create_model
+from resnet_jax.training.optimizers import create_optimizer
 
 torch = pytest.importorskip("torch")
 

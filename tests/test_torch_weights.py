@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax import torch_names
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model, list_models, model_options, vgg
-from resnet_jax.torch_files import TorchFile, write
-from resnet_jax.torch_weights import import_torch, state_dict
+from resnet_jax.models import vgg
+from resnet_jax.models.registry import create_model, list_models, model_options
+from resnet_jax.weights import torch_names
+from resnet_jax.weights.torch_files import TorchFile, write
+from resnet_jax.weights.torch_weights import import_torch, state_dict
 
 SMALL = {"stage_sizes": (1, 2), "num_filters": (4, 8)}
 

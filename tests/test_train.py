@@ -7,8 +7,8 @@ import resnet_jax
 from resnet_jax import load_checkpoint, train_and_evaluate
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import evaluate_run
-from resnet_jax.task import Task
+from resnet_jax.inference.evaluate import evaluate_run
+from resnet_jax.training.task import Task
 
 
 def checkpoints(workdir):
@@ -85,7 +85,7 @@ def test_a_run_that_stops_early_is_finished(tmp_path, monkeypatch):
     stopped = list(scores(tmp_path / "run"))[-1]
     assert final["step"] == stopped < 200
     assert stopped in checkpoints(tmp_path / "run")
-    monkeypatch.setattr("resnet_jax.steps.Steps.train", None)  # would fail if called
+    monkeypatch.setattr("resnet_jax.training.step.Steps.train", None)  # would fail if called
     assert train_and_evaluate(config, tmp_path / "run")[0] == final
 
 
@@ -150,7 +150,7 @@ def test_too_little_device_memory(tmp_path, monkeypatch):
     def fail(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nAllocating ...")
 
-    monkeypatch.setattr("resnet_jax.steps.Steps.train", fail)
+    monkeypatch.setattr("resnet_jax.training.step.Steps.train", fail)
     with pytest.raises(UserError, match="too little memory; lower batch_size"):
         train_and_evaluate(tiny_run.get_config(), tmp_path / "run")
 

@@ -5,15 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import torch_files, torch_weights
-from resnet_jax.config import default_config, validate
+from resnet_jax.config.load import default_config, validate
 from resnet_jax.data.pipeline import select_classes
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.models import create_model
-from resnet_jax.task import Task, check
-from resnet_jax.train import train_and_evaluate
+from resnet_jax.models.registry import create_model
+from resnet_jax.training.loop import train_and_evaluate
+from resnet_jax.training.task import Task, check
 from resnet_jax.trees import map_with_path
+from resnet_jax.weights import torch_files, torch_weights
 
 
 @pytest.fixture(scope="module")

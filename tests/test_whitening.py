@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tiny_run
 
-from resnet_jax import task as task_lib
-from resnet_jax.config import validate
+from resnet_jax.config.load import validate
 from resnet_jax.data.augment import normalize
 from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.models.layers import Conv
-from resnet_jax.task import Task
-from resnet_jax.whitening import whitening_kernel
+from resnet_jax.training import task as task_lib
+from resnet_jax.training.task import Task
+from resnet_jax.training.whitening import whitening_kernel
 
 
 @pytest.fixture(scope="module")

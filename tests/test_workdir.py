@@ -7,9 +7,9 @@ import socket
 import pytest
 import tiny_run
 
-from resnet_jax import workdir
-from resnet_jax.config import differences, validate
+from resnet_jax.config.load import differences, validate
 from resnet_jax.errors import UserError
+from resnet_jax.runs import folder as workdir
 
 
 @pytest.fixture

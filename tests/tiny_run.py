@@ -8,9 +8,9 @@ import signal
 import jax
 import numpy as np
 
-from resnet_jax.config import choose, default_config
+from resnet_jax.config.load import choose, default_config
 from resnet_jax.data.sources import load_dataset
-from resnet_jax.recorder import Recorder
+from resnet_jax.runs.recorder import Recorder
 
 CONFIG_FILE = pathlib.Path(__file__)
 

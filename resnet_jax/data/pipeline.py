@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import keys
+from resnet_jax import randomness as keys
 from resnet_jax.data.batches import CLASS_NAMES
 from resnet_jax.data.sources import Dataset, load_dataset, train_val_split
 from resnet_jax.errors import UserError

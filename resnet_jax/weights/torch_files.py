@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from resnet_jax import torch_pickle
+from resnet_jax import restricted_pickle as torch_pickle
 from resnet_jax.errors import UserError, unknown
 
 SUFFIXES = (".pth", ".pt", ".th", ".safetensors")

@@ -160,7 +160,7 @@ FIELDS: dict[str, Field] = {
     "loss.label_smoothing": Field(
         0.0, "share of each target spread over all classes", low=0.0, high=0.999
     ),
-    "optimizer.name": Field("sgd", "a name of resnet_jax.optim.OPTIMIZERS"),
+    "optimizer.name": Field("sgd", "a name of resnet_jax.training.optimizers.OPTIMIZERS"),
     "optimizer.learning_rate": Field(0.1, "peak learning rate", low=0.0, high=1e6),
     "optimizer.weight_decay": Field(0.0, "weight decay", low=0.0, high=1e3),
     "optimizer.decoupled_weight_decay": Field(
@@ -216,7 +216,7 @@ FIELDS: dict[str, Field] = {
         3.0, "exponent of the growth of that share from zero with time", low=0.0, high=100.0
     ),
     "optimizer.options": Field({}, "keyword arguments of the optimizer, such as momentum"),
-    "schedule.name": Field("constant", "a name of resnet_jax.schedules.SCHEDULES"),
+    "schedule.name": Field("constant", "a name of resnet_jax.training.schedules.SCHEDULES"),
     "schedule.per": Field("step", "when the learning rate changes", choices=("step", "epoch")),
     "schedule.warmup_epochs": Field(
         0.0, "epochs of linear growth from zero before the schedule", low=0.0, high=100_000.0

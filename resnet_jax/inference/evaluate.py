@@ -10,18 +10,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import metrics
-from resnet_jax import workdir as workdir_lib
-from resnet_jax.checkpoint import Checkpoints, DamagedError
-from resnet_jax.config import selects
+from resnet_jax.config.load import selects
 from resnet_jax.data import images
 from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples, class_names, input_shape, load
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import UserError
-from resnet_jax.optim import create_optimizer
-from resnet_jax.state import Tree, state_template
-from resnet_jax.steps import Steps
-from resnet_jax.task import build_model
+from resnet_jax.runs import folder as workdir_lib
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
+from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.training.state import Tree, state_template
+from resnet_jax.training.step import Steps
+from resnet_jax.training.task import build_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax.config.checks import Bounds, NonNegative, Positive, Share, complete_options
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.options import Bounds, NonNegative, Positive, Share, complete_options
 
 
 @dataclasses.dataclass(frozen=True)

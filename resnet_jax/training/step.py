@@ -13,11 +13,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from resnet_jax import averages, faults, keys, optim, transfer, whitening
+from resnet_jax import randomness as keys
 from resnet_jax.data.augment import augment, normalize, resize
 from resnet_jax.data.pipeline import Examples, padded_batches
-from resnet_jax.state import Sums, TrainState, Tree
-from resnet_jax.test_time_augmentation import mean_logits
+from resnet_jax.training import averages, faults, whitening
+from resnet_jax.training import freezing as transfer
+from resnet_jax.training import optimizers as optim
+from resnet_jax.training.state import Sums, TrainState, Tree
+from resnet_jax.training.test_time_augmentation import mean_logits
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, label_smoothing: float) -> jax.Array:
@@ -99,7 +102,7 @@ class Steps:
 
         Returns:
           The state after, a copy of its sums, and what was not finite in each step, int32
-          `[steps]`; see `resnet_jax.faults`.
+          `[steps]`; see `resnet_jax.training.faults`.
         """
         rates = jax.device_put(np.asarray(learning_rates, np.float32), self.replicated)
         return self._train(state, self._seed_key, examples, self._split(indices), rates)

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import metrics, workdir
-from resnet_jax.checkpoint import Run
-from resnet_jax.config import selects
-from resnet_jax.metrics import History, Record
-from resnet_jax.state import Sums
-from resnet_jax.tensorboard import Events
-from resnet_jax.terminal import Row, Terminal
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs import folder as workdir
+from resnet_jax.runs.checkpoints import Run
+from resnet_jax.config.load import selects
+from resnet_jax.runs.records import History, Record
+from resnet_jax.training.state import Sums
+from resnet_jax.runs.tensorboard import Events
+from resnet_jax.runs.terminal import Row, Terminal
 from resnet_jax.trees import named_leaves
 
 

@@ -1,6 +1,6 @@
 """Update rules: how each optimizer turns gradients into a direction, with PyTorch's numerics.
 
-The learning rate, the weight decay and the sign are not theirs: see `resnet_jax.optim`. The
+The learning rate, the weight decay and the sign are not theirs: see `training.optimizers`. The
 keyword-only parameters of a rule are its options, with PyTorch's defaults where PyTorch has it.
 Floats may be traced arrays; the constant zero switches a part off.
 """
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.config.checks import Bounds, Decay, NonNegative, Positive
 from resnet_jax.errors import UserError
-from resnet_jax.options import Bounds, Decay, NonNegative, Positive
 from resnet_jax.trees import map_with_path
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.state import Sums, TrainState
+from resnet_jax.training.state import Sums, TrainState
 from resnet_jax.trees import named_leaves
 
 Tree = Any

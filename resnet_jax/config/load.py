@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
+from resnet_jax.config.fields import FIELDS, RESUMABLE, Field
+from resnet_jax.config.patterns import check_pattern
 from resnet_jax.errors import UserError, shown, unknown
-from resnet_jax.fields import FIELDS, RESUMABLE, Field
-from resnet_jax.patterns import check_pattern
 
 Variant = TypeVar("Variant")
 
@@ -176,7 +176,7 @@ def check_field(path: str) -> None:
     initials = {field: "".join(word[0] for word in own.split("_")) for field, own in names.items()}
     near = [field for field, own in names.items() if own in alike or initials[field] == name]
     near = near or difflib.get_close_matches(path, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/fields.py lists all"
+    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config/fields.py lists all"
     raise UserError(f"unknown config field {path!r}; {hint}")
 
 

@@ -11,7 +11,7 @@ from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event
 from tensorboardX.record_writer import RecordWriter, masked_crc32c
 
-from resnet_jax.metrics import Record
+from resnet_jax.runs.records import Record
 
 _PREFIX = "events.out.tfevents."
 

@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import keys, torch_files
+from resnet_jax import randomness as keys
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.models import create_model
+from resnet_jax.models.registry import create_model
 from resnet_jax.models.vit import VisionTransformer
-from resnet_jax.torch_names import (
+from resnet_jax.weights import torch_files
+from resnet_jax.weights.torch_names import (
     Dialect,
     after_flatten,
     dialects,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.state import TrainState, Tree
+from resnet_jax.training.state import TrainState, Tree
 
 LAYER = "whitening"
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax.state import Tree
+from resnet_jax.training.state import Tree
 
 
 def moving_average(average: Tree, new: Tree, step: jax.Array, decay: float) -> Tree:

@@ -15,20 +15,20 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax import config as config_lib
-from resnet_jax import metrics
-from resnet_jax import workdir as workdir_lib
-from resnet_jax.checkpoint import Checkpoints, DamagedError
-from resnet_jax.compilation import make_deterministic
+from resnet_jax.config import load as config_lib
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.faults import Watch, not_finite
-from resnet_jax.metrics import Record
-from resnet_jax.recorder import Recorder
-from resnet_jax.schedules import plateau_factor
-from resnet_jax.state import TrainState
-from resnet_jax.task import Task, check, check_weights
-from resnet_jax.terminal import Terminal, duration
+from resnet_jax.platform import make_deterministic
+from resnet_jax.runs import folder as workdir_lib
+from resnet_jax.runs import records as metrics
+from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
+from resnet_jax.runs.recorder import Recorder
+from resnet_jax.runs.records import Record
+from resnet_jax.runs.terminal import Terminal, duration
+from resnet_jax.training.faults import Watch, not_finite
+from resnet_jax.training.schedules import plateau_factor
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.task import Task, check, check_weights
 
 
 def train_and_evaluate(

@@ -7,17 +7,17 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from resnet_jax import config as config_lib
-from resnet_jax import torch_weights
-from resnet_jax import workdir as workdir_lib
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import load as config_lib
 from resnet_jax.data.pipeline import input_shape
 from resnet_jax.errors import UserError
-from resnet_jax.evaluate import restore
-from resnet_jax.optim import create_optimizer
-from resnet_jax.state import create_state
-from resnet_jax.task import build_model, check, weights_path
-from resnet_jax.torch_files import TorchFile, write
+from resnet_jax.inference.evaluate import restore
+from resnet_jax.runs import folder as workdir_lib
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.training.state import create_state
+from resnet_jax.training.task import build_model, check, weights_path
+from resnet_jax.weights import torch_weights
+from resnet_jax.weights.torch_files import TorchFile, write
 
 
 def import_run(

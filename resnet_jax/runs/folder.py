@@ -18,8 +18,8 @@ import jax
 from ml_collections import ConfigDict
 
 import resnet_jax
-from resnet_jax import config as config_lib
-from resnet_jax.checkpoint import Checkpoints
+from resnet_jax.config import load as config_lib
+from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.errors import UserError, unwritable
 
 CONFIG = "config.json"

@@ -1,7 +1,9 @@
 """How XLA compiles: the cache of its programs, which makes starts quick, and its determinism."""
 
+import ctypes
 import os
 import platform
+import sys
 
 import jax
 import platformdirs
@@ -12,6 +14,9 @@ from resnet_jax.errors import UserError
 # Without them a GPU adds in an order that varies, and takes the kernels that were the fastest when
 # they were tried (openxla.org/xla/determinism). Operations that can't do without are refused.
 _DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_autotune_level=0")
+
+# Numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
 def enable_cache() -> None:
@@ -49,3 +54,22 @@ def make_deterministic() -> None:
             "config field deterministic is True but jax is using the GPU already; start Python "
             f"with the environment variable XLA_FLAGS='{' '.join([*given, *_DETERMINISTIC])}'"
         )
+
+
+def keep_freed_memory() -> None:
+    """Makes this process keep the memory that it frees; call it before jax is used.
+
+    XLA's CPU backend allocates a program's temporary buffers anew at each call. glibc gives blocks
+    of their size back to the system at once, which then has to map and to zero them page by page: a
+    third of the training step of a small network. On other systems this does nothing.
+
+    Only the main thread's heap can be kept whole, so programs run on the thread that calls them.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # another C library
+        return
+    mallopt(_M_MMAP_MAX, 0)
+    mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    jax.config.update("jax_cpu_enable_async_dispatch", False)

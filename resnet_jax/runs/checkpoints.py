@@ -27,7 +27,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from resnet_jax.errors import UserError, unwritable
-from resnet_jax.metrics import is_whole
+from resnet_jax.runs.records import is_whole
 from resnet_jax.trees import mismatch, named_leaves
 
 Tree = TypeVar("Tree")

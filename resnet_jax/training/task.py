@@ -10,17 +10,18 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax import transfer, whitening
 from resnet_jax.data.pipeline import Examples, TrainingOrder, input_shape, load, split
 from resnet_jax.data.sources import SOURCES, Dataset
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.models import create_model
-from resnet_jax.optim import create_optimizer
-from resnet_jax.pretrained import torchvision_file
-from resnet_jax.schedules import create_schedule
-from resnet_jax.state import Sums, TrainState, Tree, create_state, state_template
-from resnet_jax.steps import Steps
-from resnet_jax.torch_weights import import_torch
+from resnet_jax.models.registry import create_model
+from resnet_jax.training import freezing as transfer
+from resnet_jax.training import whitening
+from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.training.schedules import create_schedule
+from resnet_jax.training.state import Sums, TrainState, Tree, create_state, state_template
+from resnet_jax.training.step import Steps
+from resnet_jax.weights.pretrained import torchvision_file
+from resnet_jax.weights.torch_weights import import_torch
 
 # Arguments of `create_model` that are fields of their own.
 _ELSEWHERE = {"weights": "init.weights"}

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
+from resnet_jax.config.checks import complete_options
 from resnet_jax.errors import UserError, unknown
-from resnet_jax.options import complete_options
+from resnet_jax.training.update_rules import OPTIMIZERS
 from resnet_jax.trees import map_with_path
-from resnet_jax.update_rules import OPTIMIZERS
 
 # Optimizers that are defined with a weight decay beside the gradient.
 DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})

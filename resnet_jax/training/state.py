@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from resnet_jax import keys
+from resnet_jax import randomness as keys
 
 Tree = Any
 

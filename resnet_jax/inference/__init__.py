@@ -1,0 +1,1 @@
+"""Finished runs put to use: restored, scored, exported. Imports training and below."""

@@ -1,0 +1,204 @@
+"""The registry: every model's name and its constructor, in one dict."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, overload
+
+import flax.linen as nn
+
+from resnet_jax.errors import unknown
+from resnet_jax.models.convnets import CNN, AlexNet
+from resnet_jax.models.options import checked_options
+from resnet_jax.models.resnet import (
+    BottleneckBlock,
+    PreActivationBlock,
+    PreActivationBottleneckBlock,
+    ResNet,
+)
+from resnet_jax.models.speedrun import SpeedrunNet
+from resnet_jax.models.vgg import VGG
+from resnet_jax.models.vit import VisionTransformer
+
+
+def _resnet(*stage_sizes: int, **options: Any) -> functools.partial[ResNet]:
+    defaults = {"num_filters": (64, 128, 256, 512)}
+    return functools.partial(ResNet, stage_sizes=stage_sizes, **(defaults | options))
+
+
+def _cifar_resnet(depth: int) -> functools.partial[ResNet]:
+    """Returns the CIFAR network of He et al. 2015, section 4.2: 6n + 2 layers."""
+    size = (depth - 2) // 6
+    return _resnet(size, size, size, num_filters=(16, 32, 64), shortcut="zero_pad")
+
+
+def _wide_resnet(depth: int, widening: int) -> functools.partial[ResNet]:
+    """Returns the network of Zagoruyko and Komodakis 2016: 6n + 4 layers."""
+    size = (depth - 4) // 6
+    return _resnet(
+        *(size, size, size),
+        num_filters=(16 * widening, 32 * widening, 64 * widening),
+        stem_filters=16,
+        block_cls=PreActivationBlock,
+        shortcut="convolution",
+        final_norm=True,
+    )
+
+
+def _vgg(*stage_sizes: int, batch_norm: bool = False) -> functools.partial[VGG]:
+    return functools.partial(VGG, stage_sizes=stage_sizes, batch_norm=batch_norm)
+
+
+def _vit(patch_size: int, hidden_size: int, num_heads: int) -> functools.partial[VisionTransformer]:
+    return functools.partial(
+        VisionTransformer, patch_size=patch_size, hidden_size=hidden_size, num_heads=num_heads
+    )
+
+
+_preact = functools.partial(_resnet, shortcut="convolution")
+
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    # `resnet_v1` and `resnet_v2` are one report's names for its two networks under five million
+    # parameters; they are not the post- and pre-activation block styles of the literature.
+    "resnet_v1": _resnet(1, 1, 1, 1),
+    "resnet_v2": _resnet(2, 2, 2, 2, num_filters=(64, 128, 128, 128)),
+    "resnet_small": _resnet(2, 2, 2, num_filters=(16, 32, 64), shortcut="projection_3x3"),
+    "resnet18": _resnet(2, 2, 2, 2),
+    "resnet34": _resnet(3, 4, 6, 3),
+    "resnet50": _resnet(3, 4, 6, 3, block_cls=BottleneckBlock),
+    "resnet101": _resnet(3, 4, 23, 3, block_cls=BottleneckBlock),
+    "resnet152": _resnet(3, 8, 36, 3, block_cls=BottleneckBlock),
+    "resnet20": _cifar_resnet(20),
+    "resnet32": _cifar_resnet(32),
+    "resnet44": _cifar_resnet(44),
+    "resnet56": _cifar_resnet(56),
+    "resnet110": _cifar_resnet(110),
+    "preact_resnet18": _preact(2, 2, 2, 2, block_cls=PreActivationBlock),
+    "preact_resnet34": _preact(3, 4, 6, 3, block_cls=PreActivationBlock),
+    "preact_resnet50": _preact(3, 4, 6, 3, block_cls=PreActivationBottleneckBlock),
+    "wide_resnet16_8": _wide_resnet(16, 8),
+    "wide_resnet28_10": _wide_resnet(28, 10),
+    "resnet_custom": _resnet(
+        *(1, 1, 1, 4), num_filters=(32, 64, 128, 256), shortcut="none", conv_bias=True
+    ),
+    "resnet_custom_skip": _resnet(*(1, 1, 1, 4), num_filters=(32, 64, 128, 256), conv_bias=True),
+    # Strides where others have none: most of the work is at 16x16 pixels and in wide layers, which
+    # a CPU does well.
+    "quickstart": _resnet(
+        *(1, 1, 1), num_filters=(32, 64, 128), stem_filters=16, stage_strides=(2, 2, 2)
+    ),
+    # Five textbook blocks; ten are stage_sizes=(2, 2, 3, 3), a third convolution num_convs=3. The
+    # report gives neither widths nor stages: assumed.
+    "resnet_textbook": _resnet(1, 1, 1, 2, shortcut="convolution", conv_bias=True),
+    # The nets of the speed records for 94 and 96 % on CIFAR-10.
+    "speedrun94": functools.partial(SpeedrunNet, num_filters=(64, 256, 256)),
+    "speedrun96": functools.partial(
+        SpeedrunNet, num_filters=(128, 384, 512), num_convs=3, residual=True, bn_momentum=0.9
+    ),
+    "cnn": CNN,
+    "alexnet": AlexNet,
+    "vgg11": _vgg(1, 1, 2, 2, 2),
+    "vgg13": _vgg(2, 2, 2, 2, 2),
+    "vgg16": _vgg(2, 2, 3, 3, 3),
+    "vgg19": _vgg(2, 2, 4, 4, 4),
+    "vgg11_bn": _vgg(1, 1, 2, 2, 2, batch_norm=True),
+    "vgg13_bn": _vgg(2, 2, 2, 2, 2, batch_norm=True),
+    "vgg16_bn": _vgg(2, 2, 3, 3, 3, batch_norm=True),
+    "vgg19_bn": _vgg(2, 2, 4, 4, 4, batch_norm=True),
+    # For 32x32 images, the widths of the ImageNet models of the same names.
+    "vit_tiny": _vit(4, 192, 3),
+    "vit_small": _vit(4, 384, 6),
+    "vit_tiny_patch16_224": _vit(16, 192, 3),
+    "vit_small_patch16_224": _vit(16, 384, 6),
+    "vit_base_patch16_224": _vit(16, 768, 12),
+}
+
+
+def list_models() -> list[str]:
+    """Returns the names that `create_model` knows, sorted."""
+    return sorted(MODELS)
+
+
+def model_options(name: str) -> dict[str, Any]:
+    """Returns the options of a model and their defaults.
+
+    Args:
+      name: a name of `list_models()`.
+
+    Raises:
+      UserError: if there is no such model.
+    """
+    constructor = _constructor(name)
+    defaults = {field.name: field.default for field in dataclasses.fields(_module(constructor))}
+    if isinstance(constructor, functools.partial):
+        defaults |= constructor.keywords
+    return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
+
+
+@overload
+def create_model(
+    name: str, num_classes: int | None = None, *, weights: None = None, **options: Any
+) -> nn.Module: ...
+
+
+@overload
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | os.PathLike[str],
+    **options: Any,
+) -> tuple[nn.Module, dict[str, Any]]: ...
+
+
+def create_model(
+    name: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    **options: Any,
+) -> nn.Module | tuple[nn.Module, dict[str, Any]]:
+    """Returns a Flax module by its registry name.
+
+    Args:
+      name: a name of `list_models()`.
+      num_classes: number of logits; 0: no head; None: 10, or as many as `weights` has. A head of
+        `weights` with another number is replaced by a new one.
+      weights: a file of PyTorch weights, `.pth`, `.pt`, `.th` or `.safetensors`; see
+        `resnet_jax.import_torch`.
+      **options: fields of the module that replace the registry's, such as `dropout_rate`; lists
+        stand for tuples, names for dtypes, block classes and activations.
+
+    Returns:
+      A module to be called as `module.apply(variables, x, train=...)`; with `weights`, the module
+      and its variables.
+
+    Raises:
+      UserError: if there is no such model, it has no such option or not of such a value, or the
+        weights can't be used.
+    """
+    known = model_options(name)
+    for option in options:
+        if option not in known:
+            raise unknown(f"option of model {name!r}", option, known)
+    if weights is not None:
+        # That room needs this one, so it is imported only here.
+        from resnet_jax.weights.torch_weights import create_with_weights
+
+        return create_with_weights(name, num_classes, weights, options)
+    constructor = _constructor(name)
+    options["num_classes"] = 10 if num_classes is None else num_classes
+    return constructor(**checked_options(_module(constructor), options))
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    return MODELS[name]
+
+
+def _module(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
+    module = constructor.func if isinstance(constructor, functools.partial) else constructor
+    assert isinstance(module, type) and issubclass(module, nn.Module)
+    return module

@@ -1,0 +1,1 @@
+"""Runs and configs as text and pages for people. Imports inference, training and below."""

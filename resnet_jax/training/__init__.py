@@ -1,0 +1,1 @@
+"""Training: loop, step, state, optimizers, schedules. Imports runs, weights and below."""

@@ -1,0 +1,1 @@
+"""Weights of others and for others: PyTorch files and their names. Imports models and below."""
