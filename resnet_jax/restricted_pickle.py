@@ -1,310 +1,149 @@
-"""The pickles inside PyTorch files, read as data.
+"""Reads pickles of others as data: CIFAR-10's Python batches and PyTorch's state dicts.
 
-A pickle is a program for a stack machine, and Python's own machine runs whatever functions it
-names. The machine here has no means to import or call anything: it builds lists, dicts, tuples and
-descriptions of tensors, and refuses a file that asks for more.
+A pickle is a program for a stack machine, and Python's own machine calls whatever it names. Here
+every name stands for an object of ours, and before the machine starts, all opcodes are checked.
 """
 
-import math
+import io
 import pickle
 import pickletools
-import re
-import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import ml_dtypes
-import numpy as np
-
-DTYPES: dict[str, np.dtype] = {
-    "Float": np.dtype("float32"),
-    "Half": np.dtype("float16"),
-    "BFloat16": np.dtype(ml_dtypes.bfloat16),
-    "Double": np.dtype("float64"),
-    "Long": np.dtype("int64"),
-    "Int": np.dtype("int32"),
-    "Short": np.dtype("int16"),
-    "Char": np.dtype("int8"),
-    "Byte": np.dtype("uint8"),
-    "Bool": np.dtype("bool"),
-}
+_LIMIT = 1_000_000  # opcodes, and the largest index into the memo: it makes that many slots
+_NUMBERS = ["NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"]
+_TEXTS = ["BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"]
+_BYTES = ["BINBYTES", "SHORT_BINBYTES", "BINBYTES8"]
+_OTHERS = ["LONG1", "BINFLOAT", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "GLOBAL"]
+_MEMO = ["BINPUT", "LONG_BINPUT", "MEMOIZE", "BINGET", "LONG_BINGET"]
+# How many values an opcode takes from the stack; None: those after the last mark.
+_MAKES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "TUPLE": None, "BINPERSID": 1}
+_MAKES |= {"STACK_GLOBAL": 2, "REDUCE": 2, "NEWOBJ": 2}
+_FILLS = {"APPEND": 1, "SETITEM": 2, "BUILD": 1, "APPENDS": None, "SETITEMS": None}
+_KEYS = frozenset([*_NUMBERS, *_TEXTS, *_BYTES])
+_PUSHES = frozenset([*_KEYS, *_OTHERS])
 
 
 class Refused(Exception):
-    """A pickle that asks for more than tensors; the message says for what."""
+    """A pickle that asks for more than the caller allows; the message says for what."""
 
 
 class Damaged(Exception):
     """A pickle that can't be read; the message says why."""
 
 
-class Storage(NamedTuple):
-    """A run of numbers that tensors are views of.
+class Ignored:
+    """Stands for an object whose arguments and state do not matter."""
 
-    Attributes:
-      key: its name in the file.
-      dtype: type of the numbers.
-      size: how many they are.
-      start: index of the first one that belongs to the storage; not 0 only in very old files.
-    """
+    def __init__(self, *_: Any) -> None:
+        pass
 
-    key: str
-    dtype: np.dtype
-    size: int
-    start: int
+    def __setstate__(self, state: Any) -> None:
+        pass
 
 
-class Tensor(NamedTuple):
-    """A tensor as a pickle describes it; shape, offset and strides count numbers."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _Global(NamedTuple):
-    """What stands on the stack for a function or class that the pickle names."""
-
-    name: str
-
-
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    whole_numbers = [offset, *shape, *strides]
-    if not isinstance(storage, Storage) or len(shape) != len(strides):
-        raise Damaged("it describes a tensor wrongly")
-    if any(type(number) is not int or number < 0 for number in whole_numbers):
-        raise Damaged("a tensor's shape or strides are no whole numbers")
-    return Tensor(storage, storage.start + offset, tuple(shape), tuple(strides))
-
-
-def _dict(pairs: Any = ()) -> dict[Any, Any]:
-    built: dict[Any, Any] = {}
-    for key, value in pairs:
-        _set(built, key, value)
-    return built
-
-
-def _nothing(*_: Any) -> None:
-    """Stands for harmless objects beside the tensors, such as a NumPy number."""
-
-
-_BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _dict,
-    "torch._utils._rebuild_tensor": _tensor,
-    "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": lambda data, *_: data,
-    "torch.Size": tuple,
-    "torch.device": _nothing,
-    "argparse.Namespace": _nothing,
-    "numpy.dtype": _nothing,
-    "numpy.core.multiarray.scalar": _nothing,
-    "numpy._core.multiarray.scalar": _nothing,
-    "_codecs.encode": _nothing,
-}
-_STORAGE = re.compile(r"torch\.(\w+)Storage")
-_PLAIN = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
-_EMPTY: dict[str, type] = {"EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
-_ARGUMENTS = re.compile(
-    r"INT|BININT[12]?|LONG[14]?|FLOAT|BINFLOAT|(SHORT_)?(BIN)?STRING|UNICODE"
-    r"|(SHORT_)?BINUNICODE8?|(SHORT_)?BINBYTES8?"
-)
-
-
-def load(file: Any) -> tuple[Any, dict[str, Storage]]:
-    """Returns what a pickle describes, and all storages that it mentions, by key.
+def load(
+    file: Any,
+    allowed: Mapping[str, Any],
+    persistent_load: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Returns what a pickle of protocol 2 to 5 describes; text of Python 2 is read as Latin-1.
 
     Args:
       file: a binary file or memory map; it is left behind the pickle.
+      allowed: what stands for each "module.name" that a pickle may ask for. Functions and classes
+        among them get any arguments; they must not copy large ones (a pickle can name one text a
+        million times), hash them, nor return a function.
+      persistent_load: what stands for an object kept outside of the pickle, made from its id.
 
     Raises:
-      Refused: if the pickle asks for anything but plain data and tensors.
+      Refused: if the pickle asks for anything else, or by unusual means.
       Damaged: if it can't be read.
     """
-    machine = _Machine()
     try:
-        for opcode, argument, _ in pickletools.genops(file):
-            if opcode.name == "STOP":
-                return machine.stack.pop(), machine.storages
-            machine.run(opcode.name, argument)
-    except (ArithmeticError, AttributeError, LookupError, MemoryError) as error:
-        raise Damaged(f"it is no pickle of tensors ({type(error).__name__})") from error
-    except (TypeError, ValueError, struct.error) as error:
-        raise Damaged(f"it is no pickle of tensors ({str(error)[:80]})") from error
-    raise Damaged("it ends too early")
+        start = file.tell()
+        _check(file, allowed)
+        length = file.tell() - start
+        file.seek(start)
+        return _Unpickler(file.read(length), allowed, persistent_load).load()
+    except (Refused, Damaged):
+        raise
+    except Exception as error:  # a forged pickle can raise anything; nothing of it is used
+        reason = f"{type(error).__name__}: {str(error)[:80]}".splitlines()[0]
+        raise Damaged(f"its pickle can't be read ({reason})") from error
 
 
-class _Machine:
-    """The stack machine; `run` takes one opcode.
+class _Unpickler(pickle.Unpickler):
+    def __init__(
+        self, content: bytes, allowed: Mapping[str, Any], persistent: Callable[[Any], Any] | None
+    ) -> None:
+        super().__init__(io.BytesIO(content), fix_imports=False, encoding="latin1")
+        self._allowed = allowed
+        self._persistent = persistent
 
-    Attributes:
-      stack: values since the last mark.
-      storages: all storages mentioned so far.
+    def find_class(self, module: str, name: str) -> Any:
+        return _find(self._allowed, f"{module}.{name}")
+
+    def persistent_load(self, pid: Any) -> Any:
+        if self._persistent is None:
+            raise Refused("an object kept elsewhere")
+        return self._persistent(pid)
+
+
+def _find(allowed: Mapping[str, Any], name: str) -> Any:
+    if name not in allowed:
+        raise Refused(name)
+    return allowed[name]
+
+
+def _check(file: Any, allowed: Mapping[str, Any]) -> None:
+    """Reads a pickle to its end; its stack holds the opcodes that made the values.
+
+    Keys of dicts must be plain: Python hashes nested tuples recursively, without a limit. Numbers
+    beyond 60 bits are no keys: a million of them can have one hash.
     """
-
-    def __init__(self) -> None:
-        self.stack: list[Any] = []
-        self.storages: dict[str, Storage] = {}
-        self._outer: list[list[Any]] = []
-        self._memo: dict[int, Any] = {}
-
-    def run(self, name: str, argument: Any) -> None:
-        """Takes one opcode and its argument."""
-        if _ARGUMENTS.fullmatch(name):
-            self.stack.append(argument)
-        elif name in _PLAIN:
-            self.stack.append(_PLAIN[name])
-        elif name in _EMPTY:
-            self.stack.append(_EMPTY[name]())
-        elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-            self._memo[argument] = self.stack[-1]
-        elif name == "MEMOIZE":
-            self._memo[len(self._memo)] = self.stack[-1]
-        elif name in ("GET", "BINGET", "LONG_BINGET"):
-            self.stack.append(self._memo[argument])
-        elif name not in ("PROTO", "FRAME"):
-            self._build(name, argument)
-
-    def _build(self, name: str, argument: Any) -> None:
-        stack = self.stack
-        match name:
-            case "MARK":
-                self._outer.append(stack)
-                self.stack = []
-            case "POP":
-                stack.pop()
-            case "DUP":
-                stack.append(stack[-1])
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
-            case "TUPLE" | "LIST" | "DICT" | "APPENDS" | "SETITEMS" | "ADDITEMS" | "POP_MARK":
-                self._close_mark(name)
-            case "APPEND":
-                value = stack.pop()
-                _extend(stack[-1], [value])
-            case "SETITEM":
-                value, key = stack.pop(), stack.pop()
-                _set(stack[-1], key, value)
-            case _:
-                self._build_object(name, argument)
-
-    def _close_mark(self, name: str) -> None:
-        values, self.stack = self.stack, self._outer.pop()
-        match name:
-            case "TUPLE":
-                self.stack.append(tuple(values))
-            case "LIST":
-                self.stack.append(values)
-            case "DICT":
-                self.stack.append(_dict(_pairs(values)))
-            case "APPENDS":
-                _extend(self.stack[-1], values)
-            case "SETITEMS":
-                for key, value in _pairs(values):
-                    _set(self.stack[-1], key, value)
-
-    def _build_object(self, name: str, argument: Any) -> None:
-        match name:
-            case "GLOBAL":
-                self.stack.append(_known(argument.replace(" ", ".")))
-            case "INST":
-                raise Refused(argument.replace(" ", "."))
-            case "STACK_GLOBAL":
-                attribute, module = self.stack.pop(), self.stack.pop()
-                self.stack.append(_known(f"{module}.{attribute}"))
-            case "REDUCE" | "NEWOBJ":
-                arguments, function = self.stack.pop(), self.stack.pop()
-                if not isinstance(function, _Global) or function.name not in _BUILDERS:
-                    raise Refused(f"a call of {function!r:.60}")
-                self.stack.append(_BUILDERS[function.name](*arguments))
-            case "BUILD":  # attributes, such as a state dict's versions
-                self.stack.pop()
-            case "BINPERSID":
-                self.stack.append(self._storage(self.stack.pop()))
-            case _:
-                raise Refused(f"a pickle opcode {name}")
-
-    def _storage(self, record: Any) -> Storage:
-        kind, cls, key, _, size, *view = record
-        start = 0
-        if view and view[0] is not None:
-            _, start, _ = view[0]
-        found = _STORAGE.fullmatch(cls.name)
-        if kind != "storage" or not found or type(size) is not int or type(start) is not int:
-            raise Damaged("it describes a storage wrongly")
-        if size < 0 or start < 0:
-            raise Damaged("it describes a storage wrongly")
-        storage = Storage(str(key), DTYPES[found[1]], size, start)
-        return self.storages.setdefault(storage.key, storage)._replace(start=start)
+    stack: list[str] = []
+    outer: list[list[str]] = []
+    memo: dict[int, str] = {}
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        name = opcode.name
+        if count > _LIMIT or (isinstance(argument, int) and "PUT" in name and argument > _LIMIT):
+            raise Damaged("its pickle has more than a million parts")
+        if name == "MARK":
+            outer.append(stack)
+            stack = []
+        elif name in _MAKES or name in _FILLS:
+            number = _MAKES.get(name, _FILLS.get(name))
+            if number is None:
+                taken, stack = stack, outer.pop()
+            else:
+                taken = [stack.pop() for _ in range(number)][::-1]
+            if name in _MAKES:
+                stack.append(name)
+            else:
+                _check_change(name, stack[-1], taken)
+        elif name in _MEMO:
+            _remember(name, argument, stack, memo)
+        elif name in _PUSHES:
+            if name == "GLOBAL":
+                _find(allowed, str(argument).replace(" ", "."))
+            is_small = isinstance(argument, int) and argument.bit_length() <= 60
+            stack.append("BININT" if is_small else name)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise Refused(f"the pickle opcode {name}")
 
 
-def _known(name: str) -> _Global:
-    storage = _STORAGE.fullmatch(name)
-    if name in _BUILDERS or (storage and storage[1] in DTYPES) or name in _TORCH_DTYPES:
-        return _Global(name)
-    raise Refused(name)
+def _check_change(name: str, target: str, taken: list[str]) -> None:
+    if name == "BUILD" and target in ("GLOBAL", "STACK_GLOBAL"):
+        raise Refused("changes to a function or class")
+    if name in ("SETITEM", "SETITEMS") and not _KEYS.issuperset(taken[::2]):
+        raise Damaged("a key of a dict is no plain value")
 
 
-_TORCH_DTYPES = frozenset(f"torch.{dtype.name}" for dtype in DTYPES.values())
-
-
-def _extend(target: Any, values: list[Any]) -> None:
-    if not isinstance(target, list):
-        raise Damaged("it appends to what is no list")
-    target.extend(values)
-
-
-def _set(target: Any, key: Any, value: Any) -> None:
-    # Python hashes nested tuples recursively, without a limit: none of them is a key here.
-    if not isinstance(target, dict) or not isinstance(key, str | int | float | None):
-        raise Damaged("it fills what is no dict of names")
-    target[key] = value
-
-
-def _pairs(values: list[Any]) -> Iterable[tuple[Any, Any]]:
-    return zip(values[::2], values[1::2], strict=True)
-
-
-def dump(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of a state dict whose i-th tensor is the whole of storage `i`.
-
-    Args:
-      tensors: arrays by name, each to be stored in C order.
-    """
-    ordered_dict = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-    parts = [pickle.PROTO + b"\x02", ordered_dict, pickle.MARK]
-    storages = {dtype: f"{name}Storage" for name, dtype in DTYPES.items()}
-    for index, (name, array) in enumerate(tensors.items()):
-        storage = [
-            _text("storage"),
-            _global("torch", storages[array.dtype]),
-            _text(str(index)) + _text("cpu") + _integer(array.size),
-        ]
-        strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        arguments = [
-            pickle.MARK + b"".join(storage) + pickle.TUPLE + pickle.BINPERSID,
-            _integer(0) + _integers(array.shape) + _integers(strides),
-            pickle.NEWFALSE + ordered_dict,
-        ]
-        parts += [_text(name), _global("torch._utils", "_rebuild_tensor_v2"), pickle.MARK]
-        parts += [*arguments, pickle.TUPLE, pickle.REDUCE]
-    return b"".join([*parts, pickle.SETITEMS, pickle.STOP])
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode()
-    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(number: int) -> bytes:
-    encoded = pickle.encode_long(number)
-    return pickle.LONG1 + bytes([len(encoded)]) + encoded
-
-
-def _integers(numbers: Sequence[int]) -> bytes:
-    return pickle.MARK + b"".join(map(_integer, numbers)) + pickle.TUPLE
+def _remember(name: str, argument: Any, stack: list[str], memo: dict[int, str]) -> None:
+    if name == "MEMOIZE":
+        memo[len(memo)] = stack[-1]
+    elif "PUT" in name:
+        memo[argument] = stack[-1]
+    else:
+        stack.append(memo[argument])

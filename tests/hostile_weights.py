@@ -9,8 +9,7 @@ import zipfile
 import numpy as np
 from hostile_cases import CODE, CONFIG, Case, written
 
-from resnet_jax import restricted_pickle as torch_pickle
-from resnet_jax.weights import torch_files
+from resnet_jax.weights import torch_files, torch_pickle
 
 # Weights
 

@@ -149,14 +149,14 @@ class Evil:
 
 
 def evil_pickles():
-    yield pickle.dumps({b"data": Evil(), b"labels": [1]}, protocol=2)
+    yield pickle.dumps({"data": Evil(), "labels": [1]}, protocol=2)
     yield pickle.dumps(Evil())
     yield b"\x80\x02cbuiltins\neval\n(U\x10open('pwn', 'w')tR."
     yield b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR."  # would allocate 16 GB
     yield b"\x80\x02Nr\xff\xff\xff\x7f."  # would make a memo of 2^31 slots
-    yield pickle.dumps({b"data": np.array([print], object), b"labels": [1]}, protocol=2)
-    yield pickle.dumps({b"data": np.zeros(3072), b"labels": [1]}, protocol=2)
-    yield pickle.dumps({b"data": 7}, protocol=2)
+    yield pickle.dumps({"data": np.array([print], object), "labels": [1]}, protocol=2)
+    yield pickle.dumps({"data": np.zeros(3072), "labels": [1]}, protocol=2)
+    yield pickle.dumps({"data": 7}, protocol=2)
     yield pickle.dumps([1, 2])
     yield b"garbage"
     yield b""

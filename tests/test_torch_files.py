@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from resnet_jax import restricted_pickle as torch_pickle
 from resnet_jax.errors import UserError
+from resnet_jax.weights import torch_pickle
 from resnet_jax.weights.torch_files import TorchFile, write
 
 RNG = np.random.default_rng(0)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_torch_files import legacy_start, refusal, zip_with
 
-from resnet_jax import restricted_pickle as torch_pickle
+from resnet_jax.weights import torch_pickle
 from resnet_jax.weights.torch_files import TorchFile
 
 
@@ -30,7 +30,7 @@ def hostile(marker):
         "builtins.getattr": pickle.dumps(Call(getattr, 1, "real")),
         "subprocess.Popen": pickle.dumps(Call(subprocess.Popen, touch)),
         "os.system": f"cos\nsystem\n(S'{touch}'\ntR.".encode(),
-        "nt.system": f"(S'{touch}'\nint\nsystem\n.".encode(),  # the opcode INST
+        "the pickle opcode INST": b"(ios\nsystem\n.",
         "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x01atR.",
         "torch._utils.os.system": b"\x80\x04\x8c\x0ctorch._utils\x8c\x09os.system\x93.",
         "numpy.load": b"cnumpy\nload\n(S'/etc/passwd'\ntR.",
@@ -119,7 +119,7 @@ def _numbers(numbers):
         (((5,), (1,)), "tensor a is larger than its storage"),
         (((4,), (2,)), "tensor a is larger than its storage"),
         (((4,), (1,), 1), "tensor a is larger than its storage"),
-        (((1,) * 200, (1,) * 200), "tensor a is larger than its storage"),
+        (((1,) * 200, (1,) * 200), "describes a tensor wrongly"),
         (((-1,), (1,)), "no whole numbers"),
         (((4,), (-1,)), "no whole numbers"),
         (((4,), (1, 1)), "describes a tensor wrongly"),

@@ -52,7 +52,7 @@ def python_files(data):
     for name, (images, labels) in data.items():
         rows = images.transpose(0, 3, 1, 2).reshape(-1, 3072)
         batch = {b"labels": labels.tolist(), b"data": rows, b"batch_label": name.encode()}
-        result[name] = pickle.dumps(batch, protocol=2)
+        result[name] = pickle.dumps(batch, protocol=4)
     return result
 
 

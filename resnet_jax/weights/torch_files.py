@@ -22,8 +22,9 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
-from resnet_jax import restricted_pickle as torch_pickle
+from resnet_jax import restricted_pickle
 from resnet_jax.errors import UserError, unknown
+from resnet_jax.weights import torch_pickle
 
 SUFFIXES = (".pth", ".pt", ".th", ".safetensors")
 
@@ -78,12 +79,12 @@ class TorchFile:
         try:
             self._check_digest()
             self.tensors = _without_prefix(self._read())
-        except torch_pickle.Refused as error:
+        except restricted_pickle.Refused as error:
             raise UserError(
                 f"{path} asks for {error}, which is no tensor: refused, nothing was executed; "
                 "of a module that was saved whole, save the state_dict() instead"
             ) from None
-        except (torch_pickle.Damaged, _Unusable) as error:
+        except (restricted_pickle.Damaged, _Unusable) as error:
             raise UserError(f"{path} can't be used: {error}") from None
 
     def release(self) -> None:
@@ -168,7 +169,7 @@ class TorchFile:
         data: dict[str, memoryview] = {}
         position = file.tell()
         for key in keys if isinstance(keys, list) else ():
-            if key not in storages or len(file) < position + 8:
+            if not isinstance(key, str) or key not in storages or len(file) < position + 8:
                 raise _Unusable("it is truncated or damaged (storages)")
             storage = storages[key]
             start, stop = position + 8, position + 8 + storage.size * storage.dtype.itemsize
