@@ -27,7 +27,7 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     choices = sorted(known)
     near = difflib.get_close_matches(str(name), choices, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"choose from {', '.join(choices)}"
-    return UserError(f"unknown {kind} {name!r}; {hint}")
+    return UserError(f"unknown {kind} {shown(name)}; {hint}")
 
 
 def unwritable(error: BaseException) -> int | None:

@@ -1,4 +1,4 @@
-"""Hostile and broken data sets; see `hostile_cases`."""
+"""Hostile and broken data sets; see `hostile.cases`."""
 
 import io
 import pickle
@@ -9,7 +9,7 @@ import zipfile
 
 import numpy as np
 import tiny_cifar10
-from hostile_cases import CONFIG, Case
+from hostile.cases import CONFIG, Case
 from hostile_weights import CALLS, built, chain, gadget
 
 

@@ -1,4 +1,4 @@
-"""Hostile, broken and merely odd images; see `hostile_cases`."""
+"""Hostile, broken and merely odd images; see `hostile.cases`."""
 
 import io
 import random
@@ -6,7 +6,7 @@ import struct
 import zlib
 
 import numpy as np
-from hostile_cases import written
+from hostile.cases import written
 from PIL import Image
 
 NOISE = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Hostile and broken folders of runs; see `hostile_cases`.
+"""Hostile and broken folders of runs; see `hostile.cases`.
 
 What can be mended, or is not needed, may be passed over: then the call works. It never hangs,
 executes or writes elsewhere, and what it can't use it refuses in one line.
@@ -12,7 +12,7 @@ import pathlib
 import shutil
 
 import tensorstore
-from hostile_cases import CODE, CONFIG, MAY_WORK, Case
+from hostile.cases import CODE, CONFIG, MAY_WORK, Case
 
 NESTED = "[" * 100_000
 

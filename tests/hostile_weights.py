@@ -1,4 +1,4 @@
-"""Hostile and broken files of weights; see `hostile_cases`."""
+"""Hostile and broken files of weights; see `hostile.cases`."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import random
 import zipfile
 
 import numpy as np
-from hostile_cases import CODE, CONFIG, Case, written
+from hostile.cases import CODE, CONFIG, Case, written
 
 from resnet_jax.weights import torch_files, torch_pickle
 

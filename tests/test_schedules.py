@@ -205,12 +205,15 @@ def test_fractional_step_counts_every_tick():
         (lambda: make("cosin"), "unknown schedule 'cosin'; did you mean cosine"),
         (lambda: make("step"), "needs its option every_epochs; set schedule.options"),
         (lambda: make("step", every_epochs=0), "option every_epochs of schedule 'step' must be"),
-        (lambda: make("milestones", epochs=5), "takes a list of numbers, not 5"),
+        (lambda: make("milestones", epochs=5), "takes a list, not 5"),
         (lambda: make("cosine", t_max=5), "unknown option of schedule 'cosine' 't_max'"),
         (lambda: make("constant", factor=1), "'constant' has no options; remove 'factor'"),
         (lambda: make("one_cycle", anneal="cosin"), "did you mean cosine"),
-        (lambda: make("one_cycle", anneal=["a"]), "unknown option anneal"),
-        (lambda: make("plateau", patience=1.5), "must be of type int, not 1.5"),
+        (
+            lambda: make("one_cycle", anneal=["a"]),
+            "option anneal of schedule 'one_cycle' takes one of",
+        ),
+        (lambda: make("plateau", patience=1.5), "takes a whole number, not 1.5"),
         (lambda: make("cosine", warmup_epochs=12.0), "schedule.warmup_epochs is 12 of num_epochs"),
         (
             lambda: make("cosine", num_epochs=0)(np.arange(3)),

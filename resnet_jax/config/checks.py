@@ -1,17 +1,28 @@
-"""The open `options` of a config, checked against the signature of what they are for.
+"""One checker, driven by annotations, for config fields and for options.
 
-An option is a keyword-only parameter, annotated with its type. Bounds on a number are part of the
-annotation: `Annotated[float, Bounds(0, below=1)]`.
+An option is a keyword-only parameter of a function, or a field of a class. What it may be is all in
+its annotation: `momentum: Annotated[float, Bounds(0, below=1)] = 0.0`.
 """
 
+import contextlib
 import dataclasses
 import inspect
 import math
+import re
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.errors import UserError, shown, unknown
+
+_KINDS = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "names with values",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,82 +31,164 @@ class Bounds:
 
     Attributes:
       low: smallest value allowed.
+      high: largest value allowed.
       above: bound that the value must exceed.
       below: bound that the value must not reach.
-      high: largest value allowed.
     """
 
     low: float = -math.inf
+    high: float = math.inf
     above: float = -math.inf
     below: float = math.inf
-    high: float = math.inf
 
-    def __contains__(self, value: float) -> bool:
-        return self.low <= value <= self.high and self.above < value < self.below
+    def __call__(self, what: str, value: float) -> float:
+        """Returns the number, or raises UserError."""
+        if not (self.low <= value <= self.high and self.above < value < self.below):
+            raise UserError(f"{what} must be {self}, not {shown(value)}")
+        return value
 
     def __str__(self) -> str:
         words = {"low": "at least", "above": "above", "below": "below", "high": "at most"}
-        bounds = dataclasses.asdict(self)
-        return " and ".join(f"{words[k]} {v:g}" for k, v in bounds.items() if math.isfinite(v))
+        bounds = {words[name]: getattr(self, name) for name in words}
+        return " and ".join(f"{word} {n:,.10g}" for word, n in bounds.items() if math.isfinite(n))
 
 
-Decay = Annotated[float, Bounds(low=0, below=1)]
-Share = Annotated[float, Bounds(low=0, high=1)]
-NonNegative = Annotated[float, Bounds(low=0)]
+@dataclasses.dataclass(frozen=True)
+class Total:
+    """The range of the sum of some whole numbers.
+
+    Attributes:
+      low: smallest sum allowed.
+      high: largest sum allowed.
+    """
+
+    low: int
+    high: int
+
+    def __call__(self, what: str, values: tuple[int, ...]) -> tuple[int, ...]:
+        """Returns the numbers, or raises UserError."""
+        Bounds(self.low, self.high)(f"{what}, added up,", sum(values))
+        return values
+
+
+def _pattern(what: str, value: str) -> str:
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of what a later Python may read otherwise
+            re.compile(value)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{what}: bad pattern {shown(value)}: {error}") from None
+    return value
+
+
+Count = Annotated[int, Bounds(1, 1_000_000)]
+Rate = Annotated[float, Bounds(0, below=1)]
+Decay = Rate
+Share = Annotated[float, Bounds(0, 1)]
+NonNegative = Annotated[float, Bounds(0)]
 Positive = Annotated[float, Bounds(above=0)]
+Pattern = Annotated[str, _pattern]
+# Pairs of a regular expression of parameter paths and a number for what it matches.
+Factors = tuple[tuple[Pattern, NonNegative], ...]
 
 
-def complete_options(
-    kind: str, name: str, function: Callable[..., Any], options: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Returns all options of a function: those given, checked, and the defaults of the others.
+def checked(what: str, hint: Any, value: Any) -> Any:
+    """Returns a value in the type that an annotation asks for.
+
+    Whole numbers stand for floats, lists for tuples, and names for classes of a `type[Base]`.
 
     Args:
-      kind: what the function is, as the user would say it ("optimizer", "schedule").
-      name: the function's name in the config.
-      function: the function; its keyword-only parameters are its options.
-      options: the options that the config gives.
+      what: what the value is, as the user would say it ("config field seed").
+      hint: the annotation: a plain type, `Literal`, `tuple`, `type[Base]`, `Callable`, or one of
+        these `Annotated` with a mapping, whose names stand for its values, and with functions
+        `(what, value) -> value`, such as `Bounds`, that are called in turn.
+      value: the value.
+
+    Raises:
+      UserError: if the value is not of that type, or out of range.
+    """
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return _annotated(what, arguments[0], arguments[1:], value)
+    if origin is Literal:
+        return _named(what, {name: name for name in arguments}, value)
+    if origin is type:
+        if isinstance(value, type) and issubclass(value, arguments[0]):
+            return value
+        return _named(what, {c.__name__: c for c in arguments[0].__subclasses__()}, value)
+    if origin is tuple:
+        return _items(what, arguments, value)
+    if origin is Callable:
+        if not callable(value):
+            raise UserError(f"{what} takes a function or a class, not {shown(value)}")
+        return value
+    if hint is float and type(value) is int:
+        with contextlib.suppress(OverflowError):
+            value = float(value)
+    if hint in _KINDS and type(value) is not hint:
+        raise UserError(f"{what} takes {_KINDS[hint]}, not {shown(value)}")
+    if hint is float and not math.isfinite(value):
+        raise UserError(f"{what} must be a finite number, not {value}")
+    return value
+
+
+def check_options(
+    kind: str, name: str, target: Callable[..., Any], options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Returns checked options: of a function all, those not given at their defaults.
+
+    Args:
+      kind: what has the options, as the user would say it ("optimizer", "schedule", "model").
+      name: its name in the config.
+      target: a function, whose keyword-only parameters are the options; or a class, whose fields
+        are, and of which only those given are returned.
+      options: the options that are given.
 
     Raises:
       UserError: if an option is unknown, missing, ill-typed or out of range.
     """
-    parameters = inspect.signature(function).parameters.values()
-    known = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    hints = typing.get_type_hints(function, include_extras=True)
-    for option in options:
-        if option not in known and known:
-            raise unknown(f"option of {kind} {name!r}", option, known)
-        if option not in known:
-            raise UserError(f"{kind} {name!r} has no options; remove {option!r}")
-    values = dict(known)
+    parameters = inspect.signature(target).parameters.values()
+    if isinstance(target, type):
+        known = {p.name: p for p in parameters if p.name not in ("parent", "name")}
+        values = {}
+    else:
+        known = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
+        values = {p.name: p.default for p in known.values()}
     for option, value in options.items():
-        values[option] = _checked(f"option {option} of {kind} {name!r}", hints[option], value)
+        if not known:
+            raise UserError(f"{kind} {name!r} has no options; remove {option!r}")
+        if option not in known:
+            raise unknown(f"option of {kind} {name!r}", option, known)
+        what = f"option {option} of {kind} {name!r}"
+        values[option] = checked(what, known[option].annotation, value)
     for option, value in values.items():
         if value is inspect.Parameter.empty:
             raise UserError(f"{kind} {name!r} needs its option {option}; set {kind}.options")
     return values
 
 
-def _checked(what: str, hint: Any, value: Any) -> Any:
-    """Returns `value` in the type that `hint` asks for, or raises."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is Annotated:
-        value = _checked(what, arguments[0], value)
-        if value not in arguments[1]:
-            raise UserError(f"{what} must be {arguments[1]}, not {value}")
-        return value
-    if origin is Literal:
-        if value not in arguments:
-            raise unknown(f"{what}:", value, arguments)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple) or not value:
-            raise UserError(f"{what} takes a list of numbers, not {value!r}")
-        return tuple(_checked(what, arguments[0], item) for item in value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint:
-        raise UserError(f"{what} must be of type {hint.__name__}, not {value!r}")
-    if hint is float and not math.isfinite(value):
-        raise UserError(f"{what} must be a finite number, not {value}")
+def _annotated(what: str, hint: Any, metadata: tuple[Any, ...], value: Any) -> Any:
+    for names in metadata:
+        if isinstance(names, Mapping) and isinstance(value, str):
+            value = _named(what, names, value)
+    value = checked(what, hint, value)
+    for check in metadata:
+        value = check(what, value) if callable(check) else value
     return value
+
+
+def _named(what: str, choices: Mapping[str, Any], value: Any) -> Any:
+    if not isinstance(value, str):
+        raise UserError(f"{what} takes one of {', '.join(choices)}, not {shown(value)}")
+    if value not in choices:
+        raise UserError(f"{what}: {unknown('value', value, choices)}")
+    return choices[value]
+
+
+def _items(what: str, hints: tuple[Any, ...], value: Any) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise UserError(f"{what} takes a list, not {shown(value)}")
+    if hints[-1] is Ellipsis:
+        hints = hints[:1] * len(value)
+    if len(value) != len(hints):
+        raise UserError(f"{what} takes {len(hints)} values, not {shown(value)}")
+    return tuple(checked(what, hint, item) for hint, item in zip(hints, value, strict=True))

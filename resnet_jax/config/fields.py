@@ -1,7 +1,9 @@
-"""Every field of a config, with its default, meaning, unit and range."""
+"""Every field of a config: its default, what it may be, its meaning and unit."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from resnet_jax.config.checks import Bounds, Count, Factors, Pattern, Rate, Share
 
 
 @dataclasses.dataclass(frozen=True)
@@ -9,267 +11,200 @@ class Field:
     """One field of the config.
 
     Attributes:
-      default: the default value; its type is the field's type.
+      default: the default value.
+      hint: what the value may be; see `resnet_jax.config.checks.checked`.
       help: meaning and unit.
-      low: smallest value allowed.
-      high: largest value allowed.
-      above: bound that the value must exceed.
-      choices: the values allowed.
-      items: what a tuple holds: "numbers", as many as the default has, any number of "integers",
-        or "pairs" of a pattern and a factor.
     """
 
     default: Any
+    hint: Any
     help: str
-    low: float | None = None
-    high: float | None = None
-    above: float | None = None
-    choices: tuple[str, ...] = ()
-    items: str = "numbers"
 
+
+def _whole(low: int, high: int) -> Any:
+    return Annotated[int, Bounds(low, high)]
+
+
+def _number(low: float, high: float) -> Any:
+    return Annotated[float, Bounds(low, high)]
+
+
+_SEED = _STEPS = _whole(0, 2**31)
+_EPOCHS = _whole(0, 100_000)
+_Label = Annotated[int, Bounds(0, 9)]
+_Mean = Annotated[float, Bounds(-10, 10)]
+_Std = Annotated[float, Bounds(above=0, high=10)]
+_Area = Annotated[float, Bounds(above=0, high=1)]
+_Ratio = Annotated[float, Bounds(above=0, high=100)]
 
 FIELDS: dict[str, Field] = {
-    "seed": Field(0, "seed of initialisation, order, augmentation and dropout", low=0, high=2**31),
-    "num_epochs": Field(10, "passes over the training images", low=1, high=100_000),
-    "batch_size": Field(128, "training images per step", low=1, high=1_000_000),
+    "seed": Field(0, _SEED, "seed of initialisation, order, augmentation and dropout"),
+    "num_epochs": Field(10, _EPOCHS, "passes over the training images; 0: no training"),
+    "batch_size": Field(128, Count, "training images per step"),
     "steps_per_dispatch": Field(
-        0,
-        "training steps that one call of the compiled function takes; 0: 1 on CPU, 50 elsewhere",
-        low=0,
-        high=100_000,
+        0, _whole(0, 100_000), "training steps per call of the program; 0: 1 on CPU, 50 elsewhere"
     ),
     "deterministic": Field(
-        False,
-        "whether equal runs are to have equal bits on a GPU too: XLA then takes deterministic "
-        "kernels only and does not search for the fastest ones, at a cost not measured yet; on a "
-        "CPU they have in any case",
+        False, bool, "whether equal runs have equal bits on a GPU too, with slower kernels"
     ),
     "on_nan": Field(
         "stop",
-        "what is done about a step whose loss or gradient is not finite: the run ends, or the "
-        "step is left out, as if it had changed nothing but the step counter",
-        choices=("stop", "skip"),
+        Literal["stop", "skip"],
+        "at a step whose loss or gradient is not finite: end the run, or leave the step out",
     ),
-    "on_nan_limit": Field(
-        100, "steps that a run may skip; one more ends it", low=1, high=1_000_000_000
-    ),
+    "on_nan_limit": Field(100, _whole(1, 10**9), "steps that a run may skip; one more ends it"),
     # Model
-    "model.name": Field("resnet_v2", "a name of resnet_jax.list_models()"),
-    "model.num_classes": Field(10, "number of logits", low=1, high=1_000_000),
+    "model.name": Field("resnet_v2", str, "a name of resnet_jax.list_models()"),
+    "model.num_classes": Field(10, Count, "number of logits"),
     "model.dtype": Field(
         "float32",
+        Literal["float32", "bfloat16"],
         "dtype of the computation; parameters, statistics and loss stay float32",
-        choices=("float32", "bfloat16", "float16"),
     ),
-    "model.options": Field({}, "fields of the model that replace the registry's"),
+    "model.options": Field({}, dict, "fields of the model that replace the registry's"),
     "init.weights": Field(
-        "",
-        "what training starts from: a file of PyTorch weights, 'torchvision' for its published "
-        "ones, or empty: random; a head of another shape starts at random in any case",
+        "", str, "file of PyTorch weights to start from, or 'torchvision'; empty: random"
     ),
     "init.cached_stage": Field(
-        0,
-        "stage whose output is computed once for all images, since it and all before it are "
-        "frozen; 0: none",
-        low=0,
-        high=100,
-    ),
-    "init.whitening_images": Field(
-        0,
-        "first training images, at most, whose patches the whitening layer is made for; 0: none",
-        low=0,
-        high=1_000_000,
-    ),
-    "init.whitening_epsilon": Field(
-        5e-4, "added to the variance of each direction of those patches", above=0.0, high=1e3
+        0, _whole(0, 100), "frozen stage whose output is computed once for all images; 0: none"
     ),
     # Data
-    "data.source": Field("auto", "where CIFAR-10 comes from; see resnet_jax.data.sources"),
-    "data.dir": Field("", "folder with CIFAR-10, and of its cache; empty: the user's cache folder"),
-    "data.val_fraction": Field(
-        0.1, "share of the training images set aside, per class", low=0.0, high=0.9
-    ),
-    "data.split_seed": Field(0, "seed of that split", low=0, high=2**31),
+    "data.source": Field("auto", str, "where the data come from; see resnet_jax.data.sources"),
+    "data.dir": Field("", str, "folder with CIFAR-10, and of its cache; empty: the user's cache"),
+    "data.val_fraction": Field(0.1, _number(0, 0.9), "share of each class's images set aside"),
+    "data.split_seed": Field(0, _SEED, "seed of that split"),
     "data.classes": Field(
-        (),
-        "labels of the classes that are used, renumbered in this order; empty: all",
-        low=0,
-        high=9,
-        items="integers",
+        (), tuple[_Label, ...], "labels that are used, renumbered in this order; empty: all"
     ),
     "data.image_size": Field(
-        0, "side that images are resized to on the device, pixels; 0: as they are", low=0, high=1024
+        0, _whole(0, 1024), "side that images are resized to on the device, pixels; 0: as they are"
     ),
-    "data.shuffle": Field(True, "whether every epoch has an order of its own"),
-    "data.drop_last": Field(False, "whether an epoch's incomplete last batch is left out"),
+    "data.shuffle": Field(True, bool, "whether every epoch has an order of its own"),
+    "data.drop_last": Field(False, bool, "whether an epoch's incomplete last batch is left out"),
     "data.mean": Field(
-        (0.4914, 0.4822, 0.4465), "per-channel mean, of pixels in [0, 1]", low=-10.0, high=10.0
+        (0.4914, 0.4822, 0.4465), tuple[_Mean, _Mean, _Mean], "channel means, of pixels in [0, 1]"
     ),
     "data.std": Field(
-        (0.2470, 0.2435, 0.2616), "per-channel deviation, of pixels in [0, 1]", above=0.0, high=10.0
+        (0.2470, 0.2435, 0.2616),
+        tuple[_Std, _Std, _Std],
+        "their deviations, of pixels in [0, 1]",
     ),
     # Augmentation, in the order in which it is applied
     "augment.crop_padding": Field(
-        0,
-        "pixels added on all sides before a random crop to the old size; 0: no crop",
-        low=0,
-        high=64,
+        0, _whole(0, 64), "pixels added on all sides before a random crop; 0: no crop"
     ),
     "augment.crop_mode": Field(
-        "zero",
-        "what the added pixels are: black, or the image mirrored",
-        choices=("zero", "reflect"),
+        "zero", Literal["zero", "reflect"], "those pixels: black, or the image mirrored"
     ),
     "augment.flip": Field(
         "none",
+        Literal["none", "random", "alternating"],
         "horizontal flip: at random, or alternating (random in epoch 0, then every other epoch)",
-        choices=("none", "random", "alternating"),
     ),
     "augment.policy": Field(
-        "none", "colour and shape policy", choices=("none", "randaugment", "trivialaugment")
+        "none", Literal["none", "randaugment", "trivialaugment"], "colour and shape policy"
     ),
-    "augment.policy_layers": Field(2, "operations per image of randaugment", low=1, high=10),
-    "augment.policy_magnitude": Field(9.0, "strength of randaugment, of 30", low=0.0, high=30.0),
-    "augment.brightness": Field(
-        0.0, "largest relative change of brightness; 0: none", low=0.0, high=1.0
-    ),
-    "augment.contrast": Field(
-        0.0, "largest relative change of contrast; 0: none", low=0.0, high=1.0
-    ),
-    "augment.saturation": Field(
-        0.0, "largest relative change of saturation; 0: none", low=0.0, high=1.0
-    ),
+    "augment.policy_layers": Field(2, _whole(1, 10), "operations per image of randaugment"),
+    "augment.policy_magnitude": Field(9.0, _number(0, 30), "strength of randaugment, of 30"),
+    "augment.brightness": Field(0.0, Share, "largest relative change of brightness; 0: none"),
+    "augment.contrast": Field(0.0, Share, "largest relative change of contrast; 0: none"),
+    "augment.saturation": Field(0.0, Share, "largest relative change of saturation; 0: none"),
     "augment.cutout": Field(
-        0, "side of the square that is set to the mean, pixels; 0: none", low=0, high=1024
+        0, _whole(0, 1024), "side of the square that is set to the mean, pixels; 0: none"
     ),
-    "augment.erasing": Field(0.0, "probability of random erasing; 0: none", low=0.0, high=1.0),
+    "augment.erasing": Field(0.0, Share, "probability of random erasing; 0: none"),
     "augment.erasing_scale": Field(
-        (0.02, 0.33), "smallest and largest share of the area erased", above=0.0, high=1.0
+        (0.02, 0.33), tuple[_Area, _Area], "smallest and largest share of the area erased"
     ),
     "augment.erasing_ratio": Field(
-        (0.3, 3.3), "smallest and largest height over width of that area", above=0.0, high=100.0
+        (0.3, 3.3), tuple[_Ratio, _Ratio], "least and largest height over width"
     ),
-    "augment.mixup": Field(0.0, "alpha of mixup's Beta distribution; 0: none", low=0.0, high=100.0),
+    "augment.mixup": Field(0.0, _number(0, 100), "alpha of mixup's Beta distribution; 0: none"),
     "augment.cutmix": Field(
-        0.0,
-        "alpha of cutmix's Beta distribution; 0: none; with mixup: one of them at random",
-        low=0.0,
-        high=100.0,
+        0.0, _number(0, 100), "alpha of cutmix's; 0: none; with mixup: one of them at random"
     ),
     # Loss and optimizer
-    "loss.label_smoothing": Field(
-        0.0, "share of each target spread over all classes", low=0.0, high=0.999
-    ),
-    "optimizer.name": Field("sgd", "a name of resnet_jax.training.optimizers.OPTIMIZERS"),
-    "optimizer.learning_rate": Field(0.1, "peak learning rate", low=0.0, high=1e6),
-    "optimizer.weight_decay": Field(0.0, "weight decay", low=0.0, high=1e3),
+    "loss.label_smoothing": Field(0.0, Rate, "share of each target spread over all classes"),
+    "optimizer.name": Field("sgd", str, "a name of resnet_jax.training.optimizers.OPTIMIZERS"),
+    "optimizer.learning_rate": Field(0.1, _number(0, 1e6), "peak learning rate"),
+    "optimizer.weight_decay": Field(0.0, _number(0, 1e3), "weight decay"),
     "optimizer.decoupled_weight_decay": Field(
-        False, "False: decay is added to the gradient (PyTorch); True: it acts beside the update"
+        False, bool, "whether decay acts beside the update, not on the gradient as PyTorch's does"
     ),
     "optimizer.no_decay": Field(
-        "", "regular expression; parameters whose path matches are not decayed; empty: none"
+        "", Pattern, "regular expression; parameters whose path matches are not decayed"
     ),
     "optimizer.frozen": Field(
-        "", "regular expression; parameters whose path matches are not trained; empty: none"
-    ),
-    "optimizer.frozen_after": Field(
-        (),
-        "pairs (regular expression of parameter paths, epochs after which they are not trained)",
-        items="pairs",
+        "", Pattern, "regular expression; parameters whose path matches are not trained"
     ),
     "optimizer.learning_rate_factors": Field(
-        (),
-        "pairs (regular expression of parameter paths, factor on the learning rate); first wins",
-        items="pairs",
-    ),
-    "optimizer.weight_decay_factors": Field(
-        (),
-        "pairs (regular expression of parameter paths, factor on the weight decay); first wins",
-        items="pairs",
+        (), Factors, "pairs (expression of paths, factor on the learning rate); the first wins"
     ),
     "optimizer.gradient_clip": Field(
-        0.0, "largest global norm of the gradient; 0: no clipping", low=0.0, high=1e9
+        0.0, _number(0, 1e9), "largest global norm of the gradient; 0: no clipping"
     ),
     "optimizer.accumulate_steps": Field(
-        1, "steps whose gradients are averaged into one update", low=1, high=100_000
+        1, _whole(1, 100_000), "steps whose gradients are averaged into one update"
     ),
     "optimizer.ema_decay": Field(
-        0.0,
-        "share kept by the moving average of the weights that is evaluated; 0: none",
-        low=0.0,
-        high=0.999999,
+        0.0, Rate, "share that the evaluated moving average of the weights keeps; 0: none"
     ),
-    "optimizer.lookahead_steps": Field(
-        0,
-        "steps after which lookahead moves its slow weights, which are evaluated, towards the "
-        "trained ones, and these go on from there; 0: no lookahead",
-        low=0,
-        high=100_000,
-    ),
-    "optimizer.lookahead_decay": Field(
-        0.95,
-        "share, to the power of those steps, that the slow weights keep at the end",
-        low=0.0,
-        high=1.0,
-    ),
-    "optimizer.lookahead_power": Field(
-        3.0, "exponent of the growth of that share from zero with time", low=0.0, high=100.0
-    ),
-    "optimizer.options": Field({}, "keyword arguments of the optimizer, such as momentum"),
-    "schedule.name": Field("constant", "a name of resnet_jax.training.schedules.SCHEDULES"),
-    "schedule.per": Field("step", "when the learning rate changes", choices=("step", "epoch")),
+    "optimizer.options": Field({}, dict, "keyword arguments of the optimizer, such as momentum"),
+    "schedule.name": Field("constant", str, "a name of resnet_jax.training.schedules.SCHEDULES"),
+    "schedule.per": Field("step", Literal["step", "epoch"], "when the learning rate changes"),
     "schedule.warmup_epochs": Field(
-        0.0, "epochs of linear growth from zero before the schedule", low=0.0, high=100_000.0
+        0.0, _number(0, 1e5), "epochs of linear growth from zero before the schedule"
     ),
-    "schedule.options": Field({}, "keyword arguments of the schedule, in epochs"),
+    "schedule.options": Field({}, dict, "keyword arguments of the schedule, in epochs"),
+    # The speed record's, which leave
+    "init.whitening_images": Field(0, _whole(0, 1_000_000), "images of the whitening; 0: none"),
+    "init.whitening_epsilon": Field(5e-4, _number(1e-30, 1e3), "added to the variances of patches"),
+    "optimizer.frozen_after": Field((), Factors, "pairs (expression of paths, epochs of training)"),
+    "optimizer.weight_decay_factors": Field((), Factors, "pairs (expression of paths, factor)"),
+    "optimizer.lookahead_steps": Field(0, _whole(0, 100_000), "steps between lookaheads; 0: none"),
+    "optimizer.lookahead_decay": Field(0.95, Share, "share that the slow weights keep at the end"),
+    "optimizer.lookahead_power": Field(3.0, _number(0, 100), "exponent of that share's growth"),
     # Evaluation, checkpoints, logs
-    "evaluate.batch_size": Field(500, "images per evaluation step", low=1, high=1_000_000),
+    "evaluate.batch_size": Field(500, Count, "images per evaluation step"),
     "evaluate.batches_per_dispatch": Field(
-        0,
-        "evaluation steps that one call of the compiled function takes; 0: 1 on CPU, all elsewhere",
-        low=0,
-        high=1_000_000,
+        0, _whole(0, 1_000_000), "evaluation steps per call; 0: 1 on CPU, all elsewhere"
     ),
     "evaluate.test_time_augmentation": Field(
         "none",
-        "views of each image whose logits are averaged: the image; with its mirror image; or both "
-        "with those of two crops, moved by a pixel",
-        choices=("none", "mirror", "multi_crop"),
+        Literal["none", "mirror", "multi_crop"],
+        "views of each image whose logits are averaged: itself, or with its mirror image",
     ),
     "evaluate.split": Field(
         "val",
+        Literal["val", "test"],
         "what is scored while training; the test set is scored at the end in any case",
-        choices=("val", "test"),
     ),
     "evaluate.select_on_test": Field(
-        False, "whether the best checkpoint may be chosen by the test set; never for a claim"
+        False, bool, "whether the test set may choose the best checkpoint; never for a claim"
     ),
-    "evaluate.every_epochs": Field(
-        1, "epochs between scores; 0: only after the last epoch", low=0, high=100_000
-    ),
-    "evaluate.every_steps": Field(0, "steps between further scores; 0: none", low=0, high=2**31),
+    "evaluate.every_epochs": Field(1, _EPOCHS, "epochs between scores; 0: after the last only"),
+    "evaluate.every_steps": Field(0, _STEPS, "steps between further scores; 0: none"),
     "evaluate.patience": Field(
-        0, "scores without a new best before training stops early; 0: never", low=0, high=100_000
+        0, _whole(0, 100_000), "scores without a new best before training stops early; 0: never"
     ),
-    "checkpoint.every_epochs": Field(1, "epochs between checkpoints", low=1, high=100_000),
-    "checkpoint.every_steps": Field(
-        0, "steps between further checkpoints; 0: none", low=0, high=2**31
-    ),
-    "checkpoint.keep": Field(2, "newest checkpoints kept, beside the best", low=1, high=1000),
+    "checkpoint.every_epochs": Field(1, _whole(1, 100_000), "epochs between checkpoints"),
+    "checkpoint.every_steps": Field(0, _STEPS, "steps between further checkpoints; 0: none"),
+    "checkpoint.keep": Field(2, _whole(1, 1000), "newest checkpoints kept, beside the best"),
     "log.every_steps": Field(
-        100, "steps between training records in metrics.jsonl; 0: per epoch only", low=0, high=2**31
+        100, _STEPS, "steps between training records in metrics.jsonl; 0: per epoch only"
     ),
-    "log.tensorboard": Field(True, "whether TensorBoard events are written"),
-    "log.images": Field(16, "training images shown in TensorBoard; 0: none", low=0, high=256),
+    "log.tensorboard": Field(True, bool, "whether TensorBoard events are written"),
+    "log.images": Field(16, _whole(0, 256), "training images shown in TensorBoard; 0: none"),
     "log.histograms": Field(
-        False, "whether every epoch writes histograms of parameters and gradients"
+        False, bool, "whether every epoch writes histograms of parameters and gradients"
     ),
 }
 
-# Fields that a resumed run may change: they alter neither the result nor the files of the run.
+# Fields that a resumed run may change: they alter neither the result nor the files of the run. Of
+# the data, a digest says whether they are the same.
 RESUMABLE = frozenset(
     {
-        *("data.dir", "evaluate.batch_size", "evaluate.batches_per_dispatch", "checkpoint.keep"),
-        "on_nan_limit",
+        *("data.source", "data.dir", "evaluate.batch_size", "evaluate.batches_per_dispatch"),
+        *("checkpoint.keep", "on_nan_limit"),
     }
 )

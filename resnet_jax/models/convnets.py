@@ -1,15 +1,15 @@
 """The plain convolutional networks that two of the reports compare residual networks with."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
+from resnet_jax.config.checks import Rate
 from resnet_jax.errors import UserError
 from resnet_jax.models import layers
+from resnet_jax.models.layers import CountOrNone, FloatDtype, Sizes
 
 
 class CNN(nn.Module):
@@ -25,9 +25,9 @@ class CNN(nn.Module):
       param_dtype: dtype of the parameters.
     """
 
-    num_classes: int = 10
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    num_classes: CountOrNone = 10
+    dtype: FloatDtype = jnp.float32
+    param_dtype: FloatDtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -81,12 +81,12 @@ class AlexNet(nn.Module):
       UserError: if num_filters has not five entries.
     """
 
-    num_classes: int = 10
-    num_filters: Sequence[int] = (64, 192, 384, 256, 256)
-    hidden_sizes: Sequence[int] = (4096, 4096)
-    dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    num_classes: CountOrNone = 10
+    num_filters: Sizes = (64, 192, 384, 256, 256)
+    hidden_sizes: Sizes = (4096, 4096)
+    dropout_rate: Rate = 0.5
+    dtype: FloatDtype = jnp.float32
+    param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
         """Refuses a wrong number of widths."""

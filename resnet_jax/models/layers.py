@@ -4,8 +4,8 @@ All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are
 """
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -13,8 +13,34 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
-from resnet_jax.errors import UserError
+from resnet_jax.config.checks import Bounds, Count, Total
+from resnet_jax.errors import UserError, shown
 from resnet_jax.models.conv import conv_general_dilated
+
+
+def _floating(what: str, value: Any) -> jnp.dtype:
+    try:
+        dtype = jnp.dtype(value)
+    except TypeError:
+        dtype = None
+    if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(
+            f"{what} takes a floating-point dtype, such as 'bfloat16', not {shown(value)}"
+        )
+    return dtype
+
+
+# What options of models may be. More layers or wider ones would fit no machine, or take hours to
+# trace: such a number is a slip, or not meant well.
+FloatDtype = Annotated[Dtype, _floating]
+CountOrNone = Annotated[int, Bounds(0, 1_000_000)]
+Depth = Annotated[int, Bounds(1, 1_000)]
+Depths = Annotated[tuple[Count, ...], Total(1, 1_000)]
+Sizes = tuple[Count, ...]
+Activation = Annotated[
+    Callable[[jax.Array], jax.Array],
+    {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "leaky_relu": nn.leaky_relu},
+]
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's Conv2d and Linear draw by default.
 torch_kernel_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -141,6 +167,65 @@ class SqueezeExcitation(nn.Module):
         scale = nn.relu(Dense(hidden, name="fc1", **dtypes)(scale))
         scale = nn.sigmoid(Dense(channels, name="fc2", **dtypes)(scale))
         return x * scale[:, None, None, :]
+
+
+class StagedClassifier(nn.Module):
+    """A classifier that can be taken apart after each of its stages.
+
+    `classify(features(x, stage=i), stage=i)` is what the model itself makes of `x`.
+
+    Attributes:
+      stage_sizes: number of blocks or layers in each stage.
+    """
+
+    stage_sizes: Depths
+
+    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """Maps images to logits.
+
+        Args:
+          x: normalised images, `[batch, height, width, channels]`.
+          train: whether to normalise with the batch's statistics and to apply dropout.
+
+        Returns:
+          Logits, float32 `[batch, num_classes]`.
+
+        Raises:
+          UserError: if the images are smaller than the product of all strides and pools.
+        """
+        return self.run(x, train=train)
+
+    def features(self, x: jax.Array, *, train: bool, stage: int) -> jax.Array:
+        """Maps images to the output of a stage, counted from 1, in the dtype of the computation.
+
+        Raises:
+          UserError: if the images are too small, or there is no such stage.
+        """
+        return self.run(x, train=train, stop=self._checked(stage))
+
+    def classify(self, features: jax.Array, *, train: bool, stage: int) -> jax.Array:
+        """Maps the output of a stage, counted from 1, to logits.
+
+        Raises:
+          UserError: if there is no such stage.
+        """
+        return self.run(features, train=train, start=self._checked(stage))
+
+    def run(self, x: jax.Array, *, train: bool, start: int = 0, stop: int = -1) -> jax.Array:
+        """Applies the stages after `start` up to `stop`.
+
+        Args:
+          x: the images, or the output of stage `start`.
+          train: see `__call__`.
+          start: stage whose output `x` is; 0: `x` is the images.
+          stop: stage whose output is returned; -1: the logits are.
+        """
+        raise NotImplementedError
+
+    def _checked(self, stage: int) -> int:
+        if not 1 <= stage <= len(self.stage_sizes):
+            raise UserError(f"this model has stages 1 to {len(self.stage_sizes)}, no {stage}")
+        return stage
 
 
 class StochasticDepth(nn.Module):

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
 from typing import Any, overload
 
 import flax.linen as nn
 
+from resnet_jax.config.checks import check_options
 from resnet_jax.errors import unknown
 from resnet_jax.models.convnets import CNN, AlexNet
-from resnet_jax.models.options import checked_options
 from resnet_jax.models.resnet import (
     BottleneckBlock,
     PreActivationBlock,
@@ -58,7 +57,7 @@ def _vit(patch_size: int, hidden_size: int, num_heads: int) -> functools.partial
 
 _preact = functools.partial(_resnet, shortcut="convolution")
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
+MODELS: dict[str, functools.partial[Any]] = {
     # `resnet_v1` and `resnet_v2` are one report's names for its two networks under five million
     # parameters; they are not the post- and pre-activation block styles of the literature.
     "resnet_v1": _resnet(1, 1, 1, 1),
@@ -96,8 +95,8 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "speedrun96": functools.partial(
         SpeedrunNet, num_filters=(128, 384, 512), num_convs=3, residual=True, bn_momentum=0.9
     ),
-    "cnn": CNN,
-    "alexnet": AlexNet,
+    "cnn": functools.partial(CNN),
+    "alexnet": functools.partial(AlexNet),
     "vgg11": _vgg(1, 1, 2, 2, 2),
     "vgg13": _vgg(2, 2, 2, 2, 2),
     "vgg16": _vgg(2, 2, 3, 3, 3),
@@ -131,8 +130,7 @@ def model_options(name: str) -> dict[str, Any]:
     """
     constructor = _constructor(name)
     defaults = {field.name: field.default for field in dataclasses.fields(_module(constructor))}
-    if isinstance(constructor, functools.partial):
-        defaults |= constructor.keywords
+    defaults |= constructor.keywords
     return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
 
 
@@ -178,27 +176,25 @@ def create_model(
       UserError: if there is no such model, it has no such option or not of such a value, or the
         weights can't be used.
     """
-    known = model_options(name)
-    for option in options:
-        if option not in known:
-            raise unknown(f"option of model {name!r}", option, known)
+    module = _module(_constructor(name))
+    options["num_classes"] = 10 if num_classes is None else num_classes
+    options = check_options("model", name, module, options)
     if weights is not None:
         # That room needs this one, so it is imported only here.
         from resnet_jax.weights.torch_weights import create_with_weights
 
+        del options["num_classes"]
         return create_with_weights(name, num_classes, weights, options)
-    constructor = _constructor(name)
-    options["num_classes"] = 10 if num_classes is None else num_classes
-    return constructor(**checked_options(_module(constructor), options))
+    return _constructor(name)(**options)
 
 
-def _constructor(name: str) -> Callable[..., nn.Module]:
+def _constructor(name: str) -> functools.partial[Any]:
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]
 
 
-def _module(constructor: Callable[..., nn.Module]) -> type[nn.Module]:
-    module = constructor.func if isinstance(constructor, functools.partial) else constructor
+def _module(constructor: functools.partial[Any]) -> type[nn.Module]:
+    module = constructor.func
     assert isinstance(module, type) and issubclass(module, nn.Module)
     return module

@@ -7,21 +7,21 @@ Residual Networks" (He et al. 2016), "Wide Residual Networks" (Zagoruyko and Kom
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.config.checks import Rate
+from resnet_jax.errors import UserError
 from resnet_jax.models import layers
+from resnet_jax.models.layers import Activation, CountOrNone, Depth, Depths, FloatDtype, Sizes
 from resnet_jax.models.normalization import BatchNorm
 
 ModuleDef = Callable[..., Any]
 
-SHORTCUTS = ("projection", "projection_3x3", "convolution", "zero_pad", "none")
-STEMS = ("cifar", "imagenet")
+Shortcut = Literal["projection", "projection_3x3", "convolution", "zero_pad", "none"]
 
 
 class ResidualBlock(nn.Module):
@@ -47,9 +47,9 @@ class ResidualBlock(nn.Module):
     conv: ModuleDef
     norm: ModuleDef
     strides: int = 1
-    shortcut: str = "projection"
+    shortcut: Shortcut = "projection"
     num_convs: int = 2
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Activation = nn.relu
     dropout_rate: float = 0.0
     attention: ModuleDef | None = None
     stochastic_depth_rate: float = 0.0
@@ -178,7 +178,7 @@ class PreActivationBottleneckBlock(ResidualBlock):
         return self.add_shortcut(y, shortcut, train=train)
 
 
-class ResNet(nn.Module):
+class ResNet(layers.StagedClassifier):
     """A residual network: stem, stages of blocks, global average pooling, linear head.
 
     Submodules are named `conv1`, `bn1`, `stage<i>_block<j>` (from 1), `head`; the output of each
@@ -209,29 +209,29 @@ class ResNet(nn.Module):
       param_dtype: dtype of the parameters.
 
     Raises:
-      UserError: if fields contradict each other, or name an unknown stem or shortcut.
+      UserError: if fields contradict each other.
     """
 
-    stage_sizes: Sequence[int]
-    num_filters: Sequence[int]
+    stage_sizes: Depths
+    num_filters: Sizes
     block_cls: type[ResidualBlock] = BasicBlock
-    num_classes: int = 10
-    stem: str = "cifar"
-    stem_filters: int = 0
-    stage_strides: Sequence[int] = ()
-    shortcut: str = "projection"
-    num_convs: int = 2
+    num_classes: CountOrNone = 10
+    stem: Literal["cifar", "imagenet"] = "cifar"
+    stem_filters: CountOrNone = 0
+    stage_strides: Sizes = ()
+    shortcut: Shortcut = "projection"
+    num_convs: Depth = 2
     conv_bias: bool = False
     final_norm: bool = False
-    dropout_rate: float = 0.0
-    block_dropout_rate: float = 0.0
-    squeeze_excitation: int = 0
-    stochastic_depth_rate: float = 0.0
+    dropout_rate: Rate = 0.0
+    block_dropout_rate: Rate = 0.0
+    squeeze_excitation: CountOrNone = 0
+    stochastic_depth_rate: Rate = 0.0
     zero_init_residual: bool = False
-    activation: Callable[[jax.Array], jax.Array] = nn.relu
+    activation: Activation = nn.relu
     norm_cls: ModuleDef = BatchNorm
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    dtype: FloatDtype = jnp.float32
+    param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
         """Refuses fields that contradict each other."""
@@ -243,10 +243,6 @@ class ResNet(nn.Module):
                     f"model option {field} has {length} entries but stage_sizes has {stages}; "
                     "give one for each stage"
                 )
-        if self.shortcut not in SHORTCUTS:
-            raise unknown("shortcut", self.shortcut, SHORTCUTS)
-        if self.stem not in STEMS:
-            raise unknown("stem", self.stem, STEMS)
         if self.num_convs != 2 and not issubclass(self.block_cls, BasicBlock):
             raise UserError("model option num_convs is for block_cls BasicBlock only")
         if self.block_dropout_rate and not self.block_cls.pre_activation:
@@ -258,33 +254,22 @@ class ResNet(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, start_stage: int = 0) -> jax.Array:
-        """Maps images to logits.
-
-        Args:
-          x: normalised images, `[batch, height, width, channels]`.
-          train: whether to normalise with the batch's statistics and to apply dropout.
-          start_stage: stage whose output `x` is, if it is not the images, so that only what comes
-            after is applied; 0: `x` is the images.
-
-        Returns:
-          Logits, float32 `[batch, num_classes]`.
-
-        Raises:
-          UserError: if the images are smaller than the product of all strides.
-        """
-        stem_strides = 4 if self.stem == "imagenet" else 1
-        layers.check_images(x, stem_strides * math.prod(self.strides()))
+    def run(self, x: jax.Array, *, train: bool, start: int = 0, stop: int = -1) -> jax.Array:
+        """See `layers.StagedClassifier.run`."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
         norm = functools.partial(self.norm_cls, **dtypes)
         x = x.astype(self.dtype)
-        if not start_stage:
+        if start == 0:
+            stem_strides = 4 if self.stem == "imagenet" else 1
+            layers.check_images(x, stem_strides * math.prod(self.strides()))
             x = self.apply_stem(x, conv, norm, train=train)
-        for stage, size in list(enumerate(self.stage_sizes, start=1))[start_stage:]:
+        for stage, size in list(enumerate(self.stage_sizes, start=1))[start:]:
             for index in range(1, size + 1):
                 x = self.make_block(stage, index, conv, norm)(x, train=train)
             self.sow("intermediates", f"stage{stage}", x)
+            if stage == stop:
+                return x
         if self.final_norm:
             x = self.activation(norm(name="final_bn")(x, train=train))
         x = x.mean(axis=(1, 2))

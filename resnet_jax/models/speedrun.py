@@ -4,7 +4,7 @@ A whitening layer, three groups of 3x3 convolutions, and a linear layer.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -58,18 +58,18 @@ class SpeedrunNet(nn.Module):
       param_dtype: dtype of the parameters.
     """
 
-    num_filters: Sequence[int]
-    num_convs: int = 2
+    num_filters: layers.Sizes
+    num_convs: layers.Depth = 2
     residual: bool = False
-    num_classes: int = 10
+    num_classes: layers.CountOrNone = 10
     whitening_size: int = 2
     pool_size: int = 3
     logit_scale: float = 1 / 9
     bn_momentum: float = 0.6
     bn_epsilon: float = 1e-12
-    activation: Callable[[jax.Array], jax.Array] = functools.partial(nn.gelu, approximate=False)
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    activation: layers.Activation = functools.partial(nn.gelu, approximate=False)
+    dtype: layers.FloatDtype = jnp.float32
+    param_dtype: layers.FloatDtype = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -1,16 +1,17 @@
 """VGG networks (Simonyan and Zisserman 2015), with and without batch normalization."""
 
 import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from flax.typing import Dtype
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.config.checks import Rate
+from resnet_jax.errors import UserError
 from resnet_jax.models import layers
+from resnet_jax.models.layers import CountOrNone, Depths, FloatDtype, Sizes
 from resnet_jax.models.normalization import BatchNorm
 
 # Side of the pooled grid, and widths of the hidden linear layers. "transfer" is the ImageNet one
@@ -26,7 +27,7 @@ conv_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 dense_kernel_init = nn.initializers.normal(0.01)
 
 
-class VGG(nn.Module):
+class VGG(layers.StagedClassifier):
     """A VGG network in torchvision's layout: convolutions, adaptive average pool, linear layers.
 
     Submodules are named `conv<i>_<j>` and `bn<i>_<j>` (stage i, convolution j, from 1), `fc<k>`,
@@ -45,17 +46,17 @@ class VGG(nn.Module):
       param_dtype: dtype of the parameters.
 
     Raises:
-      UserError: if the stages' fields differ in length, or the classifier is unknown.
+      UserError: if the stages' fields differ in length.
     """
 
-    stage_sizes: Sequence[int]
-    num_filters: Sequence[int] = (64, 128, 256, 512, 512)
+    stage_sizes: Depths
+    num_filters: Sizes = (64, 128, 256, 512, 512)
     batch_norm: bool = False
-    num_classes: int = 10
-    classifier: str = "imagenet"
-    dropout_rate: float = 0.5
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    num_classes: CountOrNone = 10
+    classifier: Literal["imagenet", "transfer", "cifar"] = "imagenet"
+    dropout_rate: Rate = 0.5
+    dtype: FloatDtype = jnp.float32
+    param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
         """Refuses fields that contradict each other."""
@@ -64,27 +65,12 @@ class VGG(nn.Module):
                 f"model option num_filters has {len(self.num_filters)} entries but stage_sizes "
                 f"has {len(self.stage_sizes)}; give one for each stage"
             )
-        if self.classifier not in CLASSIFIERS:
-            raise unknown("classifier", self.classifier, CLASSIFIERS)
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool, start_stage: int = 0) -> jax.Array:
-        """Maps images to logits.
-
-        Args:
-          x: normalised images, `[batch, height, width, channels]`.
-          train: whether to normalise with the batch's statistics and to apply dropout.
-          start_stage: stage whose output `x` is, if it is not the images, so that only what comes
-            after is applied; 0: `x` is the images.
-
-        Returns:
-          Logits, float32 `[batch, num_classes]`.
-
-        Raises:
-          UserError: if the images are smaller than the product of all pools.
-        """
-        if not start_stage:
+    def run(self, x: jax.Array, *, train: bool, start: int = 0, stop: int = -1) -> jax.Array:
+        """See `layers.StagedClassifier.run`."""
+        if start == 0:
             layers.check_images(x, 2 ** len(self.stage_sizes))
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         zeros = nn.initializers.zeros
@@ -102,7 +88,7 @@ class VGG(nn.Module):
         )
         x = x.astype(self.dtype)
         stages = list(enumerate(zip(self.stage_sizes, self.num_filters, strict=True), start=1))
-        for stage, (size, filters) in stages[start_stage:]:
+        for stage, (size, filters) in stages[start:]:
             for index in range(1, size + 1):
                 x = conv(filters, name=f"conv{stage}_{index}")(x)
                 if self.batch_norm:
@@ -110,6 +96,8 @@ class VGG(nn.Module):
                 x = nn.relu(x)
             x = layers.max_pool(x, 2)
             self.sow("intermediates", f"stage{stage}", x)
+            if stage == stop:
+                return x
         pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
         x = layers.adaptive_avg_pool(x, pool_size).reshape(x.shape[0], -1)
         for index, features in enumerate(hidden_sizes, start=1):

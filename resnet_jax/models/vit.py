@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 
+from resnet_jax.config.checks import Count, Rate
 from resnet_jax.errors import UserError
 from resnet_jax.models import layers
+from resnet_jax.models.layers import CountOrNone, Depth, FloatDtype
 
 # timm truncates this normal distribution at 100 deviations, that is, nowhere.
 kernel_init = nn.initializers.normal(0.02)
@@ -112,16 +114,16 @@ class VisionTransformer(nn.Module):
       UserError: if the heads do not divide the width.
     """
 
-    patch_size: int
-    hidden_size: int
-    num_heads: int
-    num_layers: int = 12
-    mlp_ratio: int = 4
-    num_classes: int = 10
-    dropout_rate: float = 0.0
-    stochastic_depth_rate: float = 0.0
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
+    patch_size: Count
+    hidden_size: Count
+    num_heads: Count
+    num_layers: Depth = 12
+    mlp_ratio: Count = 4
+    num_classes: CountOrNone = 10
+    dropout_rate: Rate = 0.0
+    stochastic_depth_rate: Rate = 0.0
+    dtype: FloatDtype = jnp.float32
+    param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
         """Refuses heads that do not divide the width."""

@@ -107,7 +107,7 @@ def read_config(path: str | os.PathLike[str]) -> ConfigDict:
             saved = found.config()
     if saved is None and not os.path.exists(folder / CONFIG):
         raise UserError(f"--workdir {path} holds no run: there is no {CONFIG} in it")
-    return config_lib.upgraded(_stored(folder, saved, print))
+    return config_lib.validate(_stored(folder, saved, print))
 
 
 def _check_kinds(folder: pathlib.Path) -> None:

@@ -1,7 +1,6 @@
 """What transfer learning needs: parts of a model that are frozen, and their features, cached."""
 
 import contextlib
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,6 +13,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config.load import default_config
 from resnet_jax.data.pipeline import Examples, padded_batches
 from resnet_jax.errors import UserError
+from resnet_jax.models.layers import StagedClassifier
 from resnet_jax.models.normalization import BatchNorm
 from resnet_jax.trees import map_with_path, named_leaves
 
@@ -106,14 +106,15 @@ def check_cached_stage(
     """
     stage = config.init.cached_stage
     field = f"config field init.cached_stage is {stage}"
-    if "start_stage" not in inspect.signature(type(model).__call__).parameters:
+    if not isinstance(model, StagedClassifier):
         raise UserError(f"{field} but model {config.model.name} can't start after a stage")
     if config.augment.to_dict() != default_config().augment.to_dict():
         raise UserError(f"{field} but images are augmented; turn the fields of augment off")
 
     def rest(variables: Tree, images: jax.Array) -> Tree:
         features = _output(model, variables, images, stage)
-        return model.init(jax.random.key(0), features, train=False, start_stage=stage)["params"]
+        key, options = jax.random.key(0), {"train": False, "stage": stage}
+        return model.init(key, features, method="classify", **options)["params"]
 
     try:
         used = jax.eval_shape(rest, variables, inputs)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from resnet_jax.config.checks import complete_options
+from resnet_jax.config.checks import check_options
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.training.update_rules import OPTIMIZERS
 from resnet_jax.trees import map_with_path
@@ -50,7 +50,7 @@ def create_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     if config.name not in OPTIMIZERS:
         raise unknown("optimizer", config.name, OPTIMIZERS)
     function = OPTIMIZERS[config.name]
-    options = complete_options("optimizer", config.name, function, config.options)
+    options = check_options("optimizer", config.name, function, config.options)
     # Zero switches a part off and so decides the structure of the state: it stays a constant.
     numbers = {k: v for k, v in options.items() if isinstance(v, float) and v}
     fixed = {k: v for k, v in options.items() if k not in numbers}

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.config.checks import Bounds, NonNegative, Positive, Share, complete_options
+from resnet_jax.config.checks import Bounds, NonNegative, Positive, Share, check_options
 from resnet_jax.errors import UserError, unknown
 
 
@@ -244,7 +244,7 @@ def create_schedule(
         )
     function = SCHEDULES[config.name]
     signature = plateau_factor if config.name == "plateau" else function
-    options = complete_options("schedule", config.name, signature, config.options)
+    options = check_options("schedule", config.name, signature, config.options)
     options = {} if config.name == "plateau" else options
     warmup, per_epoch = config.warmup_epochs, config.per == "epoch"
     tick = 1.0 if per_epoch else 1.0 / steps_per_epoch

@@ -66,7 +66,7 @@ class Steps:
         self._optimizer = optimizer
         self._config = config
         stage = config.init.cached_stage if features else 0
-        self._start: dict[str, Any] = {"start_stage": stage} if stage else {}
+        self._start: dict[str, Any] = {"stage": stage, "method": "classify"} if stage else {}
         self._steps_per_epoch = steps_per_epoch
         self._seed_key = jax.random.key(config.seed)
         self._train = jax.jit(self._train_steps, donate_argnums=0)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax.config.checks import Bounds, Decay, NonNegative, Positive
+from resnet_jax.config.checks import Bounds, Decay, NonNegative, Pattern, Positive
 from resnet_jax.errors import UserError
 from resnet_jax.trees import map_with_path
 
@@ -165,8 +165,8 @@ def muon(
     momentum: Decay = 0.95,
     nesterov: bool = True,
     newton_schulz_steps: Annotated[int, Bounds(low=1)] = 5,
-    coefficients: tuple[float, ...] = (3.4445, -4.7750, 2.0315),
-    pattern: str = r"^(?!head/).*kernel$",
+    coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
+    pattern: Pattern = r"^(?!head/).*kernel$",
     beta1: Decay = 0.9,
     beta2: Decay = 0.999,
     eps: NonNegative = 1e-8,
@@ -186,8 +186,6 @@ def muon(
       beta2: Adam's decay of the mean square.
       eps: Adam's guard against a division by zero.
     """
-    if len(coefficients) != 3:
-        raise UserError("option coefficients of optimizer 'muon' takes 3 numbers")
 
     def direction(update: jax.Array) -> jax.Array:
         matrix = update.reshape(-1, update.shape[-1])

@@ -1,60 +1,10 @@
-"""Hostile and broken command lines and configs; weights, data, images and runs have modules too.
-
-Every case is a function of nothing but its name: what is random comes from a generator with a seed.
-"""
-
-import dataclasses
-import pathlib
-from collections.abc import Callable
+"""Hostile and broken command lines and configs."""
 
 import tiny_run
-
-from resnet_jax.config.fields import FIELDS
-
-MAY_WORK = "error: "  # what is refused is refused in one line, but it may also be borne
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One call of the command line.
-
-    Attributes:
-      name: a stable name, `category/what`.
-      arguments: makes the files, in a folder, and returns the arguments; it may read the folder of
-        a finished run.
-      names: what the one line of the error must contain; None: the call works.
-    """
-
-    name: str
-    arguments: Callable[[pathlib.Path, pathlib.Path], list[str]]
-    names: str | None
-
-    @property
-    def category(self) -> str:
-        return self.name.partition("/")[0]
-
-
-CONFIG = f"--config={tiny_run.CONFIG_FILE}"
-
-
-def fixed(name, names, *arguments):
-    return Case(name, lambda room, run: list(arguments), names)
-
-
-def written(name, names, file, content, *arguments):
-    """Returns a case of one file; `{file}` in the arguments stands for its path."""
-
-    def make(room, run):
-        path = room / file
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return [argument.format(file=path, run=run, room=room) for argument in arguments]
-
-    return Case(name, make, names)
-
+from hostile.cases import CODE, CONFIG, fixed, written
 
 # Config overrides
 
-CODE = "__import__('os').system('touch ../canary')"
 NUMBERS = {
     "nan": "nan",
     "inf": "inf",
@@ -97,27 +47,29 @@ TEXTS = {  # text -> what its error names
 }
 
 
+CHOICES = {"empty": "", "emoji": "🐍", "case": "VAL", "nul": "a\0b", "code": CODE}
+# One field of each kind; what the others refuse, the tests of the checker say.
+KINDS = {
+    "data.shuffle": TRUTHS,
+    "seed": NUMBERS | {"below": "-1", "above": "9999999999", "half": "1.5"},
+    "optimizer.learning_rate": NUMBERS | {"below": "-1", "above": "1e7", "long": "1" * 400},
+    "data.mean": TUPLES,
+    "optimizer.learning_rate_factors": {k: v for k, v in TUPLES.items() if v},
+    "evaluate.split": CHOICES,
+}
+
+
 def overrides():
-    for path, field in FIELDS.items():
-        kind, values = type(field.default), {}
-        if kind is bool:
-            values = TRUTHS
-        elif kind in (int, float):
-            low = field.above if field.low is None else field.low
-            values = NUMBERS | {"below": str(low - 1), "above": str(kind(field.high * 2 + 1))}
-            values |= {"half": "1.5"} if kind is int else {"long": "1" * 400}
-        elif kind is tuple:
-            values = TUPLES
-        elif field.choices:
-            values = {"empty": "", "emoji": "🐍", "case": field.choices[0].upper(), "nul": "a\0b"}
+    for path, values in KINDS.items():
         for name, value in values.items():
-            if value or field.default != ():  # an empty list, which is the default
-                yield fixed(f"override/{path}={name}", path, CONFIG, f"--config.{path}={value}")
-        for index, (text, names) in enumerate(TEXTS.get(path, {}).items()):
+            yield fixed(f"override/{path}={name}", path, CONFIG, f"--config.{path}={value}")
+    for path, texts in TEXTS.items():
+        for index, (text, names) in enumerate(texts.items()):
             yield fixed(f"override/{path}={index}", names, CONFIG, f"--config.{path}={text}")
-        for name, rest in OPEN.items() if kind is dict else ():
-            group = path.partition(".")[0]
-            yield fixed(f"override/{path}={name}", group, CONFIG, f"--config.{path}{rest}")
+    for group in ("model", "optimizer", "schedule"):
+        for name, rest in OPEN.items():
+            flag = f"--config.{group}.options{rest}"
+            yield fixed(f"override/{group}.options={name}", group, CONFIG, flag)
 
 
 UNKNOWN = ["lr", "", ".", "seed.", ".seed", "a.b.c.d", "__class__", "__dict__.a", "items", "🐍"]
