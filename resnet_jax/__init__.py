@@ -4,43 +4,58 @@ The names below are imported on first use, so that `import resnet_jax` is instan
 """
 
 import importlib
+import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.inference.evaluate import evaluate_run, load_checkpoint, predict
-    from resnet_jax.inference.export import export_torch, import_run
+    from resnet_jax.config.load import default_config
+    from resnet_jax.data.datasets import Dataset, DatasetInfo
+    from resnet_jax.errors import UserError
+    from resnet_jax.inference.evaluate import evaluate_run
+    from resnet_jax.inference.export import export_torch
+    from resnet_jax.inference.predict import predict
+    from resnet_jax.inference.restore import load_run
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.training.loop import train_and_evaluate
+    from resnet_jax.weights.load import load_model
     from resnet_jax.weights.torch_weights import import_torch
 
-__version__ = "0.1.0"
-
 _HOMES = {
-    "create_model": "resnet_jax.models.registry",
-    "evaluate_run": "resnet_jax.inference.evaluate",
-    "export_torch": "resnet_jax.inference.export",
-    "import_run": "resnet_jax.inference.export",
-    "import_torch": "resnet_jax.weights.torch_weights",
-    "list_models": "resnet_jax.models.registry",
-    "load_checkpoint": "resnet_jax.inference.evaluate",
-    "predict": "resnet_jax.inference.evaluate",
-    "train_and_evaluate": "resnet_jax.training.loop",
+    "Dataset": "data.datasets",
+    "DatasetInfo": "data.datasets",
+    "UserError": "errors",
+    "create_model": "models.registry",
+    "default_config": "config.load",
+    "evaluate_run": "inference.evaluate",
+    "export_torch": "inference.export",
+    "import_torch": "weights.torch_weights",
+    "list_models": "models.registry",
+    "load_model": "weights.load",
+    "load_run": "inference.restore",
+    "predict": "inference.predict",
+    "train_and_evaluate": "training.loop",
 }
 
 __all__ = [
+    "Dataset",
+    "DatasetInfo",
+    "UserError",
     "create_model",
+    "default_config",
     "evaluate_run",
     "export_torch",
-    "import_run",
     "import_torch",
     "list_models",
-    "load_checkpoint",
+    "load_model",
+    "load_run",
     "predict",
     "train_and_evaluate",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.metadata.version("resnet-jax")
     if name not in _HOMES:
         raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(f"resnet_jax.{_HOMES[name]}"), name)

@@ -4,7 +4,6 @@
   python -m resnet_jax.main --mode=eval --workdir=DIR
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
-  python -m resnet_jax.main --mode=import --config=FILE --config.init.weights=FILE --workdir=DIR
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
 
 modes
@@ -13,8 +12,7 @@ modes
   predict   classify images from files with the best checkpoint
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
-  import    begin a run with the weights of a PyTorch file and score it, without training
-  export    write a run's best checkpoint as a PyTorch file, .pth or .safetensors
+  export    write a run's best checkpoint for PyTorch, as .safetensors
 
 flags
   --config          a file of configs/, with a variant after a colon where it has any
@@ -24,12 +22,13 @@ flags
   --mode            one of the above; default: train
 """
 
+import contextlib
 import os
 import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -38,7 +37,6 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
-MODES = ("train", "eval", "predict", "summary", "import", "export")
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
@@ -96,79 +94,77 @@ def _end(signal_number: int, frame: Any) -> None:
 
 def _run_mode(settings: "_Settings") -> None:
     # jax takes a second to import: only here, when the command line is known to be good.
-    if settings.mode == "eval":
-        _evaluate(settings.workdir)
-    elif settings.mode == "predict":
-        _predict(settings.workdir, settings.images)
-    elif settings.mode == "summary":
-        _summarise(settings.config)
-    elif settings.mode == "import":
-        _import(settings.config, settings.workdir)
-    elif settings.mode == "export":
-        _export(settings.workdir, settings.output)
-    else:
-        from resnet_jax.platform import enable_cache, keep_freed_memory
-        from resnet_jax.training.loop import train_and_evaluate
+    from resnet_jax import platform
 
-        keep_freed_memory()
-        enable_cache()
-        train_and_evaluate(settings.config, settings.workdir)
+    if settings.config.get("deterministic"):
+        platform.request_determinism()
+    platform.keep_freed_memory()
+    platform.enable_cache()
+    platform.quieten_libraries()
+    with platform.memory_errors():
+        _ACTIONS[settings.mode](settings)
 
 
-def _summarise(config: ConfigDict) -> None:
-    from resnet_jax.data.pipeline import TRAIN_IMAGES, input_shape
-    from resnet_jax.report.summary import format_schedule, format_table, layer_table
-    from resnet_jax.training.task import build_model, learning_rates
+def _train(settings: "_Settings") -> None:
+    from resnet_jax.training.loop import train_and_evaluate
 
-    print(format_table(layer_table(build_model(config), input_shape(config.data))))
-    images = round(TRAIN_IMAGES * (1 - config.data.val_fraction))
-    rates = learning_rates(config, steps_per_epoch=-(-images // config.batch_size))
+    train_and_evaluate(settings.config, settings.workdir, signals=stop_signals())
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def _summarise(settings: "_Settings") -> None:
+    from resnet_jax.data.datasets import dataset_info
+    from resnet_jax.report.summary import format_model, format_schedule
+    from resnet_jax.training.task import create_task
+
+    config = settings.config
+    task = create_task(config, dataset_info(config.data))
+    print(format_model(task.network.module, task.input_shape))
     print(f"\nlearning rate, {config.schedule.name}")
-    print(format_schedule(rates, config.num_epochs))
+    print(format_schedule(task.learning_rates, config.num_epochs))
 
 
-def _import(config: ConfigDict, workdir: str) -> None:
-    from resnet_jax.inference.export import import_run
-    from resnet_jax.platform import enable_cache
-
-    enable_cache()
-    imported = import_run(config, workdir)
-    print(
-        f"imported {imported.num_tensors} tensors from {config.init.weights}, by the names of "
-        f"{imported.dialect}, as a run in {workdir}"
-    )
-    if imported.head_kept:
-        _evaluate(workdir, ["newest"])
-    else:
-        print("the head is new, since the file's does not fit model.num_classes: train it")
-
-
-def _export(workdir: str, output: str) -> None:
+def _export(settings: "_Settings") -> None:
     from resnet_jax.inference.export import export_torch
 
-    export_torch(workdir, output)
-    print(f"wrote {output}")
+    export_torch(settings.workdir, settings.output)
+    print(f"wrote {settings.output}")
 
 
-def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> None:
+def _evaluate(settings: "_Settings") -> None:
     from resnet_jax.inference.evaluate import evaluate_run
-    from resnet_jax.platform import enable_cache
 
-    enable_cache()
-    for which in checkpoints:
-        score = evaluate_run(workdir, which)
+    for which in ("newest", "best"):
+        score = evaluate_run(settings.workdir, which)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
             f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"
         )
 
 
-def _predict(workdir: str, images: Sequence[str]) -> None:
-    from resnet_jax.inference.evaluate import predict
-    from resnet_jax.platform import enable_cache
+def _predict(settings: "_Settings") -> None:
+    from resnet_jax.inference.predict import predict
 
-    enable_cache()
-    for found in predict(workdir, images):
+    for found in predict(settings.workdir, settings.images):
         path = found.path if found.path.isprintable() else repr(found.path)
         ranking = zip(found.class_names[:3], found.probabilities, strict=False)
         print(f"{path}: {', '.join(f'{name} {100 * share:.2f} %' for name, share in ranking)}")
@@ -184,6 +180,15 @@ class _Settings(NamedTuple):
     images: Sequence[str] = ()
 
 
+_ACTIONS: dict[str, Callable[[_Settings], None]] = {
+    "train": _train,
+    "eval": _evaluate,
+    "predict": _predict,
+    "summary": _summarise,
+    "export": _export,
+}
+
+
 def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
@@ -197,8 +202,8 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     for name in values:
         if values[name].present > 1:
             raise UserError(f"--{name} is given {values[name].present} times")
-    if values.mode not in MODES:
-        raise unknown("--mode", values.mode, MODES)
+    if values.mode not in _ACTIONS:
+        raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
         return _parse_run_mode(values, rest[1:])
     if values.output:

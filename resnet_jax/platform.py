@@ -1,13 +1,14 @@
-"""How XLA compiles: the cache of its programs, which makes starts quick, and its determinism."""
+"""This process and its machine: what `main`, and only it, sets for all of a program."""
 
+import contextlib
 import ctypes
 import os
 import platform
 import sys
+from collections.abc import Iterator
 
 import jax
 import platformdirs
-from jax._src import xla_bridge  # the public names say nothing without starting a backend
 
 from resnet_jax.errors import UserError
 
@@ -38,22 +39,49 @@ def enable_cache() -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
-def make_deterministic() -> None:
-    """Tells XLA to compile for GPUs only what gives the same bits every time.
+def request_determinism() -> None:
+    """Asks XLA for GPU programs that give the same bits every time; call it before jax is used."""
+    os.environ["XLA_FLAGS"] = " ".join([*_given_flags(), *_missing_flags()])
+
+
+def check_deterministic() -> None:
+    """Refuses a GPU whose programs may give other bits every time.
 
     Raises:
-      UserError: if a GPU is in use already, by a process that was not started so.
+      UserError: if this process was not started for determinism.
     """
-    given = os.environ.get("XLA_FLAGS", "").split()
-    if all(flag in given for flag in _DETERMINISTIC):
-        return
-    if not xla_bridge.backends_are_initialized():  # XLA reads the variable when one is
-        os.environ["XLA_FLAGS"] = " ".join([*given, *_DETERMINISTIC])
-    elif jax.default_backend() == "gpu":
+    if jax.default_backend() == "gpu" and _missing_flags():
+        flags = " ".join([*_given_flags(), *_missing_flags()])
         raise UserError(
             "config field deterministic is True but jax is using the GPU already; start Python "
-            f"with the environment variable XLA_FLAGS='{' '.join([*given, *_DETERMINISTIC])}'"
+            f"with the environment variable XLA_FLAGS='{flags}'"
         )
+
+
+def _given_flags() -> list[str]:
+    return os.environ.get("XLA_FLAGS", "").split()
+
+
+def _missing_flags() -> list[str]:
+    return [flag for flag in _DETERMINISTIC if flag not in _given_flags()]
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Turns a device's lack of memory into one line.
+
+    Raises:
+      UserError: if it was short.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            "the device has too little memory; lower batch_size or evaluate.batch_size, or take "
+            "a smaller model"
+        ) from error
 
 
 def keep_freed_memory() -> None:

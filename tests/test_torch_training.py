@@ -99,7 +99,8 @@ def train_jax(model, variables, images, labels):
     config = default_config().optimizer
     config.learning_rate, config.weight_decay = RATE, 5e-4
     config.options = {"momentum": 0.9}
-    tx = create_optimizer(config)
+    optimizer = create_optimizer(config)
+    tx = optimizer.build(optimizer.numbers)
 
     def loss_fn(params, batch_stats, batch, targets):
         logits, mutated = model.apply(

@@ -1,6 +1,5 @@
-"""A training of seconds: a config file with three variants, and what tests do with such runs."""
+"""A training of seconds: a config file with two variants, and what tests do with such runs."""
 
-import dataclasses
 import json
 import pathlib
 import signal
@@ -8,13 +7,19 @@ import signal
 import jax
 import numpy as np
 
-from resnet_jax.config.load import choose, default_config
-from resnet_jax.data.sources import load_dataset
+from resnet_jax import main
+from resnet_jax.config import choose, default_config
+from resnet_jax.config.load import validate
+from resnet_jax.data.datasets import Dataset, load_dataset, split
 from resnet_jax.runs.recorder import Recorder
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.loop import train_and_evaluate
+from resnet_jax.training.task import create_task
 
 CONFIG_FILE = pathlib.Path(__file__)
 
-TIME_FIELDS = ("seconds", "images_per_second", "sha256")  # the digest is one of times too
+TIME_FIELDS = ("seconds", "images_per_second", "crc32")  # the checksum is one of times too
 
 
 def _plain(config):
@@ -47,26 +52,6 @@ def _rich(config):
     config.log.histograms = True
 
 
-def _speedrun(config):
-    """A small version of configs/speedrun94.py, with all that only this one uses."""
-    config.num_epochs = 3
-    config.batch_size = 100  # 4 steps an epoch
-    config.model.name = "speedrun94"
-    config.model.options = {"num_filters": (4, 8, 8)}
-    config.init.whitening_images = 50
-    config.data.drop_last = True
-    config.optimizer.learning_rate = 0.5
-    config.optimizer.weight_decay = 1e-2
-    config.optimizer.weight_decay_factors = (("^bn", 0.5),)
-    config.optimizer.frozen = "^whitening/kernel"
-    config.optimizer.frozen_after = (("^whitening/bias", 2.0),)
-    config.optimizer.lookahead_steps = 5
-    config.optimizer.options = {"momentum": 0.85, "nesterov": True}
-    config.augment.flip = "alternating"
-    config.evaluate.test_time_augmentation = "multi_crop"
-    config.checkpoint.every_steps = 3
-
-
 def get_config(variant="plain"):
     config = default_config()
     config.model.name = "resnet_small"
@@ -75,17 +60,53 @@ def get_config(variant="plain"):
     config.data.source = "sample"
     config.data.val_fraction = 0.25  # 480 images remain
     config.evaluate.batch_size = 160
-    choose({"plain": _plain, "rich": _rich, "speedrun": _speedrun}, variant)(config)
+    choose({"plain": _plain, "rich": _rich}, variant)(config)
     return config
+
+
+class Tiny:
+    """A task with all that steps need, without a folder; each use starts from `state()` anew."""
+
+    def __init__(self, config, dataset=None):
+        self.config = config = validate(config)
+        self.dataset = dataset or load_dataset(config.data, print)
+        self.task = create_task(config, self.dataset.info)
+        self.devices = Devices()
+        parts = split(self.dataset, config.data)
+        self.data = {name: self.devices.put(part) for name, part in parts.items()}
+        network, steps_per_epoch = self.task.network, self.task.agenda.steps_per_epoch
+        self.trainer = Trainer(network, self.task.optimizer, self.devices, steps_per_epoch)
+        self.evaluator = Evaluator(network, self.devices)
+
+    def state(self):
+        return self.devices.put(self.task.create_state())
+
+    def batches(self, steps):
+        """Returns the image indices of the first steps, which must be of one size."""
+        found = [indices for _, indices in self.task.order.dispatches(0, steps, 1)]
+        return np.concatenate(found)
+
+    def take(self, state, indices, rate=0.1, epoch=0, **hyperparameters):
+        """Takes steps in one dispatch: state, metrics, what each step told."""
+        numbers = self.task.hyperparameters | hyperparameters
+        rates = np.full(len(indices), rate, np.float32)
+        arguments = self.data["train"], indices, epoch, rates, numbers, self.config.seed
+        state, metrics, told = self.trainer.train(state, *arguments)
+        return state, metrics, jax.tree.map(lambda row: np.asarray(row)[: len(indices)], told)
 
 
 def constant_dataset(pixel=255):
     """Returns the sample with all pixels of one value."""
-    sample = load_dataset("sample")
-    images = {
-        name: np.full_like(getattr(sample, name), pixel) for name in ("train_images", "test_images")
-    }
-    return dataclasses.replace(sample, **images)
+    sample = load_dataset(get_config().data, print)
+    images = (np.full_like(part.images, pixel) for part in (sample.train, sample.test))
+    train, test = images
+    names = sample.info.class_names
+    return Dataset.from_arrays(train, sample.train.labels, test, sample.test.labels, names)
+
+
+def train_until_signal(config, workdir):
+    """Trains as the command line does, with its handlers of signals."""
+    return train_and_evaluate(config, workdir, signals=main.stop_signals())
 
 
 def records(workdir, drop=TIME_FIELDS):
@@ -98,8 +119,8 @@ def interrupt(monkeypatch, step, signal_number):
     """Makes the signal arrive when a training has dispatched a step."""
     progress = Recorder.progress
 
-    def progress_and_signal(self, now, sums):
-        progress(self, now, sums)
+    def progress_and_signal(self, now, means):
+        progress(self, now, means)
         if now == step:
             signal.raise_signal(signal_number)
 

@@ -1,84 +1,21 @@
-"""Steps that are not finite: found on the device, named and dealt with on the host.
-
-A fault is a number: -1 for none, otherwise the place in `names` of the first thing in a step that
-is not finite.
-"""
+"""Steps that are not finite: noticed one dispatch late, so that no device waits for the host."""
 
 from collections.abc import Callable
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError
-from resnet_jax.training.state import Sums, TrainState
-from resnet_jax.trees import named_leaves
-
-Tree = Any
-
-
-def names(state: TrainState) -> list[str]:
-    """Returns what a fault can be: the loss, a parameter's gradient, or a leaf of the new state."""
-    gradients = [f"the gradient of {path}" for path, _ in named_leaves(state.params)]
-    return ["the loss", *gradients, *(path for path, _ in _numbers(state))]
-
-
-def settle(
-    before: TrainState, after: TrainState, loss: jax.Array, grads: Tree, skip: bool
-) -> tuple[TrainState, jax.Array]:
-    """Returns the state that a step leaves, and its fault.
-
-    To look for a fault takes one pass over the gradients; to skip a step, further ones over the
-    state.
-
-    Args:
-      before: the state before the step, but for its step counter.
-      after: the state after it.
-      loss: mean loss of the batch.
-      grads: gradients of the parameters; also refused are those whose square sum overflows.
-      skip: whether the result of a faulty step is dropped, and counted.
-    """
-    finite = [jnp.isfinite(loss)]
-    finite += [jnp.isfinite(jnp.square(leaf).sum()) for leaf in jax.tree.leaves(grads)]
-    if skip:
-        finite += [jnp.isfinite(leaf).all() for _, leaf in _numbers(after)]
-    flags = jnp.stack(finite)
-    is_fine = flags.all()
-    if skip:
-        after = jax.tree.map(lambda old, new: jnp.where(is_fine, new, old), before, after)
-    stays = is_fine if skip else is_fine | (after.sums.bad_step > 0)
-    sums = after.sums.replace(
-        bad_step=jnp.where(stays, after.sums.bad_step, after.step),
-        skipped=jax.tree.map(lambda count: count + ~is_fine, after.sums.skipped),
-    )
-    fault = jnp.where(is_fine, -1, flags.argmin()).astype(jnp.int32)
-    return after.replace(sums=sums), fault
-
-
-def not_finite(state: TrainState) -> str:
-    """Returns the path of the first leaf of a state that is not finite; empty: there is none."""
-    bad = (path for path, leaf in _numbers(state) if not np.isfinite(np.asarray(leaf)).all())
-    return next(bad, "")
-
-
-def _numbers(tree: Tree) -> list[tuple[str, Any]]:
-    """Returns the leaves that can be not finite, with their paths."""
-    leaves = named_leaves(tree)
-    return [(path, leaf) for path, leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)]
+from resnet_jax.training.step import StepMetrics
 
 
 class Watch:
-    """Ends a run at its first faulty step, or tells of the steps that are skipped.
-
-    It looks at a dispatch when the next one is under way, so that no device waits for it.
-    """
+    """Ends a run at its first step that is not finite, or tells of those that are skipped."""
 
     def __init__(
         self,
         config: ConfigDict,
-        state: TrainState,
+        skipped: int,
         notify: Callable[[str], None],
         stopped: Callable[[str], UserError],
     ) -> None:
@@ -86,43 +23,41 @@ class Watch:
 
         Args:
           config: the whole config.
-          state: the state to go on from.
+          skipped: number of steps skipped so far.
           notify: is told of every step that is skipped.
           stopped: makes the error that ends the run from a phrase that says why.
         """
-        self._names = names(state)
-        self._limit = {"stop": 0, "skip": config.on_nan_limit}[config.on_nan]
-        self._skipped = int(state.sums.skipped) if config.on_nan == "skip" else 0
-        self._notify, self._stopped = notify, stopped
-        self._pending: tuple[int, Sums, jax.Array] | None = None
+        self._limit = config.on_nan_limit if config.on_nan == "skip" else 0
+        self._skipped, self._notify, self._stopped = skipped, notify, stopped
+        self._pending: tuple[int, int, StepMetrics] | None = None
 
-    def add(self, first: int, sums: Sums, faults: jax.Array) -> None:
+    def add(self, first: int, count: int, told: StepMetrics) -> None:
         """Looks at the dispatch before, and takes note of a new one.
 
         Args:
           first: number of steps taken before it.
-          sums: the sums after it.
-          faults: int32 `[steps]`.
+          count: number of its steps.
+          told: what they told, arrays of at least `count` rows.
 
         Raises:
-          UserError: if a fault ends the run.
+          UserError: if a step ends the run.
         """
         self.settle()
-        self._pending = first, sums, faults
+        self._pending = first, count, told
 
     def settle(self) -> None:
         """Looks at the last dispatch; until then nothing of it may be recorded or saved.
 
         Raises:
-          UserError: if a fault ends the run.
+          UserError: if a step ends the run.
         """
-        pending, self._pending = self._pending, None
-        if pending is None or int(pending[1].bad_step) <= pending[0]:
+        if self._pending is None:
             return
-        first, _, faults = pending
-        for step, fault in enumerate(np.asarray(faults), first + 1):
-            if fault >= 0:
-                self._tell(f"{self._names[fault]} is not finite at step {step:,}")
+        (first, count, told), self._pending = self._pending, None
+        loss, norm = (np.asarray(row)[:count] for row in (told.loss, told.gradient_norm))
+        for row in np.flatnonzero(~(np.isfinite(loss) & np.isfinite(norm))):
+            name = "the norm of the gradient" if np.isfinite(loss[row]) else "the loss"
+            self._tell(f"{name} is not finite at step {first + int(row) + 1:,}")
 
     def _tell(self, what: str) -> None:
         self._skipped += 1

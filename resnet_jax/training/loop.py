@@ -1,38 +1,66 @@
 """The training loop."""
 
 import contextlib
-import functools
+import dataclasses
 import math
 import os
 import pathlib
 import shlex
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.config import load as config_lib
-from resnet_jax.data.sources import Dataset
+from resnet_jax.config.load import validate
+from resnet_jax.data.datasets import (
+    Dataset,
+    Examples,
+    dataset_info,
+    load_dataset,
+    split,
+    split_sizes,
+)
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.platform import make_deterministic
-from resnet_jax.runs import folder as workdir_lib
-from resnet_jax.runs import records as metrics
+from resnet_jax.platform import check_deterministic
+from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.runs.records import Record
 from resnet_jax.runs.terminal import Terminal, duration
-from resnet_jax.training.faults import Watch, not_finite
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.faults import Watch
+from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
-from resnet_jax.training.state import TrainState
-from resnet_jax.training.task import Task, check, check_weights
+from resnet_jax.training.state import Metrics, TrainState, not_finite
+from resnet_jax.training.task import Task, create_task
+from resnet_jax.trees import named_leaves
+from resnet_jax.weights.load import initial_variables
+from resnet_jax.weights.pretrained import weights_file
+
+Signals = contextlib.AbstractContextManager[Sequence[int]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """A task under way: its data on the devices, its compiled functions, its folder."""
+
+    task: Task
+    devices: Devices
+    data: dict[str, Examples]
+    trainer: Trainer
+    evaluator: Evaluator
+    recorder: Recorder
+    checkpoints: Checkpoints
+    terminal: Terminal
 
 
 def train_and_evaluate(
-    config: ConfigDict, workdir: str | os.PathLike[str], dataset: Dataset | None = None
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    dataset: Dataset | None = None,
+    signals: Signals | None = None,
 ) -> tuple[Record, TrainState]:
     """Trains a model, or goes on training it, and scores it on the test set.
 
@@ -43,6 +71,8 @@ def train_and_evaluate(
       config: what to train and how; see `resnet_jax.config`.
       workdir: the folder of the run.
       dataset: the images; None: those that the config's group `data` names.
+      signals: entered while there is something to save; gives a sequence of the signals received
+        since, and the run stops, saved, after the step that finds one there.
 
     Returns:
       The closing record, with "test_accuracy" and "best_test_accuracy" in percent among others,
@@ -50,81 +80,121 @@ def train_and_evaluate(
 
     Raises:
       UserError: if config, data or folder can't be used, or the loss is not finite.
-      Interrupted: if SIGINT or SIGTERM arrived; the state was saved.
+      Interrupted: if a signal arrived; the state was saved.
     """
-    config = config_lib.validate(config)
+    config = validate(config)
     if config.deterministic:
-        make_deterministic()
-    check(config)
-    if not os.path.exists(os.path.join(workdir, workdir_lib.CHECKPOINTS)):
-        check_weights(config)  # a run that resumes has them
+        check_deterministic()
+    task = create_task(config, dataset.info if dataset else dataset_info(config.data))
+    devices = Devices()
+    devices.check_batch_size(config.batch_size)
+    weights = None  # a run that resumes has its own
+    if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
+        weights = weights_file(config.init.weights, config.model.name, print)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_memory_errors())
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
-        folder = stack.enter_context(workdir_lib.claim(workdir))
+        folder = stack.enter_context(folders.claim(workdir))
         checkpoints = Checkpoints(
-            folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep, terminal.note
+            folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        workdir_lib.begin(folder, config, checkpoints.config(), terminal.note)
-        task = Task.create(config, dataset, terminal.note, checkpoints.restore_newest)
-        state = jax.device_put(task.state, task.steps.replicated)
-        step = int(state.step)
-        saved = checkpoints.records(step) if checkpoints.steps() else None
-        recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal, saved)
+        info = task.info.to_json()
+        folders.begin(folder, config, info, checkpoints.run(), terminal.note)
+        dataset = dataset or load_dataset(config.data, terminal.note)
+        state = checkpoints.restore_newest(task.template)
+        saved = None if state is None else checkpoints.run(int(state.step))
+        if state is None:
+            state = _first_state(task, weights, terminal)
+        recorder = Recorder(
+            *(folder, config, info, task.agenda.steps_per_epoch, int(state.step), terminal, saved)
+        )
         stack.enter_context(contextlib.closing(recorder))
-        signals = stack.enter_context(_stop_signals())
-        terminal.note(_announcement(task, step, folder))
-        if step == 0:
-            recorder.images(task.dataset.train_images[: config.log.images], step)
-        state = _train(task, state, recorder, checkpoints, signals)
-        final = recorder.history.final() or _finish(task, state, recorder, checkpoints)
+        received = stack.enter_context(signals or contextlib.nullcontext(()))
+        terminal.note(_announcement(task, dataset, state, folder))
+        if int(state.step) == 0:
+            recorder.images(dataset.train.images[: config.log.images], 0)
+        state = devices.put(state)
+        run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
+        state = _train(run, state, received)
+        final = recorder.closing or _finish(run, state)
         terminal.close()
         terminal.note(_summary(config, final, folder))
         return final, state
 
 
-def _train(
-    task: "Task",
+def _first_state(task: Task, weights: pathlib.Path | None, terminal: Terminal) -> TrainState:
+    variables = None
+    if weights is not None:
+        model, shape, seed = task.network.module, task.input_shape, task.config.seed
+        variables = initial_variables(weights, model, shape, seed, terminal.note)
+    return task.create_state(variables)
+
+
+def _begin(
+    task: Task,
+    devices: Devices,
+    dataset: Dataset,
     state: TrainState,
     recorder: Recorder,
     checkpoints: Checkpoints,
-    signals: list[int],
-) -> TrainState:
+    terminal: Terminal,
+) -> _Run:
+    """Puts the data on the devices, as the features of the frozen stage if the config says so."""
+    data = {name: devices.put(part) for name, part in split(dataset, task.config.data).items()}
+    network, stage = task.network, task.config.init.cached_stage
+    if stage:
+        terminal.note(f"applying the frozen stages, up to {stage}, to all images")
+        variables = state.variables()
+        data = {n: cache_features(network, variables, part, devices) for n, part in data.items()}
+        network = dataclasses.replace(network, stage=stage)
+    trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
+    evaluator = Evaluator(network, devices)
+    return _Run(task, devices, data, trainer, evaluator, recorder, checkpoints, terminal)
+
+
+def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
     """Takes all steps that are left, and attends to each step's events.
 
     The order of the events is part of the format of a run. What a step records is on disk before
     its checkpoint is, so that a run that resumes from the checkpoint finds each record once; and a
     signal is obeyed last, when there is a checkpoint to resume from.
     """
-    config, order, agenda = task.config, task.order, task.agenda
-    stopped = functools.partial(_nonfinite, checkpoints=checkpoints)
-    watch = Watch(config, state, checkpoints.notify, stopped)
-    step = int(state.step)
+    task, recorder, checkpoints = run.task, run.recorder, run.checkpoints
+    config, agenda = task.config, task.agenda
+    watch = Watch(
+        config, int(state.skipped), checkpoints.notify, lambda why: _stopped(run, why, state)
+    )
+    step, metrics = int(state.step), Metrics.empty()
     while step < agenda.total_steps and not recorder.exhausted():
-        factor = _plateau_factor(task, recorder)
-        dispatches = order.dispatches(step, agenda.next_event(step), task.steps_per_dispatch)
-        for first, indices in dispatches:
-            rates = task.learning_rates[first : first + len(indices)] * factor
-            state, sums, faults = task.steps.train(state, task.data["train"], indices, rates)
-            step = first + len(indices)
-            recorder.progress(step, sums)
+        epoch, position = divmod(step, agenda.steps_per_epoch)
+        if position == 0:
+            state = state.replace(metrics=run.devices.put(Metrics.empty()))
+        rates = task.learning_rates * _plateau_factor(run)
+        size = run.trainer.steps_per_dispatch
+        for first, indices in task.order.dispatches(step, agenda.next_event(step), size):
+            step, before = first + len(indices), metrics
+            numbers = rates[first:step], task.hyperparameters, config.seed
+            state, metrics, told = run.trainer.train(
+                state, run.data["train"], indices, epoch, *numbers
+            )
             checkpoints.poll()
-            watch.add(first, sums, faults)
+            # Waiting for the dispatch before keeps the devices busy, and signals obeyed.
+            watch.add(first, len(indices), told)
+            recorder.progress(step, before.means)
             if signals:
                 break
         watch.settle()
         if agenda.log_due(step):
-            recorder.training(step, sums, float(rates[-1]), agenda.score_due(step))
+            skipped = {"skipped_steps": int(state.skipped)} if config.on_nan == "skip" else {}
+            told_means = metrics.means() | skipped
+            recorder.training(step, told_means, float(rates[step - 1]), agenda.score_due(step))
         if agenda.score_due(step):
-            _score(task, state, recorder, checkpoints)
+            _score(run, state)
         if agenda.epoch_ends(step) and config.log.histograms:
-            _record_histograms(task, state, step, recorder)
+            _record_histograms(run, state)
         is_needed = recorder.best_step() == step or recorder.exhausted()
         if agenda.save_due(step) or is_needed or signals:
-            if leaf := not_finite(state):
-                raise stopped(f"{leaf} is not finite after step {step:,}")
-            checkpoints.save(step, state, recorder.run(), recorder.best_step())
+            _save(run, state)
         if signals:
             checkpoints.wait()
             raise Interrupted(f"stopped after step {step:,}, which is saved", signals[0])
@@ -132,154 +202,127 @@ def _train(
     return state
 
 
-def _plateau_factor(task: Task, recorder: Recorder) -> float:
+def _plateau_factor(run: _Run) -> float:
     """Returns what the scores so far multiply the learning rate by."""
-    if task.config.schedule.name != "plateau":
+    schedule = run.task.config.schedule
+    if schedule.name != "plateau":
         return 1.0
-    return plateau_factor(recorder.accuracies(), **task.config.schedule.options)
+    return plateau_factor(run.recorder.accuracies(), **schedule.options)
 
 
-def _score(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
+def _save(run: _Run, state: TrainState) -> None:
+    step = int(state.step)
+    if not_finite(state):
+        raise _stopped(run, f"the state is not finite after step {step:,}", state)
+    run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
+
+
+def _score(run: _Run, state: TrainState) -> Record:
     start = time.monotonic()
-    means = _means(task, state, task.config.evaluate.split, checkpoints)
-    return recorder.score(int(state.step), means, state.sums, time.monotonic() - start)
+    means = _means(run, state, run.task.config.evaluate.split)
+    seconds = time.monotonic() - start
+    return run.recorder.score(int(state.step), means, state.metrics.means(), seconds)
 
 
-def _means(task: Task, state: TrainState, split: str, checkpoints: Checkpoints) -> dict[str, float]:
+def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     """Returns mean loss and accuracy on a split, or stops a run whose loss is not finite."""
-    means = task.score(state, split).means()
+    batch_size = run.task.config.evaluate.batch_size
+    means = run.evaluator.score(state.variables(), run.data[split], batch_size).means()
     if not math.isfinite(means["loss"]):
-        step = int(state.step)
-        raise _nonfinite(f"the {split} loss is not finite after step {step:,}", checkpoints)
+        why = f"the {split} loss is not finite after step {int(state.step):,}"
+        raise _stopped(run, why, state)
     return means
 
 
-def _record_histograms(task: Task, state: TrainState, step: int, recorder: Recorder) -> None:
+def _record_histograms(run: _Run, state: TrainState) -> None:
+    """Shows the parameters, and the gradients of the step that led to them, at these parameters."""
+    task, step = run.task, int(state.step)
+    epoch = (step - 1) // task.agenda.steps_per_epoch
     _, indices = next(task.order.dispatches(step - 1, step, 1))
-    recorder.histograms("params", state.params, step)
-    gradients = task.steps.gradients(state, task.data["train"], indices[0])
-    recorder.histograms("gradients", gradients, step)
+    arguments = indices[0], epoch, task.hyperparameters, task.config.seed
+    gradients = run.trainer.gradients(state, run.data["train"], *arguments)
+    for group, tree in (("params", state.params), ("gradients", gradients)):
+        run.recorder.histograms(group, dict(named_leaves(tree)), step)
 
 
-def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
+def _finish(run: _Run, state: TrainState) -> Record:
     """Scores the last and the best state on the test set and closes the records."""
-    step = int(state.step)
-    best = recorder.best() or _score(task, state, recorder, checkpoints)
-    last = _last_test_score(task, state, recorder, checkpoints)
-    best_test = best["accuracy"]
-    if task.config.evaluate.split == "val":
-        best_test = last["accuracy"]
-        if best["step"] != step:
-            best_test = _best_test_accuracy(task, checkpoints, best["step"])
-    return recorder.final(
-        {
-            "step": step,
-            "epoch": step / task.order.steps_per_epoch,
-            "test_loss": last["loss"],
-            "test_accuracy": last["accuracy"],
-            "best_epoch": best["epoch"],
-            "best_score": best["accuracy"],
-            "best_test_accuracy": best_test,
-        }
-    )
+    recorder, step = run.recorder, int(state.step)
+    if recorder.best() is None:
+        _score(run, state)
+    if step not in run.checkpoints.steps():
+        _save(run, state)
+        run.checkpoints.wait()
+    best = recorder.best()
+    assert best is not None, "the state was just scored"
+    last = recorder.test_score(step) or _means(run, state, "test")
+    best_test: float | None = best[1]
+    if run.task.config.evaluate.split == "val":
+        best_test = last["accuracy"] if best[0] == step else _best_test_accuracy(run, best[0])
+    has_trained = bool(int(state.metrics.accuracy.count))
+    results = {
+        "test_loss": last["loss"],
+        "test_accuracy": last["accuracy"],
+        "best_test_accuracy": best_test,
+        "train_accuracy": state.metrics.means()["accuracy"] if has_trained else None,
+    }
+    return recorder.finish(step, results)
 
 
-def _last_test_score(
-    task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints
-) -> dict[str, Any]:
-    """Returns mean loss and accuracy of the last state on the test set."""
-    scores = metrics.scores(recorder.history.records, "test")
-    if scores and scores[-1]["step"] == int(state.step):
-        return scores[-1]
-    return _means(task, state, "test", checkpoints)
-
-
-def _best_test_accuracy(task: Task, checkpoints: Checkpoints, step: int) -> float | None:
+def _best_test_accuracy(run: _Run, step: int) -> float | None:
     try:
-        state = checkpoints.restore(task.state, step)
+        state = run.checkpoints.restore(run.task.template, step)
     except DamagedError as error:
-        checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; it is not scored")
+        note = f"the best checkpoint, {step}, is damaged: {error}; it is not scored"
+        run.checkpoints.notify(note)
         return None
-    state = jax.device_put(state, task.steps.replicated)
-    return _means(task, state, "test", checkpoints)["accuracy"]
+    return _means(run, run.devices.put(state), "test")["accuracy"]
 
 
-def _nonfinite(problem: str, checkpoints: Checkpoints) -> UserError:
+def _stopped(run: _Run, problem: str, state: TrainState) -> UserError:
     """Returns the error that stops a run before a state that is not finite is saved."""
-    checkpoints.wait()
-    saved = f"step {checkpoints.steps()[0]:,}" if checkpoints.steps() else "none"
+    run.checkpoints.wait()
+    steps, leaf = run.checkpoints.steps(), not_finite(state)
+    found = f" (in the state, first {leaf})" if leaf else ""
+    saved = f"step {steps[0]:,}" if steps else "none"
     return UserError(
-        f"{problem}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
+        f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
         "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
     )
 
 
-@contextlib.contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Turns a device's lack of memory into one line."""
-    try:
-        yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device has too little memory; lower batch_size or evaluate.batch_size, or take "
-            "a smaller model"
-        ) from error
-
-
-def _announcement(task: Task, step: int, folder: pathlib.Path) -> str:
-    config, devices = task.config, jax.devices()
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(task.state.params))
-    counts = ", ".join(f"{len(part):,} {name}" for name, part in task.data.items())
+def _announcement(task: Task, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> str:
+    config, devices, step = task.config, jax.devices(), int(state.step)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    sizes = split_sizes(task.info, config.data)
+    counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     resumed = f", resuming after step {step:,}" if step else ""
     return "\n".join(
         [
             f"device  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}",
             f"model   {config.model.name}, {parameters:,} parameters, {config.model.dtype}",
-            f"data    {task.dataset.source}: {counts} images",
-            f"run     {folder}, {config.num_epochs} epochs of {task.order.steps_per_epoch:,} steps"
+            f"data    {dataset.source}: {counts} images",
+            f"run     {folder}, {config.num_epochs} epochs of {task.agenda.steps_per_epoch:,} steps"
             f"{resumed}",
         ]
     )
 
 
 def _summary(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
-    accuracy = final["best_test_accuracy"]
-    best = "unknown" if accuracy is None else f"{accuracy:.2f} %"
+    def percent(accuracy: float | None) -> str:
+        return "unknown" if accuracy is None else f"{accuracy:.2f} %"
+
+    test, train = percent(final["test_accuracy"]), percent(final["train_accuracy"])
     chosen = "by the test set itself"
     if config.evaluate.split == "val":
         chosen = f"by validation, {final['best_score']:.2f} %"
     command = f"python -m resnet_jax.main --mode=eval --workdir={shlex.quote(str(folder))}"
     return "\n".join(
         [
-            f"final   test accuracy {final['test_accuracy']:.2f} % after epoch {final['epoch']:g}",
-            f"best    test accuracy {best} after epoch {final['best_epoch']:g}, chosen {chosen}",
+            f"final   test accuracy {test} after epoch {final['epoch']:g}, train accuracy {train}",
+            f"best    test accuracy {percent(final['best_test_accuracy'])} after epoch "
+            f"{final['best_epoch']:g}, chosen {chosen}",
             f"time    {duration(final['seconds'])} in all",
             f"again   {command}",
         ]
     )
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        received.append(number)
-        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield received  # only the main thread may handle signals
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.signal(number, handle) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

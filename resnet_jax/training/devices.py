@@ -1,0 +1,51 @@
+"""The devices of a run: their mesh, and what lies on them how."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from resnet_jax.errors import UserError
+from resnet_jax.training.state import Tree
+
+
+class Devices:
+    """The devices of this process, as a mesh with the axis "data" that batches are split over."""
+
+    def __init__(self, mesh: Mesh | None = None) -> None:
+        """Binds a mesh; None: one of all devices."""
+        self.mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the devices are CPUs, where a loop costs XLA its fast convolutions."""
+        return self.mesh.devices.flat[0].platform == "cpu"
+
+    @property
+    def replicated(self) -> NamedSharding:
+        """Sharding of what every device holds in full."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    def put(self, tree: Tree) -> Tree:
+        """Puts arrays on every device, in full."""
+        return jax.device_put(tree, self.replicated)
+
+    def split(self, array: np.ndarray) -> jax.Array:
+        """Puts an array on the devices, its last axis split over them where it divides."""
+        axis = "data" if array.shape[-1] % self.mesh.size == 0 else None
+        spec = PartitionSpec(*[None] * (array.ndim - 1), axis)
+        return jax.device_put(array, NamedSharding(self.mesh, spec))
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuses a batch that the devices can't share.
+
+        Raises:
+          UserError: with the nearest sizes that they can.
+        """
+        count = self.mesh.size
+        if batch_size % count:
+            low, high = batch_size // count * count, -(-batch_size // count) * count
+            near = f"{low} or {high}" if low else f"{high}"
+            raise UserError(
+                f"config field batch_size is {batch_size}, which {count} devices can't share; "
+                f"set it to {near}"
+            )

@@ -1,0 +1,224 @@
+"""Compiles the steps, with sharding applied in one place, and feeds them from the devices."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.order import padded_batches
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.optimizers import Optimizer
+from resnet_jax.training.state import Metrics, TrainState, Tree
+from resnet_jax.training.step import (
+    Batch,
+    Hyperparameters,
+    Network,
+    StepMetrics,
+    TrainStep,
+    eval_step,
+    make_loss,
+    make_train_step,
+)
+
+
+class Trainer:
+    """The compiled training step of one run: one program for its batches, one for a last, short one.
+
+    Attributes:
+      steps_per_dispatch: largest number of steps that one call takes.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        devices: Devices,
+        steps_per_epoch: int,
+    ) -> None:
+        """Binds what a run is made of; nothing is compiled yet."""
+        config = network.config
+        devices.check_batch_size(config.batch_size)
+        usual = 1 if devices.on_cpu else 50
+        self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
+        self._devices, self._batch_size = devices, config.batch_size
+        step = make_train_step(network, optimizer)
+        self._train = jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
+        self._gradients = jax.jit(functools.partial(_gradients, network))
+
+    def train(
+        self,
+        state: TrainState,
+        examples: Examples,
+        indices: np.ndarray,
+        epoch: int,
+        learning_rates: np.ndarray,
+        hyperparameters: dict[str, float],
+        seed: int,
+    ) -> tuple[TrainState, Metrics, StepMetrics]:
+        """Takes some steps of one epoch in one call; `state` is donated.
+
+        Args:
+          state: the state before.
+          examples: the training images, on the devices.
+          indices: int32 `[steps, batch]`, of at most `steps_per_dispatch` steps.
+          epoch: the epoch.
+          learning_rates: float32 `[steps]`.
+          hyperparameters: see `resnet_jax.training.hyperparameters`.
+          seed: seed of the run.
+
+        Returns:
+          The state after, a copy of its metrics, and what each step told, arrays `[rows]` whose
+          first `steps` count.
+        """
+        count = len(indices)
+        if indices.shape[1] == self._batch_size:  # any number of steps has the same program
+            missing = self.steps_per_dispatch - count
+            indices = np.pad(indices, ((0, missing), (0, 0)))
+            learning_rates = np.pad(learning_rates, (0, missing))
+        numbers = {
+            **{name: np.float32(value) for name, value in hyperparameters.items()},
+            "optimizer.learning_rate": np.asarray(learning_rates, np.float32),
+        }
+        scalars = self._devices.put((np.int32(count), np.int32(epoch), numbers, np.uint32(seed)))
+        return self._train(state, examples, self._devices.split(indices), *scalars)
+
+    def gradients(
+        self,
+        state: TrainState,
+        examples: Examples,
+        indices: np.ndarray,
+        epoch: int,
+        hyperparameters: dict[str, float],
+        seed: int,
+    ) -> Tree:
+        """Returns the gradients of the step that follows `state`, for histograms.
+
+        Args:
+          state: the state, which is kept.
+          examples: the training images, on the devices.
+          indices: int32 `[batch]`.
+          epoch: the epoch.
+          hyperparameters: see `resnet_jax.training.hyperparameters`.
+          seed: seed of the run.
+        """
+        numbers = {name: np.float32(value) for name, value in hyperparameters.items()}
+        scalars = self._devices.put((np.int32(epoch), numbers, np.uint32(seed)))
+        return self._gradients(state, examples, self._devices.split(indices), *scalars)
+
+
+class Evaluator:
+    """The compiled evaluation of one model."""
+
+    def __init__(self, network: Network, devices: Devices) -> None:
+        """Binds the model; nothing is compiled yet."""
+        self._devices = devices
+        self._batches_per_dispatch = network.config.evaluate.batches_per_dispatch
+        self._score = jax.jit(functools.partial(_score_batches, network), donate_argnums=0)
+        self._classify = jax.jit(
+            lambda variables, images: jax.nn.softmax(network.logits(variables, images))
+        )
+
+    def score(self, variables: Tree, examples: Examples, batch_size: int) -> Metrics:
+        """Scores every image exactly once, for any batch size and number of devices.
+
+        Args:
+          variables: the model's parameters and statistics, on the devices.
+          examples: the images, on the devices.
+          batch_size: images per evaluation step; rounded up to a multiple of the devices.
+        """
+        count = self._devices.mesh.size
+        batch_size = -(-min(batch_size, len(examples)) // count) * count
+        batches = list(padded_batches(len(examples), batch_size))
+        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else len(batches))
+        metrics = self._devices.put(Metrics.empty())
+        for first in range(0, len(batches), size):
+            indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
+            rows = self._devices.split(indices), self._devices.split(masks)
+            metrics = self._score(metrics, variables, examples, *rows)
+        return metrics
+
+    def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:
+        """Returns the probability of each class for each image, float32 `[images, num_classes]`.
+
+        Args:
+          variables: the model's parameters and statistics.
+          images: uint8 `[images, height, width, channels]`.
+          batch_size: images per step; the last one is filled up, so that one program serves.
+        """
+        variables = self._devices.put(variables)
+        batch_size = min(batch_size, len(images))
+        parts = [
+            np.asarray(self._classify(variables, images[indices]))
+            for indices, _ in padded_batches(len(images), batch_size)
+        ]
+        return np.concatenate(parts)[: len(images)]
+
+
+def _take_steps(
+    step: TrainStep,
+    state: TrainState,
+    examples: Examples,
+    indices: jax.Array,
+    count: jax.Array,
+    epoch: jax.Array,
+    hyperparameters: dict[str, jax.Array],
+    seed: jax.Array,
+) -> tuple[TrainState, Metrics, StepMetrics]:
+    """Takes the first `count` of the steps that `indices` and the learning rates have rows for."""
+    key = jax.random.key(seed)
+
+    def take(row: Any, state: TrainState) -> tuple[TrainState, StepMetrics]:
+        rate = hyperparameters["optimizer.learning_rate"][row]
+        numbers: Hyperparameters = hyperparameters | {"optimizer.learning_rate": rate}
+        return step(state, _batch(examples, indices[row], epoch), numbers, key)
+
+    def take_next(row: Any, carry: tuple[TrainState, StepMetrics]) -> Any:
+        state, told = take(row, carry[0])
+        return state, jax.tree.map(lambda rows, new: rows.at[row].set(new), carry[1], told)
+
+    if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
+        state, told = take(0, state)
+        return state, state.metrics, jax.tree.map(lambda new: new[None], told)
+    rows = jnp.zeros(len(indices), jnp.float32)
+    state, told = lax.fori_loop(0, count, take_next, (state, StepMetrics(rows, rows)))
+    return state, state.metrics, told
+
+
+def _gradients(
+    network: Network,
+    state: TrainState,
+    examples: Examples,
+    indices: jax.Array,
+    epoch: jax.Array,
+    hyperparameters: Hyperparameters,
+    seed: jax.Array,
+) -> Tree:
+    batch = _batch(examples, indices, epoch)
+    loss_fn = make_loss(network, state, batch, hyperparameters, jax.random.key(seed))
+    return jax.grad(loss_fn, has_aux=True)(state.params)[0]
+
+
+def _batch(examples: Examples, indices: jax.Array, epoch: jax.Array) -> Batch:
+    return Batch(examples.images[indices], examples.labels[indices], indices, epoch)
+
+
+def _score_batches(
+    network: Network,
+    metrics: Metrics,
+    variables: Tree,
+    examples: Examples,
+    indices: jax.Array,
+    masks: jax.Array,
+) -> Metrics:
+    def score(metrics: Metrics, row: tuple[jax.Array, jax.Array]) -> tuple[Metrics, None]:
+        indices, mask = row
+        images, labels = examples.images[indices], examples.labels[indices]
+        return metrics.merge(eval_step(network, variables, images, labels, mask > 0)), None
+
+    if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
+        return score(metrics, (indices[0], masks[0]))[0]
+    return lax.scan(score, metrics, (indices, masks))[0]

@@ -1,0 +1,212 @@
+"""The compiled steps: any number in a dispatch, on any number of devices, from one program."""
+
+import json
+import os
+import subprocess
+import sys
+import types
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from resnet_jax.errors import UserError
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.loop import train_and_evaluate
+from resnet_jax.training.state import Metrics
+from resnet_jax.training.step import StepMetrics
+
+# The same training and evaluation on one device and on four: its losses and scores as JSON.
+SHARDED = """
+import json, jax, numpy as np, tiny_run
+from jax.sharding import Mesh
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator, Trainer
+
+tiny = tiny_run.Tiny(tiny_run.get_config())
+found = {}
+for count in (1, 4):
+    devices = Devices(Mesh(np.array(jax.devices()[:count]), ("data",)))
+    tiny.devices, tiny.data = devices, {n: devices.put(part) for n, part in tiny.data.items()}
+    tiny.trainer = Trainer(tiny.task.network, tiny.task.optimizer, devices, 4)
+    evaluator = Evaluator(tiny.task.network, devices)
+    state, losses = tiny.state(), []
+    for size in (120, 120, 50):  # the last one cannot be split in four
+        indices = np.arange(size, dtype=np.int32)[None]
+        state, metrics, _ = tiny.take(state, indices, 0.05)
+        losses.append(metrics.means()["loss"])
+    scores = [evaluator.score(state.variables(), tiny.data["test"], size) for size in (320, 96)]
+    counts = [[int(s.accuracy.count), float(s.accuracy.total)] for s in scores]
+    found[count] = [losses, counts, [s.means()["loss"] for s in scores]]
+assert len(jax.devices()) == 4
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_run.Tiny(tiny_run.get_config())
+
+
+def test_evaluation_is_exact_for_any_batch_size(tiny):
+    variables, test = tiny.state().variables(), tiny.data["test"]
+    data = tiny.config.data
+    images = (np.asarray(test.images) / np.float32(255) - np.float32(data.mean)) / np.float32(
+        data.std
+    )
+    logits = tiny.task.network.module.apply(variables, images, train=False)
+    labels = np.asarray(test.labels)
+    correct = int((np.asarray(logits).argmax(-1) == labels).sum())
+    for batch_size in (320, 96, 1000):
+        metrics = tiny.evaluator.score(variables, test, batch_size)
+        assert (int(metrics.accuracy.count), float(metrics.accuracy.total)) == (320, correct)
+        log_probabilities = jax.nn.log_softmax(logits)[np.arange(320), labels]
+        assert metrics.means()["loss"] == pytest.approx(-float(log_probabilities.mean()), rel=1e-5)
+
+
+def test_evaluation_in_one_dispatch_is_the_same_evaluation(tiny):
+    variables, test = tiny.state().variables(), tiny.data["test"]
+    network, ends = tiny.task.network, []
+    for size in (1, 2, 1000):  # of four batches, the last of them padded
+        with network.config.unlocked():
+            network.config.evaluate.batches_per_dispatch = size
+        ends.append(Evaluator(network, tiny.devices).score(variables, test, 90))
+    with network.config.unlocked():
+        network.config.evaluate.batches_per_dispatch = 0
+    for metrics in ends:
+        assert metrics.accuracy.total == ends[0].accuracy.total
+        np.testing.assert_allclose(metrics.loss.total, ends[0].loss.total, rtol=1e-6)
+
+
+def test_all_batches_are_one_dispatch_except_on_cpu(tiny, monkeypatch):
+    calls = []
+
+    def score(metrics, variables, examples, indices, masks):
+        calls.append(indices.shape)
+        return metrics
+
+    monkeypatch.setattr(tiny.evaluator, "_score", score)
+    tiny.evaluator.score({}, tiny.data["test"], 100)
+    assert calls == [(1, 100)] * 4
+    monkeypatch.setattr(Devices, "on_cpu", False)
+    tiny.evaluator.score({}, tiny.data["test"], 100)
+    assert calls[4:] == [(4, 100)]
+
+
+def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
+    variables = tiny.state().variables()
+    images = np.asarray(tiny.data["test"].images[:50])
+    whole = tiny.evaluator.probabilities(variables, images, 50)
+    parts = tiny.evaluator.probabilities(variables, images, 20)
+    assert whole.shape == parts.shape == (50, 10)
+    np.testing.assert_allclose(parts, whole, rtol=1e-5)
+    np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
+    assert tiny.evaluator._classify._cache_size() == 2  # one for each batch size
+
+
+def test_other_numbers_and_seeds_need_no_other_program():
+    config = tiny_run.get_config("rich")
+    config.optimizer.accumulate_steps = 1
+    config.optimizer.weight_decay = 0.1
+    config.augment.mixup = 0.5
+    tiny = tiny_run.Tiny(config)
+    indices, ends = tiny.batches(2), []
+    for changes in (
+        {},
+        {"optimizer.weight_decay": 0.5},
+        {"optimizer.options.beta1": 0.5},
+        {"optimizer.gradient_clip": 0.01},
+        {"optimizer.ema_decay": 0.9},
+        {"loss.label_smoothing": 0.3},
+        {"augment.mixup": 4.0},
+    ):
+        state, *_ = tiny.take(tiny.state(), indices[:1])
+        ends.append(tiny_run.leaves(tiny.take(state, indices[1:], **changes)[0]))
+    assert all(end != ends[0] for end in ends[1:])
+    assert tiny.trainer._train._cache_size() == 1
+    config.seed, config.optimizer.weight_decay = 3, 0.5
+    other = tiny_run.Tiny(config)
+    own = other.take(other.state(), indices[:1])[0]
+    tiny.config = other.config
+    shared = tiny.take(other.state(), indices[:1], **{"optimizer.weight_decay": 0.5})[0]
+    assert tiny_run.leaves(own) == tiny_run.leaves(shared)
+    assert tiny.trainer._train._cache_size() == 1
+
+
+def test_devices_share_the_work_and_change_nothing():
+    flags = "--xla_force_host_platform_device_count=4"
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny_run.CONFIG_FILE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    (losses, counts, scores), (losses4, counts4, scores4) = found["1"], found["4"]
+    np.testing.assert_allclose(losses4, losses, rtol=1e-5)
+    np.testing.assert_allclose(scores4, scores, rtol=1e-5)
+    assert counts4 == counts
+    assert {count for count, _ in counts} == {320}
+
+
+def test_a_batch_that_the_devices_do_not_divide_is_refused():
+    devices = Devices(types.SimpleNamespace(size=8))
+    devices.check_batch_size(64)
+    with pytest.raises(UserError, match="batch_size is 100, which 8 devices .* 96 or 104"):
+        devices.check_batch_size(100)
+
+
+@pytest.mark.parametrize("variant", ["plain", "rich"])
+def test_steps_in_one_dispatch_give_the_same_bits(variant):
+    config = tiny_run.get_config(variant)
+    config.steps_per_dispatch = 4
+    tiny = tiny_run.Tiny(config)
+    indices = tiny.batches(4)
+    tiny.trainer.steps_per_dispatch = 1
+    one = tiny.state()
+    for row in range(4):
+        one, metrics, _ = tiny.take(one, indices[row : row + 1])
+    tiny.trainer.steps_per_dispatch = 4
+    four, metrics4, _ = tiny.take(tiny.state(), indices)
+    three = tiny.take(tiny.state(), indices[:3])[0]
+    three_and_one = tiny.take(three, indices[3:])[0]  # the same program, fewer of its rows
+    assert int(four.step) == 4
+    assert tiny_run.leaves(one) == tiny_run.leaves(four) == tiny_run.leaves(three_and_one)
+    assert metrics.means() == metrics4.means()
+    assert tiny.trainer._train._cache_size() == 2
+
+
+def test_a_step_is_a_function_of_seed_and_step(tiny):
+    indices = tiny.batches(1)
+    ends = [tiny_run.leaves(tiny.take(tiny.state(), indices)[0]) for _ in range(2)]
+    assert ends[0] == ends[1]
+
+
+def test_a_run_compiles_two_steps_whatever_is_logged(tmp_path, monkeypatch):
+    programs, dispatched = set(), []
+
+    def fake(self, network, optimizer, devices, steps_per_epoch):
+        init(self, network, optimizer, devices, steps_per_epoch)
+
+        def train(state, examples, indices, count, *numbers):
+            arrays = (indices, count, *numbers)
+            programs.add(str(jax.tree.map(lambda a: (a.shape, a.dtype), arrays)))
+            dispatched.append(int(count))
+            state = state.replace(step=state.step + count)
+            return state, Metrics.empty(), StepMetrics(*np.zeros((2, len(indices))))
+
+        self._train = train
+
+    init = Trainer.__init__
+    monkeypatch.setattr(Trainer, "__init__", fake)
+    config = tiny_run.get_config()
+    config.data.val_fraction = 0.0
+    config.evaluate.split = "test"
+    config.batch_size = 15  # 42 full batches and one of 10
+    config.steps_per_dispatch = 6
+    config.log.every_steps = 7
+    final, _ = train_and_evaluate(config, tmp_path)
+    assert final["step"] == 3 * 43 == sum(dispatched)
+    assert len(set(dispatched)) > 3
+    assert len(programs) == 2

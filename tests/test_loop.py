@@ -1,0 +1,286 @@
+"""Whole trainings of seconds: what they keep, choose, refuse, and how they end."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny_run
+
+from resnet_jax import evaluate_run, load_run, main, train_and_evaluate
+from resnet_jax.errors import Interrupted, UserError
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.driver import Evaluator, Trainer
+
+# A process that kills itself right after it dispatched a step, with saves still in flight.
+KILLED = """
+import os, signal, sys
+from resnet_jax import main
+from resnet_jax.runs import recorder
+progress = recorder.Recorder.progress
+def killing(self, step, means):
+    progress(self, step, means)
+    if step == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+recorder.Recorder.progress = killing
+main.main(["resnet-jax", *sys.argv[2:]])
+"""
+
+
+def command(workdir, variant="rich"):
+    return [f"--config={tiny_run.CONFIG_FILE}:{variant}", f"--workdir={workdir}"]
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir())
+
+
+def scores(workdir):
+    return {r["step"]: r["accuracy"] for r in tiny_run.records(workdir) if r["kind"] == "score"}
+
+
+def assert_same_end(workdir, reference):
+    """Compares the last checkpoint and the records with those of an uninterrupted run."""
+    folder, final, state = reference
+    found = Checkpoints(workdir / "checkpoints", keep=2, read_only=True)
+    assert tiny_run.leaves(found.restore(state, final["step"])) == tiny_run.leaves(state)
+    assert tiny_run.records(workdir) == tiny_run.records(folder)
+
+
+@pytest.mark.parametrize(
+    ("which", "field"), [("newest", "test_accuracy"), ("best", "best_test_accuracy")]
+)
+def test_loaded_variables_have_the_recorded_accuracy(plain_run, which, field):
+    folder, final, _ = plain_run
+    model, variables, info, config = load_run(folder, which)
+    sample = tiny_run.Tiny(config).dataset
+    assert info == sample.info
+    mean, std = np.float32(config.data.mean), np.float32(config.data.std)
+    images = (sample.test.images / np.float32(255) - mean) / std
+    logits = model.apply(variables, images, train=False)
+    accuracy = 100 * np.mean(np.asarray(logits).argmax(-1) == sample.test.labels)
+    assert accuracy == pytest.approx(final[field])
+    score = evaluate_run(folder, which, batch_size=100)
+    assert score["accuracy"] == pytest.approx(final[field])
+    assert score["count"] == 320
+
+
+def test_the_closing_record_and_the_last_state(plain_run):
+    folder, final, state = plain_run
+    records = tiny_run.records(folder, drop=())
+    assert records[-1] == final and final["kind"] == "final"
+    assert final["step"] == int(state.step) == 12
+    assert final["best_score"] == max(scores(folder).values())
+    assert final["train_accuracy"] == [r for r in records if r["kind"] == "train"][-1]["accuracy"]
+    assert {"test_loss", "test_accuracy", "best_test_accuracy"} <= final.keys()
+
+
+def test_moving_average_is_what_is_evaluated(rich_run):
+    variables = load_run(rich_run[0], "newest").variables
+    assert tiny_run.leaves(variables) == tiny_run.leaves(rich_run[2].average)
+
+
+def test_reference_exercises_what_resuming_must_carry_on(rich_run):
+    folder, final, state = rich_run
+    records = tiny_run.records(folder)
+    rates = {record["learning_rate"] for record in records if record["kind"] == "train"}
+    accuracies = list(scores(folder).values())
+    assert len(rates) > 1, "the plateau schedule never lowered the learning rate"
+    assert accuracies.index(max(accuracies)) not in (0, len(accuracies) - 1)
+    assert state.opt_state.gradient_step == final["step"] // 2
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(s, marks=pytest.mark.slow) for s in range(1, 6))]
+)
+def test_killed_run_resumes_bit_for_bit(rich_run, tmp_path, seed):
+    workdir = tmp_path / "run"
+    step = random.Random(seed).randrange(2, rich_run[1]["step"])
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, str(step), *command(workdir)], capture_output=True, text=True
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert all(record["step"] <= step for record in tiny_run.records(workdir))
+    assert main.main(["resnet-jax", *command(workdir)]) == 0
+    assert_same_end(workdir, rich_run)
+
+
+def test_signals_save_and_say_how_to_resume(rich_run, tmp_path, monkeypatch, capfd):
+    workdir = tmp_path / "with space"
+    for step, number, status in ((7, signal.SIGTERM, 143), (8, signal.SIGINT, 130)):
+        with monkeypatch.context() as patch:
+            tiny_run.interrupt(patch, step, number)
+            assert main.main(["/somewhere/main.py", *command(workdir)]) == status
+        assert (workdir / "checkpoints" / str(step)).is_dir()
+        lines = capfd.readouterr().err.splitlines()
+        assert lines[-2].startswith(f"stopped after step {step}, which is saved; ")
+        again = f"python -m resnet_jax.main --config={tiny_run.CONFIG_FILE}:rich"
+        assert lines[-1].strip() == f"{again} '--workdir={workdir}'"
+    assert main.main(["resnet-jax", *command(workdir)]) == 0
+    assert "resuming after step 8" in capfd.readouterr().out
+    assert_same_end(workdir, rich_run)
+
+
+def test_a_library_call_leaves_the_signals_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(signal, "signal", None)  # would fail if called
+    config = tiny_run.get_config()
+    config.num_epochs = 1
+    train_and_evaluate(config, tmp_path)
+
+
+def test_finished_run_is_left_as_it_is(rich_run, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    shutil.copytree(rich_run[0], workdir)
+    before = {p: p.stat().st_mtime_ns for p in workdir.glob("checkpoints/**/*") if p.is_file()}
+    monkeypatch.setattr(Trainer, "train", None)  # would fail if called
+    monkeypatch.setattr(Evaluator, "score", None)
+    final, state = train_and_evaluate(tiny_run.get_config("rich"), workdir)
+    assert final == rich_run[1]
+    assert tiny_run.leaves(state) == tiny_run.leaves(rich_run[2])
+    assert tiny_run.records(workdir, drop=()) == tiny_run.records(rich_run[0], drop=())
+    after = {p: p.stat().st_mtime_ns for p in workdir.glob("checkpoints/**/*") if p.is_file()}
+    assert after == before
+
+
+def test_lost_records_of_a_finished_run_are_scored_again(plain_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain_run[0], workdir)
+    os.remove(workdir / "metrics.jsonl")
+    final, _ = train_and_evaluate(tiny_run.get_config(), workdir)
+    for field in ("test_accuracy", "best_test_accuracy", "train_accuracy", "best_epoch"):
+        assert final[field] == plain_run[1][field]
+
+
+def test_resuming_may_change_what_does_not_alter_the_result(plain_run, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(plain_run[0], workdir)
+    config = tiny_run.get_config()
+    config.evaluate.batch_size = 7
+    config.checkpoint.keep = 5
+    assert train_and_evaluate(config, workdir)[0] == plain_run[1]
+
+
+def test_other_images_are_refused_and_remembered(tmp_path):
+    config, dataset = tiny_run.get_config(), tiny_run.constant_dataset()
+    config.num_epochs = 1
+    train_and_evaluate(config, tmp_path, dataset)
+    with pytest.raises(UserError, match=dataset.info.digest[:8]):
+        train_and_evaluate(config, tmp_path)
+    assert load_run(tmp_path).info == dataset.info
+    assert evaluate_run(tmp_path, dataset=dataset)["count"] == 320
+    with pytest.raises(UserError, match="was trained on 'custom'"):
+        evaluate_run(tmp_path)
+
+
+def test_the_best_is_saved_even_where_no_checkpoint_is_due(tmp_path):
+    config = tiny_run.get_config()
+    config.checkpoint.every_epochs = 100
+    config.checkpoint.keep = 1
+    config.evaluate.every_steps = 2
+    config.schedule.name = "milestones"  # nothing is learnt after the first epoch
+    config.schedule.options.epochs = (1,)
+    config.schedule.options.factor = 1e-9
+    final, _ = train_and_evaluate(config, tmp_path / "run")
+    found = scores(tmp_path / "run")
+    best = min(found, key=lambda step: (-found[step], step))
+    assert best < 12
+    assert checkpoints(tmp_path / "run") == [best, 12]
+    assert evaluate_run(tmp_path / "run", "best")["step"] == best
+    assert final["best_epoch"] == best / 4
+
+
+def test_a_run_that_stops_early_is_finished(tmp_path, monkeypatch):
+    config = tiny_run.get_config()
+    config.num_epochs = 50
+    config.optimizer.learning_rate = 0.0
+    config.evaluate.patience = 2
+    config.checkpoint.every_epochs = 100
+    final, _ = train_and_evaluate(config, tmp_path / "run")
+    stopped = list(scores(tmp_path / "run"))[-1]
+    assert final["step"] == stopped < 200
+    assert stopped in checkpoints(tmp_path / "run")
+    monkeypatch.setattr(Trainer, "train", None)  # would fail if called
+    assert train_and_evaluate(config, tmp_path / "run")[0] == final
+
+
+def test_scores_only_at_the_end(tmp_path, capsys):
+    config = tiny_run.get_config()
+    config.num_epochs = 2
+    config.evaluate.every_epochs = 0
+    train_and_evaluate(config, tmp_path / "run")
+    assert list(scores(tmp_path / "run")) == [8]
+    out = capsys.readouterr().out
+    assert "1/2" in out
+    assert "2/2" in out
+
+
+def test_no_epochs_score_and_save_the_weights_that_there_are(tmp_path):
+    config = tiny_run.get_config()
+    config.num_epochs = 0
+    for _ in range(2):
+        final, _ = train_and_evaluate(config, tmp_path / "run")
+        assert (final["step"], final["train_accuracy"]) == (0, None)
+    assert checkpoints(tmp_path / "run") == [0]
+    score = evaluate_run(tmp_path / "run", "best")
+    assert (score["step"], score["accuracy"]) == (0, final["test_accuracy"])
+
+
+def test_the_test_set_chooses_nothing_unless_told(tmp_path, capsys):
+    config = tiny_run.get_config()
+    config.evaluate.split = "test"
+    config.num_epochs = 2
+    final, _ = train_and_evaluate(config, tmp_path / "run")
+    assert final["best_test_accuracy"] == max(scores(tmp_path / "run").values())
+    assert "chosen by the test set itself" in capsys.readouterr().out
+    assert evaluate_run(tmp_path / "run", "best")["step"] == 8
+
+
+def test_a_score_that_is_not_finite_stops_the_run(tmp_path, monkeypatch):
+    calls, score = [], Evaluator.score
+
+    def bad_score(self, *arguments):
+        metrics = score(self, *arguments)
+        calls.append(0)
+        loss = metrics.loss.replace(total=metrics.loss.total * np.nan)
+        return metrics.replace(loss=loss) if len(calls) == 2 else metrics
+
+    monkeypatch.setattr(Evaluator, "score", bad_score)
+    message = r"the val loss is not finite after step 8; last good checkpoint: step 4; lower"
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(tiny_run.get_config(), tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == [4]
+
+
+@pytest.mark.parametrize(
+    ("group", "field", "value", "message"),
+    [
+        ("model", "num_classes", 9, "model.num_classes is 9 but the data has 10 classes"),
+        ("data", "val_fraction", 0.001, "too small a share"),
+        ("optimizer", "frozen", "nothing_like_it", "matches no parameter"),
+        ("init", "weights", "none.pth", "init.weights.*none.pth"),
+    ],
+)
+def test_what_data_model_or_disk_refuse_leaves_nothing(tmp_path, group, field, value, message):
+    config = tiny_run.get_config()
+    config[group][field] = value
+    with pytest.raises(UserError, match=message):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dispatch_of_some_steps_resumes_within_an_epoch(tmp_path, monkeypatch):
+    config = tiny_run.get_config()
+    config.steps_per_dispatch = 2
+    _, whole = train_and_evaluate(config, tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        tiny_run.interrupt(patch, 6, signal.SIGTERM)
+        tiny_run.train_until_signal(config, tmp_path / "parts")
+    assert 6 in checkpoints(tmp_path / "parts")
+    _, parts = train_and_evaluate(config, tmp_path / "parts")
+    assert tiny_run.leaves(parts) == tiny_run.leaves(whole)
+    assert jax.tree.structure(parts) == jax.tree.structure(whole)
