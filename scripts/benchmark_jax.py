@@ -10,13 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_worker import Answer, compile_seconds, obey, say
+from resnet_jax.data.datasets import Dataset
 
 from resnet_jax.config.load import default_config, validate
-from resnet_jax.data.sources import Dataset
 from resnet_jax.platform import keep_freed_memory
 from resnet_jax.runs.folder import provenance
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator, Trainer
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.task import Task
+from resnet_jax.training.task import create_task
 
 Spec = dict[str, Any]
 
@@ -25,7 +27,7 @@ class Measurement:
     """A training as `train_and_evaluate` runs it, on random images, without its records.
 
     Attributes:
-      task: model, data and compiled functions.
+      trainer: the compiled training step.
       state: the state after the last step.
       step: its number.
     """
@@ -40,30 +42,38 @@ class Measurement:
         config.model.name, config.model.dtype = spec["model"], spec["dtype"]
         config.model.options.update(spec["options"])
         config.batch_size = config.evaluate.batch_size = spec["batch"]
-        config.data.image_size = spec["image_size"]
         config.data.val_fraction, config.data.drop_last = 0.0, True
         config.evaluate.split = "test"
         config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e-3
         config.optimizer.options.momentum = 0.9
-        self.task = Task.create(validate(config), _dataset(spec), lambda note: None)
-        self.state: TrainState = jax.device_put(self.task.state, self.task.steps.replicated)
+        dataset = _dataset(spec)
+        self._task = task = create_task(validate(config), dataset.info)
+        devices = Devices()
+        self._train, self._test = devices.put((dataset.train, dataset.test))
+        self.trainer = Trainer(task.network, task.optimizer, devices, task.agenda.steps_per_epoch)
+        self._evaluator = Evaluator(task.network, devices)
+        self.state: TrainState = devices.put(task.create_state())
         self.step = 0
 
     def train(self, steps: int) -> float:
-        """Takes training steps; returns the last one's mean loss."""
-        stop = self.step + steps
-        size = self.task.steps_per_dispatch
-        for first, indices in self.task.order.dispatches(self.step, stop, size):
+        """Takes training steps; returns the last one's loss."""
+        task, stop = self._task, self.step + steps
+        size = self.trainer.steps_per_dispatch
+        for first, indices in task.order.dispatches(self.step, stop, size):
             rates = np.full(len(indices), 1e-3, np.float32)
-            self.state, sums, _ = self.task.steps.train(
-                self.state, self.task.data["train"], indices, rates
+            numbers = rates, task.hyperparameters, task.config.seed
+            epoch = first // task.agenda.steps_per_epoch
+            self.state, _, told = self.trainer.train(
+                self.state, self._train, indices, epoch, *numbers
             )
             self.step = first + len(indices)
-        return sums.means()["loss"]
+        return float(told.loss[len(indices) - 1])
 
     def evaluate(self) -> float:
         """Scores all test images; returns their mean loss."""
-        return self.task.score(self.state, "test").means()["loss"]
+        batch_size = self._task.config.evaluate.batch_size
+        metrics = self._evaluator.score(self.state.variables(), self._test, batch_size)
+        return metrics.means()["loss"]
 
 
 def _dataset(spec: Spec) -> Dataset:
@@ -71,7 +81,7 @@ def _dataset(spec: Spec) -> Dataset:
     images = random.integers(0, 256, (spec["images"], *shape), np.uint8)
     labels = random.integers(0, 10, (spec["images"],), np.int32)
     names, test = tuple(str(label) for label in range(10)), spec["test_images"]
-    return Dataset(images, labels, images[:test], labels[:test], names, "random images")
+    return Dataset.from_arrays(images, labels, images[:test], labels[:test], names)
 
 
 def roofs(dtype: str) -> tuple[float, float]:
@@ -113,7 +123,7 @@ def main() -> None:
     spec = json.loads(sys.stdin.readline())
     keep_freed_memory()
     measurement = Measurement(spec)
-    unit = measurement.task.steps_per_dispatch
+    unit = measurement.trainer.steps_per_dispatch
     where = provenance()
     del where["command"]  # of this worker, not of the benchmark
     say(

@@ -1,0 +1,81 @@
+"""What the command line sets for its process: determinism, memory, the cache of programs."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import pytest
+import tiny_run
+
+from resnet_jax import platform
+from resnet_jax.errors import UserError
+from resnet_jax.training.loop import train_and_evaluate
+
+FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
+
+# A run in a process of its own: a digest of every leaf at the end.
+RUN = """
+import hashlib, json, sys, tiny_run
+from resnet_jax.training.loop import train_and_evaluate
+
+config = tiny_run.get_config()
+config.num_epochs = 1
+_, state = train_and_evaluate(config, sys.argv[1])
+leaves = tiny_run.leaves(state)
+print(json.dumps({name: hashlib.sha256(leaf[2]).hexdigest() for name, leaf in leaves.items()}))
+"""
+
+
+@pytest.fixture(autouse=True)
+def unset(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_dump_max_hlo_modules=1")
+
+
+def test_determinism_is_requested_once():
+    for _ in range(2):
+        platform.request_determinism()
+        assert os.environ["XLA_FLAGS"] == f"--xla_dump_max_hlo_modules=1 {FLAGS}"
+
+
+def test_a_gpu_without_the_flags_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    config = tiny_run.get_config()
+    config.deterministic = True
+    message = "start Python with the environment variable XLA_FLAGS='--xla_dump.* "
+    with pytest.raises(UserError, match=message + FLAGS.split()[0]):
+        train_and_evaluate(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    platform.request_determinism()
+    platform.check_deterministic()  # started with them
+
+
+def test_a_cpu_needs_no_flags():
+    platform.check_deterministic()
+
+
+def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():
+    with pytest.raises(UserError, match="too little memory; lower batch_size"):
+        with platform.memory_errors():
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nAllocating ...")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        with platform.memory_errors():
+            raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+def test_two_runs_on_a_cpu_give_equal_bits(tmp_path):
+    path = os.pathsep.join([str(tiny_run.CONFIG_FILE.parent), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": path, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "-c", RUN, str(tmp_path / name)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for name in ("a", "b")
+    ]
+    found = [json.loads(run.communicate()[0].splitlines()[-1]) for run in runs]
+    assert found[0] == found[1]
+    assert len(found[0]) > 10
