@@ -133,8 +133,8 @@ def test_an_update_that_overflows_is_never_saved(tmp_path):
     config.evaluate.every_epochs = 0
     config.schedule.name = "milestones"
     config.schedule.options = {"epochs": (1.75,), "factor": 1e38}
-    config.optimizer.learning_rate_factors = (("head/bias", 1e30),)
-    config.optimizer.learning_rate = 1e-30
+    config.optimizer.learning_rate_factors = (("head/bias", 1e38),)
+    config.optimizer.learning_rate = 1e-37
     message = r"not finite .*\(in the state, first \S+\); last good checkpoint: step 4"
     with pytest.raises(UserError, match=message):
         train_and_evaluate(config, tmp_path)
