@@ -2,13 +2,10 @@
 
 import jax
 import numpy as np
-import pytest
 import tiny_run
 
-from resnet_jax.config.load import default_config, validate
-from resnet_jax.errors import UserError
+from resnet_jax.config.load import default_config
 from resnet_jax.training.averages import lookahead, moving_average
-from resnet_jax.training.task import Task
 
 
 def tree(value):
@@ -45,38 +42,3 @@ def test_lookahead_follows_its_definition():
                 lambda a, e: np.testing.assert_allclose(a, e, rtol=1e-5), found, tree(expected)
             )
     assert tiny_run.leaves(slow) == tiny_run.leaves(fast)
-
-
-def test_training_looks_ahead():
-    """Steps with lookahead are plain steps and, after every fifth one, the rule by hand."""
-    config = tiny_run.get_config("speedrun")
-    ahead = Task.create(validate(config), None, print)
-    config.optimizer.lookahead_steps = 0
-    plain = Task.create(validate(config), None, print)
-    total = ahead.agenda.total_steps
-    assert total == 12 and plain.state.average == {}
-
-    state, other = ahead.state, plain.state
-    slow = jax.tree.map(np.array, {"params": other.params, "batch_stats": other.batch_stats})
-    for first, indices in ahead.order.dispatches(0, total, 1):
-        rates = ahead.learning_rates[first : first + 1]
-        state, *_ = ahead.steps.train(state, ahead.data["train"], indices, rates)
-        other, *_ = plain.steps.train(other, plain.data["train"], indices, rates)
-        step = first + 1
-        if step % 5 == 0:
-            kept = 0.95**5 * (step / total) ** 3
-            fast = {"params": other.params, "batch_stats": other.batch_stats}
-            slow = jax.tree.map(lambda s, f: kept * s + (1 - kept) * np.asarray(f), slow, fast)  # noqa: B023
-            other = other.replace(**jax.tree.map(jax.numpy.asarray, slow))
-        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)  # noqa: E731
-        jax.tree.map(close, state.params, other.params)
-        jax.tree.map(close, state.batch_stats, other.batch_stats)
-        jax.tree.map(close, state.variables(), slow)
-    assert set(state.variables()) == {"params", "batch_stats"}
-
-
-def test_two_averages_at_once_are_refused():
-    config = tiny_run.get_config("speedrun")
-    config.optimizer.ema_decay = 0.9
-    with pytest.raises(UserError, match=r"lookahead_steps and optimizer\.ema_decay both average"):
-        validate(config)

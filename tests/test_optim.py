@@ -1,12 +1,10 @@
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from resnet_jax.config.load import default_config, load
+from resnet_jax.config.load import default_config
 from resnet_jax.errors import UserError
 from resnet_jax.training.optimizers import (
     OPTIMIZERS,
@@ -15,9 +13,7 @@ from resnet_jax.training.optimizers import (
     set_learning_rate,
     stop_finished,
 )
-from resnet_jax.trees import named_leaves
 
-CONFIG = pathlib.Path(__file__).parent.parent / "configs" / "speedrun94.py"
 SHAPES = {"conv": {"kernel": (3, 3, 4, 5), "bias": (5,)}, "head": {"kernel": (7, 4)}}
 
 
@@ -258,37 +254,6 @@ def test_weight_decay_factors_first_match_wins():
     jax.tree.map(
         lambda a, p, k: np.testing.assert_allclose(a, k * p, rtol=1e-5), after, make_params(), kept
     )
-
-
-def test_the_speed_record_in_means_is_that_in_sums():
-    """Its steps in PyTorch, with the published numbers for a loss summed over 1,024 images."""
-    torch = pytest.importorskip("torch")
-    config = load(str(CONFIG)).optimizer
-    shapes = {"whitening": {"kernel": (2, 2)}, "bn1_1": {"bias": (5,)}, "head": {"kernel": (5, 7)}}
-    shapes["whitening"]["bias"] = (5,)
-    draw = lambda seed: make_params(seed, shapes)  # noqa: E731
-    rates = [0.2 * config.learning_rate, config.learning_rate, 0.07 * config.learning_rate]
-    history = train(config, draw(0), [draw(1), draw(2), draw(3)], rates)
-
-    scale = 1024 * (1 + 1 / (1 - 0.85))
-    rate, decay = 11.5 / scale, 0.0153 * 1024 / scale
-    tensors = {p: torch.nn.Parameter(torch.tensor(np.array(v))) for p, v in named_leaves(draw(0))}
-    norms = [tensor for path, tensor in tensors.items() if "bn" in path]
-    others = [tensors["whitening/bias"], tensors["head/kernel"]]
-    groups = [
-        {"params": norms, "lr": 64 * rate, "weight_decay": decay / (64 * rate)},
-        {"params": others, "lr": rate, "weight_decay": decay / rate},
-    ]
-    optimizer = torch.optim.SGD(groups, momentum=0.85, nesterov=True)
-    for step, factor in enumerate((0.2, 1.0, 0.07)):
-        for path, grad in named_leaves(draw(step + 1)):
-            tensors[path].grad = 1024 * torch.tensor(np.array(grad))
-        for group, peak in zip(optimizer.param_groups, (64 * rate, rate), strict=True):
-            group["lr"] = factor * peak
-        optimizer.step()
-        for path, ours in named_leaves(history[step]):
-            np.testing.assert_allclose(ours, tensors[path].detach().numpy(), rtol=1e-4, atol=1e-5)
-    assert changed(draw(0), history[-1])["whitening"] == {"kernel": False, "bias": True}
 
 
 def test_updates_stop_after_their_epochs():

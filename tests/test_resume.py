@@ -69,16 +69,6 @@ def test_killed_run_resumes_bit_for_bit(rich_run, tmp_path, seed):
     assert_same_end(workdir, rich_run)
 
 
-@pytest.mark.parametrize("step", [4, 7, 11])  # lookahead moves its weights after 5 and 10 of 12
-def test_lookahead_resumes_bit_for_bit(speedrun_run, tmp_path, monkeypatch, step):
-    workdir = tmp_path / "run"
-    with monkeypatch.context() as patch:
-        tiny_run.interrupt(patch, step, signal.SIGTERM)
-        assert main.main(["resnet-jax", *command(workdir, variant="speedrun")]) == 143
-    assert main.main(["resnet-jax", *command(workdir, variant="speedrun")]) == 0
-    assert_same_end(workdir, speedrun_run)
-
-
 def test_signals_save_and_say_how_to_resume(rich_run, tmp_path, monkeypatch, capfd):
     workdir = tmp_path / "with space"
     for step, number, status in ((7, signal.SIGTERM, 143), (8, signal.SIGINT, 130)):

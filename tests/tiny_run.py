@@ -1,4 +1,4 @@
-"""A training of seconds: a config file with three variants, and what tests do with such runs."""
+"""A training of seconds: a config file with two variants, and what tests do with such runs."""
 
 import dataclasses
 import json
@@ -47,26 +47,6 @@ def _rich(config):
     config.log.histograms = True
 
 
-def _speedrun(config):
-    """A small version of configs/speedrun94.py, with all that only this one uses."""
-    config.num_epochs = 3
-    config.batch_size = 100  # 4 steps an epoch
-    config.model.name = "speedrun94"
-    config.model.options = {"num_filters": (4, 8, 8)}
-    config.init.whitening_images = 50
-    config.data.drop_last = True
-    config.optimizer.learning_rate = 0.5
-    config.optimizer.weight_decay = 1e-2
-    config.optimizer.weight_decay_factors = (("^bn", 0.5),)
-    config.optimizer.frozen = "^whitening/kernel"
-    config.optimizer.frozen_after = (("^whitening/bias", 2.0),)
-    config.optimizer.lookahead_steps = 5
-    config.optimizer.options = {"momentum": 0.85, "nesterov": True}
-    config.augment.flip = "alternating"
-    config.evaluate.test_time_augmentation = "multi_crop"
-    config.checkpoint.every_steps = 3
-
-
 def get_config(variant="plain"):
     config = default_config()
     config.model.name = "resnet_small"
@@ -75,7 +55,7 @@ def get_config(variant="plain"):
     config.data.source = "sample"
     config.data.val_fraction = 0.25  # 480 images remain
     config.evaluate.batch_size = 160
-    choose({"plain": _plain, "rich": _rich, "speedrun": _speedrun}, variant)(config)
+    choose({"plain": _plain, "rich": _rich}, variant)(config)
     return config
 
 
