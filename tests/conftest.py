@@ -26,12 +26,6 @@ def rich_run(tmp_path_factory):
     return _finished_run(tmp_path_factory, "rich")
 
 
-@pytest.fixture(scope="session")
-def speedrun_run(tmp_path_factory):
-    """The folder, closing record and last state of a finished speedrun run; only to be read."""
-    return _finished_run(tmp_path_factory, "speedrun")
-
-
 def _finished_run(tmp_path_factory, variant):
     import tiny_run
 

@@ -17,8 +17,6 @@ WITHOUT_PEER = {
     "resnet_custom",
     "resnet_custom_skip",
     "resnet_textbook",
-    "speedrun94",
-    "speedrun96",
 }
 
 

@@ -320,9 +320,9 @@ def test_one_seed_has_no_deviation():
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--seeds=0"], "--seeds must be at least 1, not 0"),
-        (["--epochs=0"], "--epochs must be at least 1, not 0"),
-        (["--first-seed=-1"], "--first-seed must be at least 0, not -1"),
+        (["--seeds=0"], "--seeds must be between 1 and 1,000,000, not 0"),
+        (["--epochs=0"], "--epochs must be between 1 and 10,000, not 0"),
+        (["--first-seed=-1"], "--first-seed must be between 0 and 1,000,000,000, not -1"),
         (["--record=95"], "--record: invalid choice: '95'"),
         (["--dtype=float8"], "--dtype: invalid choice: 'float8'"),
         (["--seeds=many"], "--seeds: invalid int value: 'many'"),

@@ -27,7 +27,6 @@ def total_macs(layers):
         ("resnet_v1", 253_432_832),
         ("resnet_v2", 335_480_064),
         ("resnet_custom", 118_852_096),
-        ("speedrun94", 118_147_360),
     ],
 )
 def test_macs(name, macs):

@@ -27,8 +27,6 @@ def small(name, **options):
         options = {"stage_strides": known["stage_strides"][:2]} | options
     if "hidden_sizes" in known:
         options = {"num_filters": (4, 4, 4, 4, 6), "hidden_sizes": (8, 8)} | options
-    if name.startswith("speedrun"):
-        options = {"num_filters": (4, 6, 8)} | options
     if name.startswith("vit"):
         options = {"num_layers": 2, "num_heads": 2, "hidden_size": 8} | options
     return create_model(name, **options)
@@ -128,7 +126,6 @@ def test_keys_are_the_usual_ones():
         return state_dict(model, random_variables(model)).keys()
 
     assert keys("resnet20") >= {"layer3.2.bn2.running_var", "linear.weight"}
-    assert keys("speedrun96") >= {"0.bias", "4.conv3.weight", "2.norm1.running_var", "7.weight"}
     assert keys("resnet_small") >= {"conv.weight", "bn.bias", "layer2.0.downsample.1.bias"}
     assert keys("preact_resnet18", **SMALL) >= {"layer2.0.shortcut.0.weight", "layer1.0.bn1.bias"}
     assert keys("resnet50", **SMALL, stem="imagenet") >= {"layer1.0.downsample.0.weight", "fc.bias"}

@@ -16,7 +16,6 @@ from resnet_jax.models.resnet import (
     PreActivationBottleneckBlock,
     ResNet,
 )
-from resnet_jax.models.speedrun import SpeedrunNet
 from resnet_jax.models.vgg import VGG
 from resnet_jax.models.vit import VisionTransformer
 
@@ -90,11 +89,6 @@ MODELS: dict[str, functools.partial[Any]] = {
     # Five textbook blocks; ten are stage_sizes=(2, 2, 3, 3), a third convolution num_convs=3. The
     # report gives neither widths nor stages: assumed.
     "resnet_textbook": _resnet(1, 1, 1, 2, shortcut="convolution", conv_bias=True),
-    # The nets of the speed records for 94 and 96 % on CIFAR-10.
-    "speedrun94": functools.partial(SpeedrunNet, num_filters=(64, 256, 256)),
-    "speedrun96": functools.partial(
-        SpeedrunNet, num_filters=(128, 384, 512), num_convs=3, residual=True, bn_momentum=0.9
-    ),
     "cnn": functools.partial(CNN),
     "alexnet": functools.partial(AlexNet),
     "vgg11": _vgg(1, 1, 2, 2, 2),

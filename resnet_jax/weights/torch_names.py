@@ -16,7 +16,6 @@ import flax.linen as nn
 from resnet_jax.errors import UserError
 from resnet_jax.models.convnets import CNN, AlexNet
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.speedrun import SpeedrunNet
 from resnet_jax.models.vgg import VGG
 from resnet_jax.models.vit import VisionTransformer
 
@@ -173,16 +172,6 @@ def _vgg(model: VGG) -> Rows:
     return rows | _VGG_CLASSIFIERS[model.classifier]
 
 
-def _airbench(model: SpeedrunNet) -> Rows:
-    """Returns the table of a sequence: whitening, activation, the groups, pool, flatten, head."""
-    groups = len(model.num_filters)
-    rows = {"whitening": "0", "head": f"{groups + 4}"}
-    for group in range(1, groups + 1):
-        rows[f"conv{group}_{{n}}"] = f"{group + 1}.conv{{n}}"
-        rows[f"bn{group}_{{n}}"] = f"{group + 1}.norm{{n}}"
-    return rows
-
-
 def _fixed(name: str, rows: Rows, suits: Callable[[Any], bool] = lambda model: True) -> Dialect:
     """Returns a dialect whose table is the same for all models."""
     return Dialect(name, lambda model: rows, lambda model: rows["head"], suits)
@@ -213,7 +202,6 @@ _DIALECTS: dict[type[nn.Module], tuple[Dialect, ...]] = {
     ),
     AlexNet: (_fixed("torchvision", _ALEXNET),),
     CNN: (_fixed("PyTorch tutorial", _CNN),),
-    SpeedrunNet: (Dialect("airbench", _airbench, lambda model: _airbench(model)["head"]),),
 }
 
 
