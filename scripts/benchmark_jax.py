@@ -12,7 +12,7 @@ import numpy as np
 from benchmark_worker import Answer, compile_seconds, obey, say
 
 from resnet_jax.config.load import default_config, validate
-from resnet_jax.data.sources import Dataset
+from resnet_jax.data.datasets import Dataset
 from resnet_jax.platform import keep_freed_memory
 from resnet_jax.runs.folder import provenance
 from resnet_jax.training.state import TrainState
@@ -71,7 +71,7 @@ def _dataset(spec: Spec) -> Dataset:
     images = random.integers(0, 256, (spec["images"], *shape), np.uint8)
     labels = random.integers(0, 10, (spec["images"],), np.int32)
     names, test = tuple(str(label) for label in range(10)), spec["test_images"]
-    return Dataset(images, labels, images[:test], labels[:test], names, "random images")
+    return Dataset.from_arrays(images, labels, images[:test], labels[:test], names, "random")
 
 
 def roofs(dtype: str) -> tuple[float, float]:

@@ -5,7 +5,6 @@ import tiny_run
 
 import resnet_jax
 from resnet_jax import load_checkpoint, train_and_evaluate
-from resnet_jax.data.sources import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import evaluate_run
 from resnet_jax.training.task import Task
@@ -35,10 +34,10 @@ def test_public_names():
 def test_loaded_variables_have_the_recorded_accuracy(plain_run, which, field):
     folder, final, _ = plain_run
     model, variables = load_checkpoint(folder, which)
-    data, sample = tiny_run.get_config().data, load_dataset("sample")
-    images = (sample.test_images / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
+    data, sample = tiny_run.get_config().data, tiny_run.sample()
+    images = (sample.test.images / np.float32(255) - np.float32(data.mean)) / np.float32(data.std)
     logits = model.apply(variables, images, train=False)
-    accuracy = 100 * np.mean(np.asarray(logits).argmax(-1) == sample.test_labels)
+    accuracy = 100 * np.mean(np.asarray(logits).argmax(-1) == sample.test.labels)
     assert accuracy == pytest.approx(final[field])
     score = evaluate_run(folder, which, batch_size=100)
     assert score["accuracy"] == pytest.approx(final[field])

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_run
 
 from resnet_jax.config.load import default_config, validate
-from resnet_jax.data.pipeline import select_classes
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import select_classes
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
 from resnet_jax.training.loop import train_and_evaluate
@@ -18,7 +18,7 @@ from resnet_jax.weights import torch_files, torch_weights
 
 @pytest.fixture(scope="module")
 def sample():
-    return load_dataset("sample")
+    return tiny_run.sample()
 
 
 def get_config(**changes):
@@ -99,16 +99,6 @@ def test_cached_features_give_the_same_training(sample):
 def test_what_can_not_be_cached_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
         check(get_config(**{"init.cached_stage": 5} | changes))
-
-
-def test_classes_are_selected_and_renumbered(sample):
-    chosen = select_classes(sample, (9, 0))
-    assert chosen.class_names == ("truck", "airplane")
-    trucks = sample.train_images[sample.train_labels == 9]
-    np.testing.assert_array_equal(chosen.train_images[chosen.train_labels == 0], trucks)
-    assert np.bincount(chosen.test_labels).tolist() == [32, 32]
-    with pytest.raises(UserError, match="twice"):
-        select_classes(sample, (1, 1))
 
 
 def test_images_are_resized_on_the_device(sample):

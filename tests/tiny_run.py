@@ -1,6 +1,7 @@
 """A training of seconds: a config file with two variants, and what tests do with such runs."""
 
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
@@ -9,7 +10,7 @@ import jax
 import numpy as np
 
 from resnet_jax.config.load import choose, default_config
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import Examples, load_dataset
 from resnet_jax.runs.recorder import Recorder
 
 CONFIG_FILE = pathlib.Path(__file__)
@@ -59,13 +60,20 @@ def get_config(variant="plain"):
     return config
 
 
+@functools.cache
+def sample():
+    """Returns the bundled sample, all of its classes."""
+    return load_dataset(get_config().data)
+
+
 def constant_dataset(pixel=255):
     """Returns the sample with all pixels of one value."""
-    sample = load_dataset("sample")
-    images = {
-        name: np.full_like(getattr(sample, name), pixel) for name in ("train_images", "test_images")
+    whole = sample()
+    parts = {
+        name: Examples(np.full_like(part.images, pixel), part.labels)
+        for name, part in {"train": whole.train, "test": whole.test}.items()
     }
-    return dataclasses.replace(sample, **images)
+    return dataclasses.replace(whole, **parts)
 
 
 def records(workdir, drop=TIME_FIELDS):

@@ -2,17 +2,20 @@
 
 import dataclasses
 import hashlib
+import typing
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax.config.checks import Bounds, Count, checked
 from resnet_jax.data import cifar10, sample, sources
 from resnet_jax.data.download import PlainProgress
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.errors import UserError, shown, unknown
 
+Size = Annotated[int, Bounds(0)]
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10
 
 
@@ -32,10 +35,10 @@ class DatasetInfo:
     """
 
     name: str
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[Count, Count, Count]
     class_names: tuple[str, ...]
-    train_counts: tuple[int, ...]
-    num_test: int
+    train_counts: tuple[Size, ...]
+    num_test: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
@@ -52,23 +55,16 @@ class DatasetInfo:
         Raises:
           UserError: it is no such dict.
         """
-        if not isinstance(value, dict) or value.keys() != _ITEMS.keys():
-            raise UserError("this is no description of a dataset")
-        for name, item in value.items():
-            items = item if name in _LISTS else [item]
-            is_list = isinstance(items, list) and 0 < len(items) < 1_000_000
-            if not is_list or not all(type(i) is _ITEMS[name] for i in items):
-                raise UserError(f"{name} in the description of a dataset is wrong")
-        info = cls(**{n: tuple(v) if n in _LISTS else v for n, v in value.items()})
-        channels, classes = len(info.mean), len(info.class_names)
-        sizes = len(info.image_shape), info.image_shape[-1], len(info.std), len(info.train_counts)
-        if sizes != (3, channels, channels, classes) or min(*info.image_shape, channels) < 1:
-            raise UserError("the description of a dataset contradicts itself")
+        hints = typing.get_type_hints(cls, include_extras=True)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise UserError(f"a dataset is described by {', '.join(hints)}, not {shown(value)}")
+        info = cls(**{n: checked(f"the dataset's {n}", hints[n], value[n]) for n in hints})
+        channels = info.image_shape[-1]
+        if (len(info.mean), len(info.std)) != (channels, channels):
+            raise UserError(f"the dataset's mean and std must have {channels} channels")
+        if len(info.train_counts) != len(info.class_names):
+            raise UserError("the dataset's train_counts and class_names differ in length")
         return info
-
-
-_LISTS = {"image_shape": int, "class_names": str, "train_counts": int, "mean": float, "std": float}
-_ITEMS = {**_LISTS, "name": str, "num_test": int, "digest": str}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,28 +131,25 @@ class Dataset:
         """
         train = _examples("train", train_images, train_labels, len(class_names))
         test = _examples("test", test_images, test_labels, len(class_names))
-        shape = train.images.shape[1:]
-        if test.images.shape[1:] != shape:
+        _, *shape = train.images.shape
+        if list(test.images.shape[1:]) != shape:
             raise UserError(f"test images are {test.images.shape[1:]}, training images {shape}")
-        digest = hashlib.sha256(repr([train.images.shape, class_names]).encode())
-        for part in (train, test):
-            digest.update(np.ascontiguousarray(part.images))
-            digest.update(np.ascontiguousarray(part.labels))
-        counts = [np.bincount(plane.ravel(), minlength=256) for plane in train.images.T]
-        values = np.arange(256) / 255
-        means = [np.average(values, weights=c) for c in counts]
-        stds = [
-            np.average((values - m) ** 2, weights=c) ** 0.5
-            for m, c in zip(means, counts, strict=True)
-        ]
+        arrays = (train.images, train.labels, test.images, test.labels)
+        digest = hashlib.sha256(repr([class_names, *(a.shape for a in arrays)]).encode())
+        for array in arrays:
+            digest.update(np.asarray(array, order="C").data)
+        levels = np.arange(256) / 255
+        shares = [np.bincount(p.ravel(), minlength=256) / p.size for p in train.images.T]
+        mean = [float(share @ levels) for share in shares]
+        squares = [float(share @ levels**2) for share in shares]
         info = DatasetInfo(
             name=name,
-            image_shape=shape,
+            image_shape=tuple(shape),
             class_names=tuple(class_names),
             train_counts=tuple(np.bincount(train.labels, minlength=len(class_names)).tolist()),
             num_test=len(test),
-            mean=tuple(map(float, means)),
-            std=tuple(map(float, stds)),
+            mean=tuple(mean),
+            std=tuple(max(s - m**2, 0.0) ** 0.5 for m, s in zip(mean, squares, strict=True)),
             digest=digest.hexdigest(),
         )
         return cls(info, train, test, f"arrays ({name})")

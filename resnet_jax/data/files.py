@@ -19,8 +19,8 @@ from resnet_jax.data.cifar10 import Batches
 from resnet_jax.data.download import Unavailable, reading
 from resnet_jax.errors import UserError
 
-_PLACES = ("cifar-10-batches-bin", "cifar-10-batches-py")
-_PLACES += ("cifar-10-binary.tar.gz", "cifar-10-python.tar.gz")
+_PLACES = ["cifar-10-batches-bin", "cifar-10-batches-py"]
+_PLACES += ["cifar-10-binary.tar.gz", "cifar-10-python.tar.gz"]
 _WANTED = frozenset(cifar10.NAMES) | {f"{name}.bin" for name in cifar10.NAMES}
 _MEMBER_LIMIT = 1000
 _ARCHIVE_LIMIT = 2**30  # bytes unpacked; the real ones hold 184 MB

@@ -100,7 +100,7 @@ class _Readers:
         passed_over = []
         for name in names:
             try:
-                return name, *getattr(self, name)()
+                return name, *getattr(self, f"read_{name}")()
             except Unavailable as error:
                 passed_over.append(f"{name}: {error}")
                 notify(f"passed over {name}: {error}")
@@ -109,7 +109,7 @@ class _Readers:
             "(--config.data.dir) or take the bundled sample (--config.data.source=sample)"
         )
 
-    def folder(self) -> tuple[Batches, str]:
+    def read_folder(self) -> tuple[Batches, str]:
         if self._found is None:
             place = f"{self._named} holds no CIFAR-10 files" if self._named else "none is named"
             raise Unavailable(f"{place} (--config.data.dir)")
@@ -118,19 +118,19 @@ class _Readers:
         except Unavailable as error:  # what the user names is used or refused, never passed over
             raise UserError(str(error)) from error
 
-    def cache(self) -> tuple[Batches, str]:
+    def read_cache(self) -> tuple[Batches, str]:
         with cache.using(self._root):
             if not self.batches.is_dir():
                 raise Unavailable(f"{self._root} holds no CIFAR-10 yet")
         return files.read(self.batches), f"cache {self._root}"
 
-    def tfds(self) -> tuple[Batches, str]:
+    def read_tfds(self) -> tuple[Batches, str]:
         for data_dir in (tfds.default_data_dir(), self._root / "tensorflow_datasets"):
             if tfds.is_prepared(data_dir):
                 return tfds.read(data_dir), f"tensorflow-datasets in {tfds.prepared_dir(data_dir)}"
         raise Unavailable("no copy is prepared in the array_record format")
 
-    def new_tfds(self) -> tuple[Batches, str]:
+    def read_new_tfds(self) -> tuple[Batches, str]:
         data_dir = self._root / "tensorflow_datasets"
         folder = tfds.prepared_dir(data_dir)
         _, content, phrase = self.first(["folder", "cache", "archive", "npm"], self._notify)
@@ -138,7 +138,7 @@ class _Readers:
         tfds.prepare(data_dir, content)
         return tfds.read(data_dir), f"tensorflow-datasets in {folder}"
 
-    def archive(self) -> tuple[Batches, str]:
+    def read_archive(self) -> tuple[Batches, str]:
         archive = cache.prepare(self.downloads) / ARCHIVE.url.rpartition("/")[2]
         part = archive.with_name(f"{archive.name}.part")
         if not archive.exists():
@@ -150,7 +150,7 @@ class _Readers:
         finally:
             archive.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
 
-    def npm(self) -> tuple[Batches, str]:
+    def read_npm(self) -> tuple[Batches, str]:
         archive = cache.prepare(self.downloads) / npm.ARCHIVE_NAME
         if not archive.exists():
             npm.fetch(archive, self._notify)

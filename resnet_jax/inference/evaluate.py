@@ -11,9 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import selects
-from resnet_jax.data import images
-from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples, class_names, input_shape, load
-from resnet_jax.data.sources import Dataset
+from resnet_jax.data import image_files
+from resnet_jax.data.datasets import Dataset, dataset_info, input_shape, load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.runs import folder as workdir_lib
 from resnet_jax.runs import records as metrics
@@ -64,7 +63,7 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     config = workdir_lib.read_config(folder)
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
-    shape = input_shape(config.data)
+    shape = input_shape(dataset_info(config.data), config.data)
     template = state_template(model, optimizer, config, shape)
     directory = folder / workdir_lib.CHECKPOINTS
     if not directory.is_dir():
@@ -116,9 +115,9 @@ def evaluate_run(
     restored = restore(workdir, which)
     config = restored.config
     if dataset is None:
-        dataset = load(config.data, print)
+        dataset = load_dataset(config.data, print)
     steps = Steps(restored.model, None, config, steps_per_epoch=1)
-    test = Examples(dataset.test_images, dataset.test_labels).on_device(steps.replicated)
+    test = dataset.test.on_device(steps.replicated)
     variables = jax.device_put(restored.variables, steps.replicated)
     sums = steps.evaluate(variables, test, batch_size or config.evaluate.batch_size)
     return {"step": restored.step, **sums.means(), "count": int(np.asarray(sums.count))}
@@ -147,8 +146,8 @@ def predict(
     """Classifies images from files with a checkpoint of a run.
 
     All files are read before anything else, and one that can't be used means that none is. They
-    are brought to the size of the images of CIFAR-10, see `resnet_jax.data.images.read`, and from
-    there take the way of the test images.
+    are brought to the size of the images of CIFAR-10, see `resnet_jax.data.image_files.read`, and
+    from there take the way of the test images.
 
     Args:
       workdir: the folder of the run.
@@ -162,11 +161,12 @@ def predict(
       UserError: if a file is no readable image, or there is no run, or no checkpoint that can be
         used.
     """
-    pixels = images.read(paths, IMAGE_SHAPE[0])
+    pixels = image_files.read(paths, 32)
     restored = restore(workdir, which)
     config = restored.config
     steps = Steps(restored.model, None, config, steps_per_epoch=1)
-    names = class_names(config.data, config.model.num_classes)
+    names = list(dataset_info(config.data).class_names)
+    names += [f"class {label}" for label in range(len(names), config.model.num_classes)]
     predictions = []
     for path, row in zip(paths, steps.probabilities(restored.variables, pixels), strict=True):
         order = np.argsort(-row, kind="stable")

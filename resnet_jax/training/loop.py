@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.data.sources import Dataset
+from resnet_jax.data.datasets import Dataset
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import make_deterministic
 from resnet_jax.runs import folder as workdir_lib
@@ -76,7 +77,7 @@ def train_and_evaluate(
         signals = stack.enter_context(_stop_signals())
         terminal.note(_announcement(task, step, folder))
         if step == 0:
-            recorder.images(task.dataset.train_images[: config.log.images], step)
+            recorder.images(np.asarray(task.dataset.train.images[: config.log.images]), step)
         state = _train(task, state, recorder, checkpoints, signals)
         final = recorder.history.final() or _finish(task, state, recorder, checkpoints)
         terminal.close()

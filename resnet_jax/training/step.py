@@ -14,8 +14,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from resnet_jax import randomness as keys
-from resnet_jax.data.augment import augment, normalize, resize
-from resnet_jax.data.pipeline import Examples, padded_batches
+from resnet_jax.data.augment import STRENGTHS, augment, normalize, resize
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.order import padded_batches
 from resnet_jax.training import averages, faults, whitening
 from resnet_jax.training import freezing as transfer
 from resnet_jax.training import optimizers as optim
@@ -241,6 +242,7 @@ class Steps:
             indices,
             state.step // self._steps_per_epoch,
             config.augment,
+            {name: config.augment[name] for name in STRENGTHS},
             mean=config.data.mean,
             num_classes=config.model.num_classes,
             flip_key=keys.derive(seed_key, keys.Purpose.FLIP),

@@ -10,9 +10,16 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.pipeline import Examples, TrainingOrder, input_shape, load, split
-from resnet_jax.data.sources import SOURCES, Dataset
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.data.datasets import (
+    Dataset,
+    Examples,
+    dataset_info,
+    input_shape,
+    load_dataset,
+    split,
+)
+from resnet_jax.data.order import TrainingOrder
+from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
 from resnet_jax.training import freezing as transfer
 from resnet_jax.training import whitening
@@ -92,7 +99,7 @@ def check(config: ConfigDict) -> None:
     """
     model = build_model(config)
     optimizer = create_optimizer(config.optimizer)
-    shape = input_shape(config.data)
+    shape = input_shape(dataset_info(config.data), config.data)
     if config.init.whitening_images or config.init.cached_stage:
         state = state_template(model, optimizer, config, shape)
         whitening.check(config, state)
@@ -100,8 +107,6 @@ def check(config: ConfigDict) -> None:
         images = jax.ShapeDtypeStruct((2, *shape), np.float32)
         transfer.check_cached_stage(model, state.variables(), images, config)
     learning_rates(config, steps_per_epoch=1)
-    if config.data.source not in SOURCES:
-        raise unknown("data source (data.source)", config.data.source, SOURCES)
 
 
 def check_weights(config: ConfigDict) -> None:
@@ -168,18 +173,18 @@ class Task:
         """
         model = build_model(config)
         optimizer = create_optimizer(config.optimizer)
-        dataset = dataset or load(config.data, notify)
+        dataset = dataset or load_dataset(config.data, notify)
         _check_classes(config, dataset)
         splits = split(dataset, config.data)
         order = TrainingOrder(
-            jax.random.key(config.seed),
+            config.seed,
             len(splits["train"]),
             config.batch_size,
             config.data.shuffle,
             config.data.drop_last,
         )
         agenda = Agenda(config, order.steps_per_epoch)
-        shape = input_shape(config.data)
+        shape = input_shape(dataset.info, config.data)
         template = state_template(model, optimizer, config, shape)
         _check_memory(template)
         state = restore(template)
@@ -252,10 +257,10 @@ def _check_memory(template: TrainState) -> None:
 
 
 def _check_classes(config: ConfigDict, dataset: Dataset) -> None:
-    if len(dataset.class_names) > config.model.num_classes:
+    if len(dataset.info.class_names) > config.model.num_classes:
         raise UserError(
             f"config field model.num_classes is {config.model.num_classes} but the data has "
-            f"{len(dataset.class_names)} classes"
+            f"{len(dataset.info.class_names)} classes"
         )
 
 
@@ -280,6 +285,7 @@ def _weights(
     """Returns the weights that a training starts from; None: random ones."""
     if not config.init.weights:
         return None
-    path, shape = weights_path(config, notify), input_shape(config.data)
+    path = weights_path(config, notify)
+    shape = input_shape(dataset_info(config.data), config.data)
     notify(f"starting from the weights in {path}")
     return import_torch(path, model, "fit", image_shape=shape, seed=config.seed)
