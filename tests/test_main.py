@@ -14,7 +14,6 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import main
-from resnet_jax.data.sources import load_dataset
 
 ROOT = pathlib.Path(resnet_jax.__file__).parent.parent
 
@@ -189,13 +188,13 @@ def test_modes_eval_and_summary(plain_run, capsys):
 
 
 def test_mode_predict(plain_run, tmp_path, capsys):
-    sample = load_dataset("sample")
+    sample = tiny_run.sample()
     paths = [tmp_path / f"{i}.png" for i in range(0, 320, 5)]
     for path in paths:
-        Image.fromarray(sample.test_images[int(path.stem)]).save(path)
+        Image.fromarray(sample.test.images[int(path.stem)]).save(path)
     assert run("--mode=predict", *map(str, paths), workdir=plain_run[0]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = "|".join(sample.class_names)
+    names = "|".join(sample.info.class_names)
     one = rf"(?:{names}) \d+\.\d\d %"
     for path, line in zip(paths, lines, strict=True):
         assert re.fullmatch(f"{path}: {one}, {one}, {one}", line)
@@ -203,10 +202,10 @@ def test_mode_predict(plain_run, tmp_path, capsys):
     assert [sum(p.probabilities) for p in found] == pytest.approx([1] * len(paths))
     model, variables = resnet_jax.load_checkpoint(plain_run[0])
     data = tiny_run.get_config().data
-    images = sample.test_images[::5] / np.float32(255)
+    images = sample.test.images[::5] / np.float32(255)
     images = (images - np.float32(data.mean)) / np.float32(data.std)
     logits = np.asarray(model.apply(variables, images, train=False))
-    best = [sample.class_names[label] for label in logits.argmax(-1)]
+    best = [sample.info.class_names[label] for label in logits.argmax(-1)]
     assert [p.class_names[0] for p in found] == best
     assert [line.split(": ")[1].split()[0] for line in lines] == best
 

@@ -10,34 +10,34 @@ import zipfile
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data import batches
+from resnet_jax.data import cifar10
 
 COUNT = 20
 
 
 def make():
-    """Returns {name: (images, labels)} of six synthetic batches."""
+    """Returns {name: (images, labels)} of six synthetic cifar10."""
     generator = np.random.default_rng(7)
     return {
         name: (
             generator.integers(0, 256, (COUNT, 32, 32, 3), np.uint8),
             generator.permutation(np.arange(COUNT) % 10),
         )
-        for name in batches.NAMES
+        for name in cifar10.NAMES
     }
 
 
 def binary(data):
     """Returns {name: content} in the binary layout."""
-    return {name: batches.pack(*pair) for name, pair in data.items()}
+    return {name: cifar10.pack(*pair) for name, pair in data.items()}
 
 
 def install(set_attribute=setattr):
     """Makes the package take the tiny dataset for CIFAR-10; returns its batches as bytes."""
     content = binary(make())
-    set_attribute(batches, "IMAGES_PER_BATCH", COUNT)
+    set_attribute(cifar10, "IMAGES_PER_BATCH", COUNT)
     digests = {name: hashlib.md5(content[name]).hexdigest() for name in content}
-    set_attribute(batches, "MD5", digests)
+    set_attribute(cifar10, "MD5", digests)
     return content
 
 

@@ -3,11 +3,11 @@
 Images are float32 `[batch, height, width, channels]` in [0, 1].
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from ml_collections import ConfigDict
 
 from resnet_jax.data import policies
@@ -15,19 +15,27 @@ from resnet_jax.data import policies
 # Each augmentation has a key of its own, so that switching one on leaves the others as they were.
 _PURPOSES = ("crop", "flip", "policy", "jitter", "cutout", "erasing", "mix")
 
+_COLORS = ("brightness", "contrast", "saturation")
+STRENGTHS = ("policy_magnitude", *_COLORS, "erasing", "mixup", "cutmix")
+"""The fields of the config that may be traced numbers; zero in the config: the part is absent."""
+
+Scalar = Array | float
+Floats = Sequence[float]
+
 
 def augment(
-    key: jax.Array,
-    images: jax.Array,
-    labels: jax.Array,
-    indices: jax.Array,
-    epoch: jax.Array,
+    key: Array,
+    images: Array,
+    labels: Array,
+    indices: Array,
+    epoch: Array,
     config: ConfigDict,
+    strengths: Mapping[str, Scalar],
     *,
-    mean: Sequence[float],
+    mean: Floats,
     num_classes: int,
-    flip_key: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
+    flip_key: Array | None = None,
+) -> tuple[Array, Array]:
     """Augments a batch.
 
     Args:
@@ -36,7 +44,8 @@ def augment(
       labels: int32 `[batch]`.
       indices: position of each image in the training set, int32 `[batch]`.
       epoch: the epoch, an int32 scalar.
-      config: the group `augment` of a config.
+      config: the group `augment` of a config, which decides what is done.
+      strengths: how strongly, by the names in `STRENGTHS`, in place of the config's.
       mean: the colour that erased pixels get, per channel.
       num_classes: number of classes.
       flip_key: key of the seed and the purpose, the same in every step; alternating flip needs it.
@@ -53,19 +62,25 @@ def augment(
         if flip_key is None:
             raise ValueError("alternating flip needs flip_key")
         images = flip_where(alternating_coin(flip_key, indices, epoch), images)
-    images = _change_colors(keys, images, config, mean)
+    if config.policy == "randaugment":
+        layers, magnitude = config.policy_layers, strengths["policy_magnitude"]
+        images = policies.randaugment(keys["policy"], images, layers, magnitude, mean)
+    elif config.policy == "trivialaugment":
+        images = policies.trivialaugment(keys["policy"], images, mean)
+    if changes := {name: strengths[name] for name in _COLORS if config[name]}:
+        images = color_jitter(keys["jitter"], images, changes)
     if config.cutout:
         images = cutout(keys["cutout"], images, config.cutout, mean)
     if config.erasing:
         scale, ratio = config.erasing_scale, config.erasing_ratio
-        images = random_erasing(keys["erasing"], images, config.erasing, scale, ratio, mean)
+        probability = strengths["erasing"]
+        images = random_erasing(keys["erasing"], images, probability, scale, ratio, mean)
     targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    if config.mixup or config.cutmix:
-        return mix(keys["mix"], images, targets, config.mixup, config.cutmix)
-    return images, targets
+    alphas = {name: strengths[name] for name in ("mixup", "cutmix") if config[name]}
+    return mix(keys["mix"], images, targets, **alphas) if alphas else (images, targets)
 
 
-def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
+def normalize(images: Array, mean: Floats, std: Floats) -> Array:
     """Returns (images - mean) / std, per channel, float32.
 
     Args:
@@ -77,7 +92,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
     return (images.astype(jnp.float32) - shift) / scale
 
 
-def resize(images: jax.Array, size: int) -> jax.Array:
+def resize(images: Array, size: int) -> Array:
     """Returns images of another size, `[batch, size, size, channels]`, by bilinear interpolation.
 
     Args:
@@ -90,7 +105,7 @@ def resize(images: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(images, shape, "bilinear")
 
 
-def random_crop(key: jax.Array, images: jax.Array, padding: int, mode: str) -> jax.Array:
+def random_crop(key: Array, images: Array, padding: int, mode: str) -> Array:
     """Pads all sides and crops each image to its old size at a random offset.
 
     Args:
@@ -105,18 +120,18 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int, mode: str) -> j
     offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
 
     # Of seven formulations this is the fastest on CPU: XLA copies whole windows.
-    def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
+    def crop(image: Array, offset: Array) -> Array:
         return lax.dynamic_slice(image, (offset[0], offset[1], 0), shape)
 
     return jax.vmap(crop)(padded, offsets)
 
 
-def flip_where(flipped: jax.Array, images: jax.Array) -> jax.Array:
+def flip_where(flipped: Array, images: Array) -> Array:
     """Mirrors those images, `[batch, height, width, channels]`, that `flipped` `[batch]` marks."""
     return jnp.where(flipped[:, None, None, None], images[:, :, ::-1], images)
 
 
-def alternating_coin(key: jax.Array, indices: jax.Array, epoch: jax.Array) -> jax.Array:
+def alternating_coin(key: Array, indices: Array, epoch: Array) -> Array:
     """Returns which images to flip: at random in epoch 0, from then on every other epoch.
 
     So every image is seen from both sides in every two epochs (Jordan 2024, "94% on CIFAR-10 in
@@ -131,13 +146,13 @@ def alternating_coin(key: jax.Array, indices: jax.Array, epoch: jax.Array) -> ja
       bool `[batch]`.
     """
 
-    def coin(index: jax.Array) -> jax.Array:
+    def coin(index: Array) -> Array:
         return jax.random.bits(jax.random.fold_in(key, index), dtype=jnp.uint32) % 2
 
     return (jax.vmap(coin)(indices) + epoch) % 2 == 1
 
 
-def cutout(key: jax.Array, images: jax.Array, side: int, mean: Sequence[float]) -> jax.Array:
+def cutout(key: Array, images: Array, side: int, mean: Floats) -> Array:
     """Sets a square to the mean (DeVries and Taylor 2017); it may reach over the border.
 
     Args:
@@ -154,40 +169,34 @@ def cutout(key: jax.Array, images: jax.Array, side: int, mean: Sequence[float]) 
     return jnp.where(inside[..., None], jnp.asarray(mean, images.dtype), images)
 
 
-def color_jitter(
-    key: jax.Array, images: jax.Array, brightness: float, contrast: float, saturation: float
-) -> jax.Array:
+def color_jitter(key: Array, images: Array, changes: Mapping[str, Scalar]) -> Array:
     """Changes brightness, contrast and saturation by random factors, in this order.
 
     Args:
       key: PRNG key.
       images: float32 `[batch, height, width, 3]` in [0, 1].
-      brightness: largest relative change; the factor is uniform in 1 - it to 1 + it.
-      contrast: the same of the contrast.
-      saturation: the same of the saturation.
+      changes: largest relative change of each property that changes; the factor is uniform in
+        1 - it to 1 + it.
     """
-
-    def factor(key: jax.Array, change: float) -> jax.Array:
-        return jax.random.uniform(key, (len(images), 1, 1, 1), jnp.float32, 1 - change, 1 + change)
-
-    keys = jax.random.split(key, 3)
-    if brightness:
-        images = policies.blend(0.0, images, factor(keys[0], brightness))
-    if contrast:
-        images = policies.contrast(images, factor(keys[1], contrast))
-    if saturation:
-        images = policies.saturate(images, factor(keys[2], saturation))
+    for property_key, name in zip(jax.random.split(key, 3), _COLORS, strict=True):
+        if name in changes:
+            low, high = 1 - changes[name], 1 + changes[name]
+            shape = (len(images), 1, 1, 1)
+            factor = jax.random.uniform(property_key, shape, jnp.float32, low, high)
+            images = _CHANGES[name](images, factor)
     return images
 
 
+_CHANGES = {
+    "brightness": lambda images, factor: policies.blend(0.0, images, factor),
+    "contrast": policies.contrast,
+    "saturation": policies.saturate,
+}
+
+
 def random_erasing(
-    key: jax.Array,
-    images: jax.Array,
-    probability: float,
-    scale: Sequence[float],
-    ratio: Sequence[float],
-    mean: Sequence[float],
-) -> jax.Array:
+    key: Array, images: Array, probability: Scalar, scale: Floats, ratio: Floats, mean: Floats
+) -> Array:
     """Sets a random rectangle inside some images to the mean (Zhong et al. 2020).
 
     Args:
@@ -214,8 +223,12 @@ def random_erasing(
 
 
 def mix(
-    key: jax.Array, images: jax.Array, targets: jax.Array, mixup: float, cutmix: float
-) -> tuple[jax.Array, jax.Array]:
+    key: Array,
+    images: Array,
+    targets: Array,
+    mixup: Scalar | None = None,
+    cutmix: Scalar | None = None,
+) -> tuple[Array, Array]:
     """Mixes each image and its target with another of the batch, all in one proportion.
 
     Mixup (Zhang et al. 2018) averages the pixels; cutmix (Yun et al. 2019) pastes a rectangle, and
@@ -225,25 +238,25 @@ def mix(
       key: PRNG key.
       images: float32 `[batch, height, width, channels]`.
       targets: float32 `[batch, num_classes]`.
-      mixup: alpha of mixup's Beta distribution; 0: no mixup.
-      cutmix: alpha of cutmix's Beta distribution; 0: no cutmix.
+      mixup: alpha of mixup's Beta distribution; None: no mixup.
+      cutmix: alpha of cutmix's Beta distribution; None: no cutmix.
     """
     key_partner, key_mixup, key_cutmix, key_coin = jax.random.split(key, 4)
     height, width = images.shape[1:3]
     partner = jax.random.permutation(key_partner, len(images))
     # The share of every pixel that its own image keeps, [height, width].
     kept = jnp.ones((height, width))
-    if mixup:
+    if mixup is not None:
         kept = kept * symmetric_beta(key_mixup, mixup)
-    if cutmix:
-        use = jax.random.bernoulli(key_coin, 0.5 if mixup else 1.0)
+    if cutmix is not None:
+        use = jax.random.bernoulli(key_coin, 1.0 if mixup is None else 0.5)
         kept = jnp.where(use, _cutmix_mask(key_cutmix, cutmix, height, width), kept)
     share = kept.mean()
     images = kept[:, :, None] * images + (1 - kept[:, :, None]) * images[partner]
     return images, share * targets + (1 - share) * targets[partner]
 
 
-def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...] = ()) -> jax.Array:
+def symmetric_beta(key: Array, alpha: Scalar, shape: tuple[int, ...] = ()) -> Array:
     """Draws from Beta(alpha, alpha) without the rejection loop of `jax.random.beta`.
 
     That loop takes seconds to compile and stalls an accelerator in every step. Here t has Student's
@@ -263,13 +276,8 @@ def symmetric_beta(key: jax.Array, alpha: float, shape: tuple[int, ...] = ()) ->
 
 
 def rectangles(
-    top: jax.Array,
-    left: jax.Array,
-    rows: jax.Array | int,
-    columns: jax.Array | int,
-    height: int,
-    width: int,
-) -> jax.Array:
+    top: Array, left: Array, rows: Array | int, columns: Array | int, height: int, width: int
+) -> Array:
     """Returns which pixels lie in each image's rectangle, bool `[batch, height, width]`.
 
     Args:
@@ -286,19 +294,7 @@ def rectangles(
     return in_rows[:, :, None] & in_columns[:, None, :]
 
 
-def _change_colors(
-    keys: dict[str, jax.Array], images: jax.Array, config: ConfigDict, mean: Sequence[float]
-) -> jax.Array:
-    if config.policy == "randaugment":
-        layers, magnitude = config.policy_layers, config.policy_magnitude
-        images = policies.randaugment(keys["policy"], images, layers, magnitude, mean)
-    elif config.policy == "trivialaugment":
-        images = policies.trivialaugment(keys["policy"], images, mean)
-    changes = config.brightness, config.contrast, config.saturation
-    return color_jitter(keys["jitter"], images, *changes) if any(changes) else images
-
-
-def _cutmix_mask(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:
+def _cutmix_mask(key: Array, alpha: Scalar, height: int, width: int) -> Array:
     """Returns 0 in a random rectangle, clipped at the border, and 1 elsewhere."""
     key_share, key_y, key_x = jax.random.split(key, 3)
     side = jnp.sqrt(1 - symmetric_beta(key_share, alpha))

@@ -1,28 +1,26 @@
 """Downloads files of known digests; an interrupted download goes on where it stopped."""
 
-import functools
+import contextlib
 import hashlib
 import http.client
 import time
-import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
-from resnet_jax.data import cache, originals
-from resnet_jax.data.batches import Batches, Unavailable
+from resnet_jax.data import cache
 from resnet_jax.errors import UserError
 
 Progress = Callable[[str, int, int], None]
 """Called often with what is downloaded, the bytes so far and the bytes in all."""
 
-URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-FILE_NAME = URL.rpartition("/")[2]
-BYTES = 170_052_171
-MD5 = "c32a1d4ab5d03f1284b67883e8d87530"
 TIMEOUT = 20  # seconds without a byte
 _CHUNK = 2**18
+
+
+class Unavailable(UserError):
+    """A source cannot serve the data, but another may: `auto` passes over it, saying why."""
 
 
 class Remote(NamedTuple):
@@ -41,27 +39,16 @@ class Remote(NamedTuple):
     digest: str
 
 
-def read_archive(root: Path, progress: Progress) -> Batches:
-    """Downloads the original archive to the cache folder `root` and reads it.
-
-    Args:
-      root: the cache folder; the unfinished part of the archive stays there between calls.
-      progress: told about every piece that arrives.
-
-    Raises:
-      Unavailable: the host is out of reach, or what it sent is not the archive.
-      UserError: the cache can't be written or its disk is full; no partial file is left then.
-    """
-    part = cache.prepare(root) / f"{FILE_NAME}.part"
-    archive = part.with_suffix("")
-    if not archive.exists():
-        complete(Remote(URL, BYTES, "md5", MD5), part, progress)
-        with cache.using(root):
-            part.replace(archive)
+@contextlib.contextmanager
+def reading(what: object) -> Iterator[None]:
+    """Turns whatever a forged or damaged file makes a library raise into `Unavailable`."""
     try:
-        return originals.read(archive)
-    finally:
-        archive.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise Unavailable(f"cannot read {what}: {reason}") from error
 
 
 def complete(remote: Remote, part: Path, progress: Progress) -> None:
@@ -81,19 +68,14 @@ def complete(remote: Remote, part: Path, progress: Progress) -> None:
         try:
             _append(remote, part, progress)
             reason = "the connection was closed early"
-        except Unavailable:
-            raise
-        except UserError:  # the disk is full: what is there would only keep it so
-            part.unlink(missing_ok=True)
-            raise
         except (http.client.HTTPException, OSError) as error:
-            reason = why(error)
-        if _size(part, remote) <= size:  # no headway: give up, but keep what there is
+            reason = str(error) or type(error).__name__
+        before, size = size, _size(part, remote)
+        if size <= before:  # no headway: give up, but keep what there is
             kept = f"; {size // 10**6} MB are kept, run again to go on" if size else ""
             raise Unavailable(f"{remote.url}: {reason}{kept}")
-        size = _size(part, remote)
     with part.open("rb") as file:
-        new = functools.partial(hashlib.new, remote.algorithm, usedforsecurity=False)
+        new = lambda: hashlib.new(remote.algorithm, usedforsecurity=False)  # noqa: E731
         found = hashlib.file_digest(file, new).hexdigest()
     if not found.startswith(remote.digest):
         part.unlink()
@@ -101,13 +83,6 @@ def complete(remote: Remote, part: Path, progress: Progress) -> None:
             f"{remote.url} is altered: expected {remote.algorithm.upper()} {remote.digest}, "
             f"found {found}; it is deleted"
         )
-
-
-def why(error: Exception) -> str:
-    """Returns the reason of a failed request, in a few words."""
-    if isinstance(error, urllib.error.URLError) and not isinstance(error, urllib.error.HTTPError):
-        return str(error.reason)
-    return str(error) or type(error).__name__
 
 
 def _append(remote: Remote, part: Path, progress: Progress) -> None:
@@ -124,11 +99,19 @@ def _append(remote: Remote, part: Path, progress: Progress) -> None:
             file = part.open("ab" if size else "wb")
         with file:
             while size < total and (chunk := response.read(_CHUNK)):
-                with cache.using(part.parent):
-                    file.write(chunk)
-                    file.flush()
+                _write(file, chunk, part)
                 size += len(chunk)
                 progress(url.rpartition("/")[2], size, total)
+
+
+def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:
+    with cache.using(part.parent):
+        try:
+            file.write(chunk)
+            file.flush()
+        except OSError:  # the disk is full: what is there would only keep it so
+            part.unlink(missing_ok=True)
+            raise
 
 
 def _size(part: Path, remote: Remote) -> int:

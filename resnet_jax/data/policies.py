@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 OPERATIONS = (
     *("identity", "shear_x", "shear_y", "translate_x", "translate_y", "rotate"),
@@ -16,41 +17,29 @@ OPERATIONS = (
     *("posterize", "solarize", "autocontrast", "equalize"),
 )
 
-# Strength of each operation at full magnitude: shear per pixel, translation as a share of the side,
-# degrees, relative change of a colour property, bits removed, share of the range that is inverted.
-RANDAUGMENT = {
-    "shear_x": 0.3,
-    "shear_y": 0.3,
-    "translate_x": 150 / 331,
-    "translate_y": 150 / 331,
-    "rotate": 30.0,
-    "brightness": 0.9,
-    "saturation": 0.9,
-    "contrast": 0.9,
-    "sharpness": 0.9,
-    "posterize": 4.0,
-    "solarize": 1.0,
-}
-TRIVIALAUGMENT = {
-    "shear_x": 0.99,
-    "shear_y": 0.99,
-    "translate_x": 1.0,
-    "translate_y": 1.0,
-    "rotate": 135.0,
-    "brightness": 0.99,
-    "saturation": 0.99,
-    "contrast": 0.99,
-    "sharpness": 0.99,
-    "posterize": 6.0,
-    "solarize": 1.0,
+# Strength of each operation at full magnitude, of RandAugment and TrivialAugment: shear per pixel,
+# translation as a share of the side, degrees, relative change of a colour property, bits removed,
+# share of the range that is inverted.
+_FULL = {
+    "shear_x": (0.3, 0.99),
+    "shear_y": (0.3, 0.99),
+    "translate_x": (150 / 331, 1.0),
+    "translate_y": (150 / 331, 1.0),
+    "rotate": (30.0, 135.0),
+    "brightness": (0.9, 0.99),
+    "saturation": (0.9, 0.99),
+    "contrast": (0.9, 0.99),
+    "sharpness": (0.9, 0.99),
+    "posterize": (4.0, 6.0),
+    "solarize": (1.0, 1.0),
 }
 
 _LUMA = (0.2989, 0.587, 0.114)
 
 
 def randaugment(
-    key: jax.Array, images: jax.Array, layers: int, magnitude: float, fill: Sequence[float]
-) -> jax.Array:
+    key: Array, images: Array, layers: int, magnitude: Array | float, fill: Sequence[float]
+) -> Array:
     """Applies `layers` random operations of one magnitude to each image (Cubuk et al. 2020).
 
     Args:
@@ -63,12 +52,12 @@ def randaugment(
     for layer_key in jax.random.split(key, layers):
         operation_key, sign_key = jax.random.split(layer_key)
         operation = jax.random.randint(operation_key, images.shape[:1], 0, len(OPERATIONS))
-        strength = _strengths(RANDAUGMENT)[operation] * magnitude / 30
+        strength = _strengths(0)[operation] * magnitude / 30
         images = apply_operations(images, operation, strength, _signs(sign_key, operation), fill)
     return images
 
 
-def trivialaugment(key: jax.Array, images: jax.Array, fill: Sequence[float]) -> jax.Array:
+def trivialaugment(key: Array, images: Array, fill: Sequence[float]) -> Array:
     """Applies one random operation of random magnitude to each image (Mueller and Hutter 2021).
 
     Args:
@@ -79,17 +68,13 @@ def trivialaugment(key: jax.Array, images: jax.Array, fill: Sequence[float]) -> 
     operation_key, magnitude_key, sign_key = jax.random.split(key, 3)
     operation = jax.random.randint(operation_key, images.shape[:1], 0, len(OPERATIONS))
     magnitude = jax.random.randint(magnitude_key, images.shape[:1], 0, 31)
-    strength = _strengths(TRIVIALAUGMENT)[operation] * magnitude / 30
+    strength = _strengths(1)[operation] * magnitude / 30
     return apply_operations(images, operation, strength, _signs(sign_key, operation), fill)
 
 
 def apply_operations(
-    images: jax.Array,
-    operation: jax.Array,
-    strength: jax.Array,
-    sign: jax.Array,
-    fill: Sequence[float],
-) -> jax.Array:
+    images: Array, operation: Array, strength: Array, sign: Array, fill: Sequence[float]
+) -> Array:
     """Applies to each image an operation of its own.
 
     Args:
@@ -115,9 +100,7 @@ def apply_operations(
     return jnp.where(_is(operation, "equalize"), equalize(images), images)
 
 
-def warp(
-    images: jax.Array, matrix: jax.Array, shift: jax.Array, fill: Sequence[float]
-) -> jax.Array:
+def warp(images: Array, matrix: Array, shift: Array, fill: Sequence[float]) -> Array:
     """Returns images whose pixel at p is the old pixel nearest to `matrix @ p + shift`.
 
     Args:
@@ -140,14 +123,14 @@ def warp(
     return jnp.where(inside[..., None], warped, jnp.asarray(fill)).reshape(images.shape)
 
 
-def autocontrast(images: jax.Array) -> jax.Array:
+def autocontrast(images: Array) -> Array:
     """Stretches each channel of each image, `[batch, height, width, channels]`, to [0, 1]."""
     low = images.min(axis=(1, 2), keepdims=True)
     span = images.max(axis=(1, 2), keepdims=True) - low
     return jnp.where(span > 0, (images - low) / jnp.where(span > 0, span, 1), images)
 
 
-def equalize(images: jax.Array) -> jax.Array:
+def equalize(images: Array) -> Array:
     """Spreads the 256 values of each channel evenly, by the rule of PIL and torchvision.
 
     Args:
@@ -167,51 +150,51 @@ def equalize(images: jax.Array) -> jax.Array:
     return (jnp.where(unchanged, pixels, equal) / 255).reshape(images.shape).astype(jnp.float32)
 
 
-def saturate(images: jax.Array, factor: jax.Array) -> jax.Array:
+def saturate(images: Array, factor: Array) -> Array:
     """Moves images, `[batch, height, width, 3]`, from grey (factor 0) to and beyond themselves."""
     return blend(_grey(images), images, factor)
 
 
-def contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+def contrast(images: Array, factor: Array) -> Array:
     """Moves images, `[batch, height, width, 3]`, from their mean grey to and beyond themselves."""
     return blend(_mean_grey(images), images, factor)
 
 
-def blend(degenerate: jax.Array | float, images: jax.Array, factor: jax.Array) -> jax.Array:
+def blend(degenerate: Array | float, images: Array, factor: Array) -> Array:
     """Returns degenerate + factor (images - degenerate), clipped to [0, 1]."""
     return jnp.clip(degenerate + factor * (images - degenerate), 0.0, 1.0)
 
 
-def _strengths(ranges: dict[str, float]) -> jax.Array:
-    return jnp.array([ranges.get(name, 0.0) for name in OPERATIONS])
+def _strengths(policy: int) -> Array:
+    return jnp.array([_FULL.get(name, (0.0, 0.0))[policy] for name in OPERATIONS])
 
 
-def _signs(key: jax.Array, operation: jax.Array) -> jax.Array:
+def _signs(key: Array, operation: Array) -> Array:
     return jax.random.rademacher(key, operation.shape, jnp.float32)
 
 
-def _amount(name: str, operation: jax.Array, strength: jax.Array) -> jax.Array:
+def _amount(name: str, operation: Array, strength: Array) -> Array:
     """Returns the strength where the operation is the named one, else 0, `[batch]`."""
     return jnp.where(operation == OPERATIONS.index(name), strength, 0.0)
 
 
-def _is(operation: jax.Array, *names: str) -> jax.Array:
+def _is(operation: Array, *names: str) -> Array:
     """Returns which images have one of the named operations, bool `[batch, 1, 1, 1]`."""
     named = jnp.array([OPERATIONS.index(name) for name in names])
     return (operation[:, None] == named).any(axis=1)[:, None, None, None]
 
 
-def _grey(images: jax.Array) -> jax.Array:
+def _grey(images: Array) -> Array:
     return (images * jnp.array(_LUMA)).sum(axis=-1, keepdims=True)
 
 
-def _mean_grey(images: jax.Array) -> jax.Array:
+def _mean_grey(images: Array) -> Array:
     return _grey(images).mean(axis=(1, 2), keepdims=True)
 
 
 def _inverse_maps(
-    operation: jax.Array, strength: jax.Array, height: int, width: int
-) -> tuple[jax.Array, jax.Array]:
+    operation: Array, strength: Array, height: int, width: int
+) -> tuple[Array, Array]:
     """Returns each image's map from new to old pixels, `[batch, 2, 2]` and `[batch, 2]`."""
     shear_y, shear_x, shift_y, shift_x, degrees = (
         _amount(name, operation, strength)
@@ -224,7 +207,7 @@ def _inverse_maps(
     return matrix, jnp.stack([shift_y * height, shift_x * width], axis=-1)
 
 
-def _blended(images: jax.Array, operation: jax.Array, change: jax.Array) -> jax.Array:
+def _blended(images: Array, operation: Array, change: Array) -> Array:
     """Applies the four operations that move an image from or to a degenerate one."""
     degenerate = jnp.where(_is(operation, "brightness"), 0.0, images)
     degenerate = jnp.where(_is(operation, "saturation"), _grey(images), degenerate)
@@ -234,7 +217,7 @@ def _blended(images: jax.Array, operation: jax.Array, change: jax.Array) -> jax.
     return blend(degenerate, images, 1 + change)
 
 
-def _smoothed(images: jax.Array) -> jax.Array:
+def _smoothed(images: Array) -> Array:
     """Returns images smoothed by a 3x3 kernel of ones and a 5 in the middle; the border stays."""
     rows = images[:, :-2] + images[:, 1:-1] + images[:, 2:]
     total = rows[:, :, :-2] + rows[:, :, 1:-1] + rows[:, :, 2:]

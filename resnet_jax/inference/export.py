@@ -8,7 +8,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.data.pipeline import input_shape
+from resnet_jax.data.datasets import dataset_info, input_shape
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import restore
 from resnet_jax.runs import folder as workdir_lib
@@ -42,7 +42,7 @@ def import_run(
     check(config)
     if not config.init.weights:
         raise UserError("name the PyTorch file to import, by --config.init.weights=FILE")
-    model, shape = build_model(config), input_shape(config.data)
+    model, shape = build_model(config), input_shape(dataset_info(config.data), config.data)
     file = TorchFile(weights_path(config, notify))
     imported = torch_weights.fill(file, model, "fit", image_shape=shape, seed=config.seed)
     optimizer = create_optimizer(config.optimizer)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import default_config
-from resnet_jax.data.pipeline import Examples, padded_batches
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.order import padded_batches
 from resnet_jax.errors import UserError
 from resnet_jax.models.normalization import BatchNorm
 from resnet_jax.trees import map_with_path, named_leaves

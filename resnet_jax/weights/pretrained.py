@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data import cache
-from resnet_jax.data.batches import Unavailable
-from resnet_jax.data.download import TIMEOUT, PlainProgress, Remote, complete, why
+from resnet_jax.data.download import TIMEOUT, PlainProgress, Remote, Unavailable, complete
 from resnet_jax.errors import UserError
 
 URL = "https://download.pytorch.org/models/"
@@ -45,7 +44,7 @@ def torchvision_file(model: str, notify: Callable[[str], None]) -> Path:
             f"config field init.weights is 'torchvision', which has no weights for {model}; "
             f"name a file, or take a model of {', '.join(FILES)}"
         )
-    path = cache.prepare(cache.default_cache_dir()) / FILES[model]
+    path = cache.prepare(cache.default_cache_dir() / "weights") / FILES[model]
     if path.exists():
         return path
     digest = path.stem.rpartition("-")[2]
@@ -68,4 +67,4 @@ def _remote_size(url: str) -> int:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return int(response.headers["Content-Length"])
     except (http.client.HTTPException, OSError, TypeError, ValueError) as error:
-        raise Unavailable(f"{url}: {why(error)}") from error
+        raise Unavailable(f"{url}: {error}") from error

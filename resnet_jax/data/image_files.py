@@ -1,5 +1,6 @@
 """Reads single images of any usual kind, from files that are not trusted."""
 
+import io
 import os
 import pathlib
 import warnings
@@ -79,3 +80,18 @@ def _shallow(image: Image.Image) -> Image.Image:
     if greys.min() < 0 or greys.max() > 65535:
         raise ValueError("its pixels have more than 16 bits")
     return Image.fromarray((greys // 256).astype(np.uint8))
+
+
+def decode_png(content: bytes, width: int, height: int) -> np.ndarray:
+    """Returns the pixels of an RGB PNG, uint8 `[height, width, 3]`.
+
+    Raises:
+      ValueError: it is no RGB PNG of that size, which is checked before anything is decoded.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
+            if (*image.size, image.mode) != (width, height, "RGB"):
+                raise ValueError(f"a PNG of {image.size}, {image.mode}, not {(width, height)}, RGB")
+            return np.asarray(image)
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"not a readable PNG ({error})") from error

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
-from resnet_jax.data import images
+from resnet_jax.data import image_files as images
 from resnet_jax.errors import UserError
 
 RED, GREEN, BLUE = (200, 30, 20), (20, 190, 40), (10, 40, 180)

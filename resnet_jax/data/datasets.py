@@ -1,0 +1,343 @@
+"""Datasets by name: what is known of one before it is loaded, its arrays, and its splits."""
+
+import dataclasses
+import hashlib
+import typing
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.config.checks import Bounds, Count, checked
+from resnet_jax.data import cifar10, sample, sources
+from resnet_jax.data.download import PlainProgress
+from resnet_jax.errors import UserError, shown, unknown
+
+Size = Annotated[int, Bounds(0)]
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What a dataset is, known before it is loaded and stored with each run.
+
+    Attributes:
+      name: its name.
+      image_shape: height, width and channels.
+      class_names: the names of the classes, by label.
+      train_counts: training images of each class.
+      num_test: test images.
+      mean: mean of each channel, of pixels in [0, 1].
+      std: deviation of each channel, of pixels in [0, 1].
+      digest: identifies the bytes, in hexadecimal.
+    """
+
+    name: str
+    image_shape: tuple[Count, Count, Count]
+    class_names: tuple[str, ...]
+    train_counts: tuple[Size, ...]
+    num_test: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the same as what JSON knows."""
+        values = dataclasses.asdict(self)
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_json(cls, value: Any) -> "DatasetInfo":
+        """Returns what `to_json` made a dict of.
+
+        Raises:
+          UserError: it is no such dict.
+        """
+        hints = typing.get_type_hints(cls, include_extras=True)
+        if not isinstance(value, dict) or value.keys() != hints.keys():
+            raise UserError(f"a dataset is described by {', '.join(hints)}, not {shown(value)}")
+        info = cls(**{n: checked(f"the dataset's {n}", hints[n], value[n]) for n in hints})
+        channels = info.image_shape[-1]
+        if (len(info.mean), len(info.std)) != (channels, channels):
+            raise UserError(f"the dataset's mean and std must have {channels} channels")
+        if len(info.train_counts) != len(info.class_names):
+            raise UserError("the dataset's train_counts and class_names differ in length")
+        return info
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Images and their labels, on the host or on a device.
+
+    Attributes:
+      images: uint8 `[examples, height, width, channels]`.
+      labels: int32 `[examples]`.
+    """
+
+    images: np.ndarray | jax.Array
+    labels: np.ndarray | jax.Array
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def on_device(self, sharding: jax.sharding.Sharding) -> "Examples":
+        """Returns the same examples in device memory."""
+        return Examples(*jax.device_put((self.images, self.labels), sharding))
+
+
+jax.tree_util.register_dataclass(Examples, ["images", "labels"], [])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A whole image dataset in memory.
+
+    Attributes:
+      info: what it is.
+      train: the training images.
+      test: the test images.
+      source: a phrase for people: where the bytes came from.
+    """
+
+    info: DatasetInfo
+    train: Examples
+    test: Examples
+    source: str
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: np.ndarray,
+        train_labels: np.ndarray,
+        test_images: np.ndarray,
+        test_labels: np.ndarray,
+        class_names: Sequence[str],
+        name: str = "custom",
+    ) -> "Dataset":
+        """Returns a dataset of a user's own arrays.
+
+        Args:
+          train_images: uint8 `[train, height, width, channels]`.
+          train_labels: integers `[train]`, indices into `class_names`.
+          test_images: uint8 `[test, height, width, channels]`.
+          test_labels: integers `[test]`.
+          class_names: the names of the classes, by label.
+          name: name of the dataset.
+
+        Raises:
+          UserError: a shape, a dtype or a label does not fit.
+        """
+        train = _examples("train", train_images, train_labels, len(class_names))
+        test = _examples("test", test_images, test_labels, len(class_names))
+        _, *shape = train.images.shape
+        if list(test.images.shape[1:]) != shape:
+            raise UserError(f"test images are {test.images.shape[1:]}, training images {shape}")
+        arrays = (train.images, train.labels, test.images, test.labels)
+        digest = hashlib.sha256(repr([class_names, *(a.shape for a in arrays)]).encode())
+        for array in arrays:
+            digest.update(np.asarray(array, order="C").data)
+        levels = np.arange(256) / 255
+        shares = [np.bincount(p.ravel(), minlength=256) / p.size for p in train.images.T]
+        mean = [float(share @ levels) for share in shares]
+        squares = [float(share @ levels**2) for share in shares]
+        info = DatasetInfo(
+            name=name,
+            image_shape=tuple(shape),
+            class_names=tuple(class_names),
+            train_counts=tuple(np.bincount(train.labels, minlength=len(class_names)).tolist()),
+            num_test=len(test),
+            mean=tuple(mean),
+            std=tuple(max(s - m**2, 0.0) ** 0.5 for m, s in zip(mean, squares, strict=True)),
+            digest=digest.hexdigest(),
+        )
+        return cls(info, train, test, f"arrays ({name})")
+
+
+def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:
+    """Returns a user's arrays, checked."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+        raise UserError(
+            f"{split}_images must be uint8 [images, height, width, channels], "
+            f"not {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+        raise UserError(
+            f"{split}_labels must be integers [{len(images)}], not {labels.dtype} {labels.shape}"
+        )
+    if labels.min() < 0 or labels.max() >= num_classes:
+        raise UserError(
+            f"{split}_labels must be from 0 to {num_classes - 1}, as class_names has it"
+        )
+    return Examples(images, labels.astype(np.int32))
+
+
+def dataset_info(config: ConfigDict) -> DatasetInfo:
+    """Returns what the data of a config is, without loading it.
+
+    Args:
+      config: the group `data` of a config.
+
+    Raises:
+      UserError: the source is unknown, or a class is named twice.
+    """
+    return _selected(_whole(config.source), config.classes)
+
+
+def load_dataset(config: ConfigDict, notify: Callable[[str], None] = print) -> Dataset:
+    """Returns the dataset that a config names, with the `info` of `dataset_info`.
+
+    Args:
+      config: the group `data` of a config.
+      notify: told what is passed over and fetched.
+
+    Raises:
+      UserError: if it can't be had, or a class is named twice.
+    """
+    if config.source == "sample":
+        parts, phrase = [sample.load("train"), sample.load("test")], sample.PHRASE
+    else:
+        progress = PlainProgress(notify)
+        content, phrase = sources.fetch(config.source, config.dir or None, notify, progress)
+        names = cifar10.TRAIN_NAMES, cifar10.TEST_NAMES
+        parts = [cifar10.unpack(content, split) for split in names]
+    train, test = (Examples(*part) for part in parts)
+    return select_classes(Dataset(_whole(config.source), train, test, phrase), config.classes)
+
+
+def _whole(source: str) -> DatasetInfo:
+    """Returns what the data of a source is, with all classes."""
+    if source not in sources.SOURCES:
+        raise unknown("data source (data.source)", source, sources.SOURCES)
+    if source == "sample":
+        name, digests, train, test = "cifar10_sample", sample.SHA256, *sample.PER_CLASS.values()
+    else:
+        name, digests, test = "cifar10", cifar10.MD5, cifar10.IMAGES_PER_BATCH // 10
+        train = 5 * test
+    return DatasetInfo(
+        name=name,
+        image_shape=(32, 32, 3),
+        class_names=cifar10.CLASS_NAMES,
+        train_counts=(train,) * 10,
+        num_test=10 * test,
+        mean=_MEAN,
+        std=_STD,
+        digest=hashlib.sha256("".join(digests.values()).encode()).hexdigest(),
+    )
+
+
+def _selected(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
+    """Returns what is left of a dataset with as many test images of each class."""
+    if not classes:
+        return info
+    if len(set(classes)) < len(classes):
+        raise UserError(f"config field data.classes names a class twice: {tuple(classes)}")
+    if not all(0 <= label < len(info.class_names) for label in classes):
+        raise UserError(
+            f"config field data.classes: {info.name} has {len(info.class_names)} classes"
+        )
+    return dataclasses.replace(
+        info,
+        class_names=tuple(info.class_names[label] for label in classes),
+        train_counts=tuple(info.train_counts[label] for label in classes),
+        num_test=info.num_test * len(classes) // len(info.class_names),
+        digest=hashlib.sha256(f"{info.digest} {tuple(classes)}".encode()).hexdigest(),
+    )
+
+
+def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
+    """Returns the images of some classes, with labels renumbered in their order.
+
+    Args:
+      dataset: the whole dataset.
+      classes: labels to keep; empty: all.
+
+    Raises:
+      UserError: if a class is named twice or does not exist.
+    """
+    if not classes:
+        return dataset
+    info = _selected(dataset.info, classes)
+    renumbered = np.full(len(dataset.info.class_names), -1, np.int32)
+    renumbered[list(classes)] = np.arange(len(classes))
+
+    def select(part: Examples) -> Examples:
+        labels = renumbered[part.labels]
+        return Examples(part.images[labels >= 0], labels[labels >= 0])
+
+    train, test = select(dataset.train), select(dataset.test)
+    info = dataclasses.replace(info, num_test=len(test))
+    return Dataset(info, train, test, f"{dataset.source} ({', '.join(info.class_names)} only)")
+
+
+def input_shape(info: DatasetInfo, config: ConfigDict) -> tuple[int, int, int]:
+    """Returns the height, width and channels of what a model takes.
+
+    Args:
+      info: the dataset.
+      config: the group `data` of a config.
+    """
+    size = config.image_size
+    return (size, size, info.image_shape[-1]) if size else info.image_shape
+
+
+def split_sizes(info: DatasetInfo, config: ConfigDict) -> dict[str, int]:
+    """Returns the number of images of "train", "val" (if there is any) and "test".
+
+    Args:
+      info: the dataset.
+      config: the group `data` of a config.
+
+    Raises:
+      UserError: as `split`.
+    """
+    val = sum(_val_counts(info.train_counts, config.val_fraction))
+    sizes = {"train": sum(info.train_counts) - val, "val": val, "test": info.num_test}
+    return {name: size for name, size in sizes.items() if name != "val" or size}
+
+
+def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
+    """Returns the examples of "train", "val" (if there is any) and "test".
+
+    The split is stratified: of each class the same share is set aside.
+
+    Args:
+      dataset: the whole dataset.
+      config: the group `data` of a config.
+
+    Raises:
+      UserError: if the share set aside is too small for one image, or leaves none of a class.
+    """
+    train, labels = dataset.train, np.asarray(dataset.train.labels)
+    generator = np.random.PCG64(config.split_seed)
+    is_val = np.zeros(len(labels), bool)
+    for label, count in enumerate(_val_counts(dataset.info.train_counts, config.val_fraction)):
+        members = np.flatnonzero(labels == label)
+        # Sorting random words gives one permutation everywhere; Generator.permutation may change.
+        order = np.argsort(generator.random_raw(len(members)), kind="stable")
+        is_val[members[order[:count]]] = True
+    parts = {"train": ~is_val, "val": is_val}
+    splits = {name: Examples(train.images[p], train.labels[p]) for name, p in parts.items()}
+    splits["test"] = dataset.test
+    return {name: part for name, part in splits.items() if name != "val" or len(part)}
+
+
+def _val_counts(counts: Sequence[int], fraction: float) -> list[int]:
+    """Returns how many images of each class are set aside."""
+    if not 0 <= fraction < 1:
+        raise UserError(f"config field data.val_fraction must be in [0, 1), not {fraction}")
+    val = [round(fraction * count) for count in counts]
+    if fraction > 0 and sum(val) == 0:
+        raise UserError(
+            f"config field data.val_fraction is {fraction}, too small a share of {sum(counts):,} "
+            "training images to hold one of any class; raise it"
+        )
+    for label, (part, count) in enumerate(zip(val, counts, strict=True)):
+        if count and part == count:
+            raise UserError(
+                f"config field data.val_fraction is {fraction}, which leaves no training image of "
+                f"class {label}; lower it"
+            )
+    return val
