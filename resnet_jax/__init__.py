@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from resnet_jax.inference.evaluate import evaluate_run, load_checkpoint, predict
-    from resnet_jax.inference.export import export_torch, import_run
+    from resnet_jax.inference.export import export_torch
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.training.loop import train_and_evaluate
-    from resnet_jax.weights.torch_weights import import_torch
+    from resnet_jax.weights.load import import_torch, load_model
 
 __version__ = "0.1.0"
 
@@ -19,10 +19,10 @@ _HOMES = {
     "create_model": "resnet_jax.models.registry",
     "evaluate_run": "resnet_jax.inference.evaluate",
     "export_torch": "resnet_jax.inference.export",
-    "import_run": "resnet_jax.inference.export",
-    "import_torch": "resnet_jax.weights.torch_weights",
+    "import_torch": "resnet_jax.weights.load",
     "list_models": "resnet_jax.models.registry",
     "load_checkpoint": "resnet_jax.inference.evaluate",
+    "load_model": "resnet_jax.weights.load",
     "predict": "resnet_jax.inference.evaluate",
     "train_and_evaluate": "resnet_jax.training.loop",
 }
@@ -31,10 +31,10 @@ __all__ = [
     "create_model",
     "evaluate_run",
     "export_torch",
-    "import_run",
     "import_torch",
     "list_models",
     "load_checkpoint",
+    "load_model",
     "predict",
     "train_and_evaluate",
 ]

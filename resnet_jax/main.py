@@ -4,7 +4,6 @@
   python -m resnet_jax.main --mode=eval --workdir=DIR
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
-  python -m resnet_jax.main --mode=import --config=FILE --config.init.weights=FILE --workdir=DIR
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
 
 modes
@@ -13,8 +12,7 @@ modes
   predict   classify images from files with the best checkpoint
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
-  import    begin a run with the weights of a PyTorch file and score it, without training
-  export    write a run's best checkpoint as a PyTorch file, .pth or .safetensors
+  export    write a run's best checkpoint as PyTorch reads it, a .safetensors file
 
 flags
   --config          a file of configs/, with a variant after a colon where it has any
@@ -38,7 +36,7 @@ from ml_collections import ConfigDict, config_flags
 from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
-MODES = ("train", "eval", "predict", "summary", "import", "export")
+MODES = ("train", "eval", "predict", "summary", "export")
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
@@ -102,8 +100,6 @@ def _run_mode(settings: "_Settings") -> None:
         _predict(settings.workdir, settings.images)
     elif settings.mode == "summary":
         _summarise(settings.config)
-    elif settings.mode == "import":
-        _import(settings.config, settings.workdir)
     elif settings.mode == "export":
         _export(settings.workdir, settings.output)
     else:
@@ -127,22 +123,6 @@ def _summarise(config: ConfigDict) -> None:
     print(format_schedule(rates, config.num_epochs))
 
 
-def _import(config: ConfigDict, workdir: str) -> None:
-    from resnet_jax.inference.export import import_run
-    from resnet_jax.platform import enable_cache
-
-    enable_cache()
-    imported = import_run(config, workdir)
-    print(
-        f"imported {imported.num_tensors} tensors from {config.init.weights}, by the names of "
-        f"{imported.dialect}, as a run in {workdir}"
-    )
-    if imported.head_kept:
-        _evaluate(workdir, ["newest"])
-    else:
-        print("the head is new, since the file's does not fit model.num_classes: train it")
-
-
 def _export(workdir: str, output: str) -> None:
     from resnet_jax.inference.export import export_torch
 
@@ -150,12 +130,12 @@ def _export(workdir: str, output: str) -> None:
     print(f"wrote {output}")
 
 
-def _evaluate(workdir: str, checkpoints: Sequence[str] = ("newest", "best")) -> None:
+def _evaluate(workdir: str) -> None:
     from resnet_jax.inference.evaluate import evaluate_run
     from resnet_jax.platform import enable_cache
 
     enable_cache()
-    for which in checkpoints:
+    for which in ("newest", "best"):
         score = evaluate_run(workdir, which)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "

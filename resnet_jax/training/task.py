@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -20,8 +19,8 @@ from resnet_jax.training.optimizers import create_optimizer
 from resnet_jax.training.schedules import create_schedule
 from resnet_jax.training.state import Sums, TrainState, Tree, create_state, state_template
 from resnet_jax.training.step import Steps
-from resnet_jax.weights.pretrained import torchvision_file
-from resnet_jax.weights.torch_weights import import_torch
+from resnet_jax.weights.load import initial_variables
+from resnet_jax.weights.pretrained import weights_file
 
 # Arguments of `create_model` that are fields of their own.
 _ELSEWHERE = {"weights": "init.weights"}
@@ -259,27 +258,11 @@ def _check_classes(config: ConfigDict, dataset: Dataset) -> None:
         )
 
 
-def weights_path(config: ConfigDict, notify: Callable[[str], None]) -> pathlib.Path:
-    """Returns the file that `init.weights` stands for, downloaded if it is torchvision's.
-
-    Args:
-      config: the checked config, whose `init.weights` is not empty.
-      notify: is told of a download.
-
-    Raises:
-      UserError: if it can't be downloaded.
-    """
-    if config.init.weights == "torchvision":
-        return torchvision_file(config.model.name, notify)
-    return pathlib.Path(config.init.weights)
-
-
 def _weights(
     config: ConfigDict, model: nn.Module, notify: Callable[[str], None]
 ) -> dict[str, Tree] | None:
     """Returns the weights that a training starts from; None: random ones."""
     if not config.init.weights:
         return None
-    path, shape = weights_path(config, notify), input_shape(config.data)
-    notify(f"starting from the weights in {path}")
-    return import_torch(path, model, "fit", image_shape=shape, seed=config.seed)
+    path = weights_file(config.init.weights, config.model.name, notify)
+    return initial_variables(path, model, input_shape(config.data), config.seed, notify)

@@ -218,7 +218,7 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.nda
     """
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: weights are written as .safetensors, which PyTorch reads too")
+        raise UserError(f"{path}: weights are written as .safetensors only; PyTorch reads it too")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
