@@ -13,7 +13,9 @@ from resnet_jax.models.registry import create_model
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.task import Task, check
 from resnet_jax.trees import map_with_path
-from resnet_jax.weights import torch_files, torch_weights
+from resnet_jax.weights.load import import_torch
+from resnet_jax.weights.torch_files import write_safetensors
+from resnet_jax.weights.torch_weights import state_dict
 
 
 @pytest.fixture(scope="module")
@@ -121,14 +123,16 @@ def test_training_starts_from_a_file(sample, tmp_path):
     config = get_config(**{"model.num_classes": 7})
     source = Task.create(config, select_classes(sample, config.data.classes), lambda line: None)
     model, variables = source.model, source.state.variables()
-    torch_files.write(tmp_path / "seven.pth", torch_weights.state_dict(model, variables))
+    write_safetensors(tmp_path / "seven.safetensors", state_dict(model, variables))
 
     said = []
-    config = get_config(**{"init.weights": str(tmp_path / "seven.pth"), "seed": 1})
+    config = get_config(**{"init.weights": str(tmp_path / "seven.safetensors"), "seed": 1})
     task = Task.create(config, select_classes(sample, config.data.classes), said.append)
     assert changed(source.state.params["conv1_1"], task.state.params["conv1_1"]) == set()
     assert task.state.params["head"]["kernel"].shape == (4, 5)
-    assert said == [f"starting from the weights in {tmp_path / 'seven.pth'}"]
+    assert len(said) == 1 and said[0].endswith(
+        "; the head is new, since the file's has other shapes"
+    )
 
 
 def test_a_missing_file_is_refused_before_anything_is_made(sample, tmp_path):
@@ -143,10 +147,10 @@ def test_torchvision_head_gives_way_to_that_of_the_report(tmp_path):
     images = jnp.zeros((1, 64, 64, 3))
     published = create_model("vgg11", num_classes=1000, **options)
     variables = published.init(jax.random.key(0), images, train=False)
-    path = tmp_path / "vgg11.pth"
-    torch_files.write(path, torch_weights.state_dict(published, variables))
+    path = tmp_path / "vgg11.safetensors"
+    write_safetensors(path, state_dict(published, variables))
     ours = create_model("vgg11", classifier="transfer", **options)
-    filled = torch_weights.import_torch(path, ours, "fit", image_shape=(64, 64, 3))
+    filled = import_torch(path, ours, "fit", image_shape=(64, 64, 3))
     kept = set(filled["params"]) - {"fc3", "head"}
     assert changed(*({k: v["params"][k] for k in kept} for v in (variables, filled))) == set()
     assert filled["params"]["fc3"]["kernel"].shape == (4096, 512)
