@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.training.loop import train_and_evaluate
     from resnet_jax.weights.load import load_model
-    from resnet_jax.weights.torch_weights import import_torch
+    from resnet_jax.weights.load import import_torch
 
 _HOMES = {
     "Dataset": "data.datasets",
@@ -28,7 +28,7 @@ _HOMES = {
     "default_config": "config.load",
     "evaluate_run": "inference.evaluate",
     "export_torch": "inference.export",
-    "import_torch": "weights.torch_weights",
+    "import_torch": "weights.load",
     "list_models": "models.registry",
     "load_model": "weights.load",
     "load_run": "inference.restore",

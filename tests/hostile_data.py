@@ -10,7 +10,7 @@ import zipfile
 import numpy as np
 import tiny_cifar10
 from hostile.cases import CONFIG, Case
-from hostile_weights import CALLS, built, chain, gadget
+from hostile.weights import CALLS, built, chain, gadget
 
 
 def altered(name, change):

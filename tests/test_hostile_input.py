@@ -7,18 +7,18 @@ import subprocess
 import time
 
 import hostile.config
+import hostile.weights
 import hostile_data
 import hostile_guard
 import hostile_images
 import hostile_runs
-import hostile_weights
 import pytest
 import tiny_cifar10
 from hostile.cases import MAY_WORK
 
 from resnet_jax import main
 
-ROOMS = hostile.config, hostile_images, hostile_weights, hostile_data, hostile_runs
+ROOMS = hostile.config, hostile_images, hostile.weights, hostile_data, hostile_runs
 CASES = [case for room in ROOMS for case in room.cases()]
 
 

@@ -1,5 +1,6 @@
 """Published weights are downloaded once, and checked by the digest in their names."""
 
+import concurrent.futures
 import functools
 import hashlib
 import http.server
@@ -31,22 +32,46 @@ def host(tmp_path, monkeypatch):
     server.shutdown()
 
 
-def test_downloaded_once(host):
+def fetched():
+    return pretrained.weights_file("torchvision", "vgg16", print)
+
+
+def test_downloaded_once_into_a_folder_of_its_own(host, tmp_path):
     content = host.read_bytes()
-    assert pretrained.torchvision_file("vgg16", print).read_bytes() == content
+    path = fetched()
+    assert path.read_bytes() == content
+    assert path == tmp_path / "cache" / "weights" / host.name
+    assert not list(path.parent.rglob("*.part"))
     host.unlink()
-    assert pretrained.torchvision_file("vgg16", print).read_bytes() == content
+    assert fetched().read_bytes() == content
+
+
+def test_two_processes_do_not_append_to_one_part(host, monkeypatch):
+    pool = concurrent.futures.ThreadPoolExecutor(4)
+    requests, complete = [], pretrained.complete
+    monkeypatch.setattr(
+        pretrained, "complete", lambda *args: (requests.append(args), complete(*args))
+    )
+    paths = {future.result() for future in [pool.submit(fetched) for _ in range(4)]}
+    assert [path.read_bytes() for path in paths] == [host.read_bytes()]
+    assert len(requests) == 1
 
 
 def test_altered_file_is_refused(host):
     host.write_bytes(host.read_bytes()[:-1] + b"!")
     with pytest.raises(UserError, match="altered: expected SHA256"):
-        pretrained.torchvision_file("vgg16", print)
+        fetched()
 
 
-def test_missing_file_and_unknown_model(host):
+def test_missing_files_and_an_unknown_model(host, tmp_path):
     host.unlink()
     with pytest.raises(UserError, match=r"404.*--config.init.weights=FILE"):
-        pretrained.torchvision_file("vgg16", print)
+        fetched()
     with pytest.raises(UserError, match="no weights for cnn"):
-        pretrained.torchvision_file("cnn", print)
+        pretrained.weights_file("torchvision", "cnn", print)
+    for path in (tmp_path / "none.pth", tmp_path, "a" * 5000, "\0"):
+        with pytest.raises(UserError, match=r"field init\.weights: there is no file"):
+            pretrained.weights_file(str(path), "vgg16", print)
+    (tmp_path / "mine.pth").touch()
+    path = pretrained.weights_file(str(tmp_path / "mine.pth"), "vgg16", print)
+    assert path == tmp_path / "mine.pth"

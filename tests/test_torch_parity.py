@@ -10,13 +10,13 @@ import pytest
 
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model
-from resnet_jax.weights.torch_weights import import_torch
+from resnet_jax.weights.load import import_torch
 
 torch = pytest.importorskip("torch")
 modules = pytest.importorskip("torch_modules")
 torchvision_vit = pytest.importorskip("torchvision_vit")
 
-SIZES, WIDTHS = (1, 2, 1), (8, 12, 16)
+SIZES, WIDTHS = (1, 2), (8, 12)
 RESNET = {"stage_sizes": SIZES, "num_filters": WIDTHS}
 IMAGENET = RESNET | {"stem": "imagenet"}
 VGG = RESNET | {"dropout_rate": 0.0}
@@ -42,6 +42,21 @@ CASES = {
     "torchvision vit": ("vit_tiny", VIT),
     "older torchvision vit": ("vit_tiny", VIT),
 }
+
+# Those whose layers the others have too; what differs is names, or a part that these train as well.
+DISTINCT = [
+    "torchvision resnet50",
+    "kuangliu resnet18",
+    "kuangliu preact",
+    "akamaster resnet20",
+    "yunjey resnet_small",
+    "xternalz wide",
+    "vgg",
+    "kuangliu vgg",
+    "cnn",
+    "alexnet",
+    "timm vit",
+]
 
 one_by_one = functools.partial(modules.projection, 1)
 three_by_three = functools.partial(modules.projection, 3)
@@ -95,20 +110,22 @@ def channels_last(tensor):
     return array.transpose(0, 2, 3, 1) if array.ndim == 4 else array
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_parity(case, tmp_path):
+def pair(case, folder):
+    """A module of PyTorch and ours with its weights, and images: NumPy's and PyTorch's."""
     name, options = CASES[case]
     module, model = random_module(MODULES[case]), create_model(name, **options)
     # Steps of 2 fall otherwise on an odd side than on an even one, where "SAME" would be noticed.
     height = 32 if case.endswith("vit") or name in ("cnn", "alexnet") else 33
     images = np.random.default_rng(0).normal(size=(4, height, 32, 3)).astype(np.float32)
-    batch = torch.tensor(images.transpose(0, 3, 1, 2).copy())
-    labels = np.array([3, 1, 7, 0])
-    torch.save(module.state_dict(), tmp_path / "weights.pth")
-    variables = import_torch(tmp_path / "weights.pth", model)
+    torch.save(module.state_dict(), folder / "weights.pth")
+    variables = import_torch(folder / "weights.pth", model)
+    return module, model, variables, images, torch.tensor(images.transpose(0, 3, 1, 2).copy())
 
-    module.eval()
-    logits, stages = module(batch)
+
+@pytest.mark.parametrize("case", CASES)
+def test_activations(case, tmp_path):
+    module, model, variables, images, batch = pair(case, tmp_path)
+    logits, stages = module.eval()(batch)
     ours, state = jax.jit(
         lambda v, x: model.apply(v, x, train=False, mutable=["intermediates"]),
     )(variables, images)
@@ -119,8 +136,12 @@ def test_parity(case, tmp_path):
         (feature,) = state["intermediates"][f"stage{index}"]
         np.testing.assert_allclose(feature, channels_last(stage), rtol=1e-4, atol=1e-4)
 
-    module.train()
-    loss = torch.nn.functional.cross_entropy(module(batch)[0], torch.tensor(labels))
+
+@pytest.mark.parametrize("case", DISTINCT)
+def test_gradients_and_statistics(case, tmp_path):
+    module, model, variables, images, batch = pair(case, tmp_path)
+    labels = np.array([3, 1, 7, 0])
+    loss = torch.nn.functional.cross_entropy(module.train()(batch)[0], torch.tensor(labels))
     loss.backward()
     after = module.state_dict() | {n: p.grad for n, p in module.named_parameters()}
     torch.save(after, tmp_path / "gradients.pth")

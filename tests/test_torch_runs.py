@@ -1,8 +1,7 @@
-"""Runs from PyTorch files and PyTorch files from runs, by the command line; a published file."""
+"""PyTorch weights from runs and for runs, by the command line; a published file."""
 
-import os
+import json
 import pathlib
-import re
 
 import numpy as np
 import pytest
@@ -11,9 +10,15 @@ from test_torch_weights import assert_same_bits
 
 import resnet_jax
 from resnet_jax import main
+from resnet_jax.models.registry import create_model
+from resnet_jax.weights import torch_names
+from resnet_jax.weights.load import import_torch, load_model
 from resnet_jax.weights.torch_files import TorchFile
+from resnet_jax.weights.torch_weights import state_dict
 
-CHECKPOINT = "RESNET_JAX_TORCH_CHECKPOINT"
+ROOT = pathlib.Path(__file__).parent.parent
+CHECKPOINT = ROOT.parent / "shared" / "checkpoints" / "resnet20-12fca82f.th"
+needs_checkpoint = pytest.mark.skipif(not CHECKPOINT.exists(), reason=f"needs {CHECKPOINT.name}")
 
 
 def command(*flags):
@@ -21,31 +26,11 @@ def command(*flags):
 
 
 def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
-    folder, final, _ = plain_run
-    weights, imported = tmp_path / "a.pth", tmp_path / "run"
-    assert command("--mode=export", f"--workdir={folder}", f"--output={weights}") == 0
-    config = f"--config={tiny_run.CONFIG_FILE}"
-    arguments = ["--mode=import", config, f"--workdir={imported}"]
-    assert command(*arguments, f"--config.init.weights={weights}") == 0
-    out = capsys.readouterr().out
-    assert f"wrote {weights}" in out
-    assert f"test accuracy {final['best_test_accuracy']:.2f} %" in out
-    assert "on 320 images" in out
-    best = resnet_jax.load_checkpoint(folder)[1]
-    assert_same_bits(resnet_jax.load_checkpoint(imported)[1], best)
-    assert command(*arguments, f"--config.init.weights={weights}") == 2
-    assert "holds a run already; name another folder" in capsys.readouterr().err
-
-
-def test_an_imported_head_that_does_not_fit_is_new(plain_run, tmp_path, capsys):
     weights = tmp_path / "a.safetensors"
     assert command("--mode=export", f"--workdir={plain_run[0]}", f"--output={weights}") == 0
-    flags = [f"--config={tiny_run.CONFIG_FILE}", f"--config.init.weights={weights}"]
-    flags += ["--config.model.num_classes=12", f"--workdir={tmp_path / 'run'}"]
-    assert command("--mode=import", *flags) == 0
-    out = capsys.readouterr().out
-    assert "the head is new" in out
-    assert "accuracy" not in out
+    assert f"wrote {weights}" in capsys.readouterr().out
+    model, best = resnet_jax.load_checkpoint(plain_run[0])
+    assert_same_bits(import_torch(weights, model), best)
 
 
 @pytest.mark.parametrize(
@@ -56,10 +41,9 @@ def test_an_imported_head_that_does_not_fit_is_new(plain_run, tmp_path, capsys):
             "--mode=export takes --workdir, the folder of a run, and",
         ),
         (["--mode=export", "--output=x.pth"], "--mode=export takes --workdir"),
-        (["--mode=export", "--workdir=/nowhere", "--output=x.pth"], "holds no run"),
+        (["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"], "holds no run"),
         (["--output=x.pth"], "--output is for --mode=export only"),
-        (["--mode=import"], "name the PyTorch file to import, by --config.init.weights=FILE"),
-        (["--mode=import", "--config.init.weights=nowhere.pth"], "nowhere.pth"),
+        (["--config.init.weights=nowhere.pth"], "init.weights: there is no file nowhere.pth"),
     ],
 )
 def test_bad_commands(tmp_path, capsys, flags, message):
@@ -74,26 +58,33 @@ def test_bad_commands(tmp_path, capsys, flags, message):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(CHECKPOINT not in os.environ, reason=f"needs {CHECKPOINT}=resnet20-12fca82f.th")
-def test_a_trained_resnet20_scores_as_in_pytorch(tmp_path, capsys):
-    file = pathlib.Path(os.environ[CHECKPOINT]).absolute()
-    root = pathlib.Path(resnet_jax.__file__).parent.parent
+@needs_checkpoint
+def test_a_published_file_is_used_whole_and_goes_out_as_it_came():
+    model, variables = load_model("resnet20", weights=CHECKPOINT)
+    assert model == create_model("resnet20")
+    original, exported = TorchFile(CHECKPOINT).tensors, state_dict(model, variables)
+    assert exported.keys() == original.keys()
+    assert "linear.weight" in original  # akamaster's name
+    for key, tensor in original.items():
+        np.testing.assert_array_equal(exported[key], tensor)
+    assert next(iter(torch_names.dialects(model))) == "kuangliu or akamaster"
+
+
+@pytest.mark.slow
+@needs_checkpoint
+def test_a_published_resnet20_scores_as_in_pytorch(tmp_path, capsys):
     flags = [
-        f"--config={root}/configs/resnet_he2015.py:20",
-        f"--config.init.weights={file}",
+        f"--config={ROOT}/configs/resnet_he2015.py:20",
+        f"--config.init.weights={CHECKPOINT}",
         "--config.data.mean=(0.485,0.456,0.406)",
         "--config.data.std=(0.229,0.224,0.225)",
+        "--config.num_epochs=0",
     ]
-    status = command("--mode=import", *flags, f"--workdir={tmp_path / 'run'}")
+    status = command(*flags, f"--workdir={tmp_path / 'run'}")
     captured = capsys.readouterr()
     if status == 2 and "CIFAR-10" in captured.err:
         pytest.skip("needs CIFAR-10")
     assert status == 0, captured.err
-    assert re.search(r"test accuracy 91\.73 %, .* on 10,000 images", captured.out)
-    assert (
-        command("--mode=export", f"--workdir={tmp_path / 'run'}", f"--output={tmp_path}/a.pth") == 0
-    )
-    exported, original = TorchFile(tmp_path / "a.pth").tensors, TorchFile(file).tensors
-    assert exported.keys() == original.keys()
-    for key, tensor in original.items():
-        np.testing.assert_array_equal(exported[key], tensor)
+    assert "by the names of kuangliu or akamaster" in captured.out
+    final = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert final["test_accuracy"] == pytest.approx(91.73, abs=0.005)

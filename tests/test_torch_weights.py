@@ -7,13 +7,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-import resnet_jax
 from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, list_models, model_options
 from resnet_jax.weights import torch_names
-from resnet_jax.weights.torch_files import TorchFile, write
-from resnet_jax.weights.torch_weights import import_torch, state_dict
+from resnet_jax.weights.load import import_torch, initial_variables, load_model
+from resnet_jax.weights.torch_files import TorchFile, write_safetensors
+from resnet_jax.weights.torch_weights import state_dict
 
 SMALL = {"stage_sizes": (1, 2), "num_filters": (4, 8)}
 
@@ -40,8 +40,8 @@ def narrow_classifiers(monkeypatch):
 
 def random_variables(model, size=32):
     """Variables of random numbers, as NumPy arrays; nothing is compiled."""
-    images = jnp.zeros((1, size, size, 3))
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
 
@@ -49,7 +49,7 @@ def random_variables(model, size=32):
 def saved(path, model, change=lambda tensors: tensors):
     """Writes random variables of a model, and returns them and the path."""
     variables = random_variables(model)
-    write(path, change(state_dict(model, variables)))
+    write_safetensors(path, change(state_dict(model, variables)))
     return variables, path
 
 
@@ -70,14 +70,18 @@ def refusal(path, model, **options):
 # Every model, there and back
 
 
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("name", list_models())
-def test_round_trip_returns_the_same_bits(tmp_path, name, suffix):
+# Cut, many models are the same.
+DISTINCT = {
+    repr(small(name)): name for name in reversed(list_models()) if not name.startswith("speedrun")
+}
+
+
+@pytest.mark.parametrize("name", DISTINCT.values())
+def test_round_trip_returns_the_same_bits(tmp_path, name):
     model = small(name)
-    size = 224 if name.endswith("224") else 32
-    variables = random_variables(model, size)
-    write(tmp_path / f"a{suffix}", state_dict(model, variables))
-    assert_same_bits(import_torch(tmp_path / f"a{suffix}", model), variables)
+    variables = random_variables(model, 224 if name.endswith("224") else 32)
+    write_safetensors(tmp_path / "a.safetensors", state_dict(model, variables))
+    assert_same_bits(import_torch(tmp_path / "a.safetensors", model), variables)
 
 
 VARIANTS = [
@@ -99,25 +103,25 @@ VARIANTS = [
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_round_trip_of_variants(tmp_path, name, options):
     model = small(name, **options)
-    variables, path = saved(tmp_path / "a.pth", model)
+    variables, path = saved(tmp_path / "a.safetensors", model)
     assert_same_bits(import_torch(path, model), variables)
 
 
-@pytest.mark.parametrize("name", ["resnet50", "wide_resnet16_8", "vgg16_bn", "vit_tiny", "alexnet"])
+@pytest.mark.parametrize("name", ["resnet50", "wide_resnet16_8", "vit_tiny"])
 def test_every_dialect_is_found_from_the_keys(tmp_path, name):
     model = small(name)
     variables = random_variables(model)
     ours = state_dict(model, variables)
-    usual = torch_names.usual_dialect(model)
+    usual, *others = torch_names.dialects(model).values()
     paths = ["/".join(e.key for e in p[1:]) for p, _ in jax.tree.leaves_with_path(variables)]
-    for dialect in torch_names.dialects(model):
-        tensors = {dialect.key(model, p): ours[usual.key(model, p)] for p in paths}
-        if None in tensors:
-            assert dialect.name == "xternalz"  # which has no stem with a norm
-            continue
+    for rows in others:
+        if rows["head"] == "fc" and "bn1" not in rows and name == "resnet50":
+            continue  # xternalz's networks have no norm in the stem
+        keys = {torch_names.torch_key(usual, path): path for path in paths}
+        tensors = {torch_names.torch_key(rows, path): ours[key] for key, path in keys.items()}
         assert len(tensors) == len(paths)
-        write(tmp_path / "a.pth", tensors)
-        assert_same_bits(import_torch(tmp_path / "a.pth", model), variables)
+        write_safetensors(tmp_path / "a.safetensors", tensors)
+        assert_same_bits(import_torch(tmp_path / "a.safetensors", model), variables)
 
 
 def test_keys_are_the_usual_ones():
@@ -125,6 +129,9 @@ def test_keys_are_the_usual_ones():
         model = create_model(name, **options)
         return state_dict(model, random_variables(model)).keys()
 
+    rows = torch_names.dialects(create_model("resnet152", stem="imagenet"))["torchvision"]
+    key = torch_names.torch_key(rows, "stage3_block36/conv3/kernel")
+    assert key == "layer3.35.conv3.weight"
     assert keys("resnet20") >= {"layer3.2.bn2.running_var", "linear.weight"}
     assert keys("resnet_small") >= {"conv.weight", "bn.bias", "layer2.0.downsample.1.bias"}
     assert keys("preact_resnet18", **SMALL) >= {"layer2.0.shortcut.0.weight", "layer1.0.bn1.bias"}
@@ -140,7 +147,7 @@ def test_keys_are_the_usual_ones():
 
 def test_kernels_are_transposed_and_the_flattened_layer_permuted(tmp_path):
     model = small("vgg11")
-    variables, path = saved(tmp_path / "a.pth", model)
+    variables, path = saved(tmp_path / "a.safetensors", model)
     tensors = TorchFile(path).tensors
     kernel = variables["params"]["conv2_1"]["kernel"]
     np.testing.assert_array_equal(tensors["features.3.weight"][5, 2], kernel[:, :, 2, 5])
@@ -152,7 +159,7 @@ def test_kernels_are_transposed_and_the_flattened_layer_permuted(tmp_path):
 # What does not fit
 
 
-def test_misfits_are_listed_with_the_nearest_name(tmp_path):
+def test_misfits_are_listed(tmp_path):
     def change(tensors):
         tensors["layer1.0.conv1.wieght"] = tensors.pop("layer1.0.conv1.weight")
         tensors["linear.bias"] = np.zeros(10, np.int64)
@@ -161,22 +168,22 @@ def test_misfits_are_listed_with_the_nearest_name(tmp_path):
         return tensors
 
     model = small("resnet18")
-    _, path = saved(tmp_path / "a.pth", model, change)
+    _, path = saved(tmp_path / "a.safetensors", model, change)
     message = refusal(path, model)
     assert f"{path} does not fit the model, by the names of kuangliu or akamaster: " in message
-    assert "missing layer1.0.conv1.weight (nearest: layer1.0.conv1.wieght); " in message
+    assert "missing layer1.0.conv1.weight; " in message
     assert "extra layer1.0.conv1.wieght, surplus; " in message
-    assert "misshapen layer2.1.bn2.weight 9, not 8; " in message
-    assert message.endswith("not floating-point linear.bias of int64")
+    assert "; unfit linear.bias int64[10], not float[10], " in message
+    assert message.endswith(", layer2.1.bn2.weight float32[9], not float[8]")
 
 
 def test_files_of_other_models(tmp_path):
-    _, path = saved(tmp_path / "a.pth", small("resnet18", stem="imagenet", num_classes=7))
+    file_model = small("resnet18", stem="imagenet", num_classes=7)
+    _, path = saved(tmp_path / "a.safetensors", file_model)
     message = refusal(path, small("resnet18"))
-    assert "misshapen" in message
-    assert "conv1.weight 4x3x7x7, not 4x3x3x3" in message
+    assert "unfit conv1.weight float32[4, 3, 7, 7], not float[4, 3, 3, 3], " in message
     assert "; the file is for a model of stem='imagenet', num_classes=7" in message
-    assert "and 6 more; misshapen fc.bias 7, not 10" in refusal(
+    assert "and 6 more; unfit fc.bias float32[7], not float[10]" in refusal(
         path, small("resnet18", stage_sizes=(1, 3), stem="imagenet")
     )
     assert "missing" in refusal(path, small("vgg11"))
@@ -184,7 +191,7 @@ def test_files_of_other_models(tmp_path):
 
 
 def test_other_modules_and_heads_are_refused(tmp_path):
-    _, path = saved(tmp_path / "a.pth", small("cnn"))
+    _, path = saved(tmp_path / "a.safetensors", small("cnn"))
     assert "modules of class Dense" in refusal(path, nn.Dense(3))
     assert "unknown head 'kep'; did you mean keep?" in refusal(path, small("cnn"), head="kep")
 
@@ -195,7 +202,7 @@ def test_other_dtypes_are_converted(tmp_path, dtype):
         return {key: tensor.astype(dtype) for key, tensor in tensors.items()}
 
     model = small("resnet_small")
-    variables, path = saved(tmp_path / "a.pth", model, change)
+    variables, path = saved(tmp_path / "a.safetensors", model, change)
     expected = jax.tree.map(lambda leaf: leaf.astype(dtype).astype(np.float32), variables)
     assert_same_bits(import_torch(path, model), expected)
 
@@ -204,7 +211,7 @@ def test_too_large_values_are_refused(tmp_path):
     def change(tensors):
         return tensors | {"fc3.bias": np.full(10, 1e300)}
 
-    _, path = saved(tmp_path / "a.pth", small("cnn"), change)
+    _, path = saved(tmp_path / "a.safetensors", small("cnn"), change)
     assert "fc3.bias is not finite, or too large for float32" in refusal(path, small("cnn"))
 
 
@@ -213,7 +220,7 @@ def test_num_batches_tracked_is_passed_over(tmp_path):
         return tensors | {"bn.num_batches_tracked": np.array(5)}
 
     model = small("resnet_small")
-    variables, path = saved(tmp_path / "a.pth", model, change)
+    variables, path = saved(tmp_path / "a.safetensors", model, change)
     assert_same_bits(import_torch(path, model), variables)
 
 
@@ -232,29 +239,27 @@ HEADS = [
 
 @pytest.mark.parametrize(("name", "options"), HEADS)
 def test_heads(tmp_path, name, options):
-    variables, path = saved(tmp_path / "a.pth", small(name, num_classes=7, **options))
+    variables, path = saved(tmp_path / "a.safetensors", small(name, num_classes=7, **options))
     trunk = dict(variables["params"])
     head = trunk.pop("head")
     other = small(name, num_classes=5, **options)
     assert "; the file is for a model of num_classes=7" in refusal(path, other)
-    for mode in ("replace", "fit"):
-        params = import_torch(path, other, mode)["params"]
-        assert params.pop("head")["kernel"].shape[-1] == 5
-        assert_same_bits(params, trunk)
+    params = import_torch(path, other, "fit", seed=1)["params"]
+    new = params.pop("head")
+    assert new["kernel"].shape[-1] == 5
+    assert_same_bits(params, trunk)
+    assert_same_bits(import_torch(path, other, "fit", seed=1)["params"]["head"], new)
+    third = import_torch(path, other, "fit", seed=2)["params"]["head"]
+    assert not np.array_equal(new["kernel"], third["kernel"])
     same = small(name, num_classes=7, **options)
     assert_same_bits(import_torch(path, same, "fit")["params"]["head"], head)
-    new = import_torch(path, same, "replace")["params"]["head"]
-    assert not np.array_equal(new["kernel"], head["kernel"])
-    assert_same_bits(import_torch(path, same, "replace")["params"]["head"], new)
     bare = small(name, num_classes=0, **options)
     dropped = import_torch(path, bare)
     assert_same_bits(dropped["params"], trunk)
-    features = bare.apply(dropped, jnp.zeros((2, 32, 32, 3)), train=False)
-    assert features.shape == (2, head["kernel"].shape[0])
 
 
 def test_a_longer_head_takes_the_place_of_the_last_layer(tmp_path):
-    variables, path = saved(tmp_path / "a.pth", small("vgg11", num_classes=7))
+    variables, path = saved(tmp_path / "a.safetensors", small("vgg11", num_classes=7))
     params = import_torch(path, small("vgg11", classifier="transfer"), "fit")["params"]
     assert params["fc3"]["kernel"].shape == (5, 4)
     assert params["head"]["kernel"].shape == (4, 10)
@@ -274,32 +279,50 @@ def test_a_longer_head_takes_the_place_of_the_last_layer(tmp_path):
         ("vgg16", {}),
     ],
 )
-def test_create_model_with_weights_finds_what_the_file_is_for(tmp_path, name, options):
-    variables, path = saved(tmp_path / "a.pth", small(name, num_classes=7, **options))
-    model, loaded = resnet_jax.create_model(name, weights=path, **SMALL)
+def test_load_model_finds_what_the_file_is_for(tmp_path, name, options):
+    variables, path = saved(tmp_path / "a.safetensors", small(name, num_classes=7, **options))
+    model, loaded = load_model(name, weights=path, **SMALL)
     assert model == small(name, num_classes=7, **options)
     assert_same_bits(loaded, variables)
-    model, loaded = resnet_jax.create_model(name, 3, weights=path, **SMALL)
+    model, loaded = load_model(name, 3, weights=path, **SMALL)
     assert loaded["params"]["head"]["bias"].shape == (3,)
-    model, loaded = resnet_jax.create_model(name, 0, weights=path, **SMALL)
+    model, loaded = load_model(name, 0, weights=path, **SMALL)
     assert "head" not in loaded["params"]
 
 
 def test_a_vit_takes_the_size_of_the_positions(tmp_path):
     model = small("vit_tiny_patch16_224")
     variables = random_variables(model, 64)
-    write(tmp_path / "a.pth", state_dict(model, variables))
+    write_safetensors(tmp_path / "a.safetensors", state_dict(model, variables))
     options = {"num_layers": 2, "num_heads": 2, "hidden_size": 8}
-    _, loaded = resnet_jax.create_model(
-        "vit_small_patch16_224", weights=tmp_path / "a.pth", **options
-    )
+    path = tmp_path / "a.safetensors"
+    _, loaded = load_model("vit_small_patch16_224", weights=path, **options)
     assert loaded["params"]["pos_embed"].shape == (1, 17, 8)
-    message = refusal(tmp_path / "a.pth", model, image_shape=(32, 32, 3))
-    assert "pos_embed 1x17x8, not 1x5x8" in message
+    message = refusal(path, model, image_shape=(32, 32, 3))
+    assert "pos_embed float32[1, 17, 8], not float[1, 5, 8]" in message
 
 
-def test_without_a_classifier_create_model_asks_for_num_classes(tmp_path):
-    _, path = saved(tmp_path / "a.pth", small("cnn", num_classes=0))
+def test_without_a_classifier_load_model_asks_for_num_classes(tmp_path):
+    _, path = saved(tmp_path / "a.safetensors", small("cnn", num_classes=0))
     with pytest.raises(UserError, match="has no classifier of 'cnn'; give num_classes"):
-        resnet_jax.create_model("cnn", weights=path)
-    assert resnet_jax.create_model("cnn", 4, weights=path)[1]["params"]["head"]["bias"].size == 4
+        load_model("cnn", weights=path)
+    assert load_model("cnn", 4, weights=path)[1]["params"]["head"]["bias"].size == 4
+
+
+def test_load_model_keeps_a_damaged_head_out(tmp_path):
+    def change(tensors):
+        return tensors | {"fc3.weight": np.zeros((10, 3), np.float32)}
+
+    _, path = saved(tmp_path / "a.safetensors", small("cnn"), change)
+    with pytest.raises(UserError, match=r"unfit fc3\.weight float32\[10, 3\], not float\[10, 84\]"):
+        load_model("cnn", weights=path)
+
+
+def test_a_training_hears_what_it_starts_from(tmp_path):
+    variables, path = saved(tmp_path / "a.safetensors", small("cnn"))
+    said = []
+    same = initial_variables(path, small("cnn"), (32, 32, 3), 0, said.append)
+    assert_same_bits(same, variables)
+    initial_variables(path, small("cnn", num_classes=3), (32, 32, 3), 0, said.append)
+    start = f"starting from the weights in {path}, by the names of PyTorch tutorial"
+    assert said == [start, f"{start}; the head is new, since the file's has other shapes"]

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import os
-from typing import Any, overload
+from typing import Any
 
 import flax.linen as nn
 
@@ -128,58 +127,24 @@ def model_options(name: str) -> dict[str, Any]:
     return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
 
 
-@overload
-def create_model(
-    name: str, num_classes: int | None = None, *, weights: None = None, **options: Any
-) -> nn.Module: ...
-
-
-@overload
-def create_model(
-    name: str,
-    num_classes: int | None = None,
-    *,
-    weights: str | os.PathLike[str],
-    **options: Any,
-) -> tuple[nn.Module, dict[str, Any]]: ...
-
-
-def create_model(
-    name: str,
-    num_classes: int | None = None,
-    *,
-    weights: str | os.PathLike[str] | None = None,
-    **options: Any,
-) -> nn.Module | tuple[nn.Module, dict[str, Any]]:
-    """Returns a Flax module by its registry name.
+def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
+    """Returns a Flax module by its registry name; see `resnet_jax.load_model` for its weights.
 
     Args:
       name: a name of `list_models()`.
-      num_classes: number of logits; 0: no head; None: 10, or as many as `weights` has. A head of
-        `weights` with another number is replaced by a new one.
-      weights: a file of PyTorch weights, `.pth`, `.pt`, `.th` or `.safetensors`; see
-        `resnet_jax.import_torch`.
+      num_classes: number of logits; 0: no head.
       **options: fields of the module that replace the registry's, such as `dropout_rate`; lists
         stand for tuples, names for dtypes, block classes and activations.
 
     Returns:
-      A module to be called as `module.apply(variables, x, train=...)`; with `weights`, the module
-      and its variables.
+      A module to be called as `module.apply(variables, x, train=...)`.
 
     Raises:
-      UserError: if there is no such model, it has no such option or not of such a value, or the
-        weights can't be used.
+      UserError: if there is no such model, or it has no such option or not of such a value.
     """
-    module = _module(_constructor(name))
-    options["num_classes"] = 10 if num_classes is None else num_classes
-    options = check_options("model", name, module, options)
-    if weights is not None:
-        # That room needs this one, so it is imported only here.
-        from resnet_jax.weights.torch_weights import create_with_weights
-
-        del options["num_classes"]
-        return create_with_weights(name, num_classes, weights, options)
-    return _constructor(name)(**options)
+    constructor = _constructor(name)
+    options["num_classes"] = num_classes
+    return constructor(**check_options("model", name, _module(constructor), options))
 
 
 def _constructor(name: str) -> functools.partial[Any]:

@@ -1,12 +1,20 @@
 """Published weights: torchvision's ImageNet models, downloaded once and checked."""
 
 import http.client
+import os
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data import cache
-from resnet_jax.data.download import TIMEOUT, PlainProgress, Remote, Unavailable, complete
+from resnet_jax.data.download import (
+    TIMEOUT,
+    PlainProgress,
+    Remote,
+    Unavailable,
+    complete,
+    why,
+)
 from resnet_jax.errors import UserError
 
 URL = "https://download.pytorch.org/models/"
@@ -29,35 +37,45 @@ FILES = {
 }
 
 
-def torchvision_file(model: str, notify: Callable[[str], None]) -> Path:
-    """Returns the file of torchvision's weights of a model, from the cache or downloaded.
+def weights_file(weights: str, model: str, notify: Callable[[str], None]) -> Path:
+    """Returns the file that `init.weights` of a config stands for.
 
     Args:
+      weights: a path, or "torchvision": its file of the model, from the cache or downloaded.
       model: name of the model.
-      notify: is told of the download.
+      notify: called with lines on the download.
 
     Raises:
-      UserError: if torchvision publishes none, its host is out of reach, or what it sends differs.
+      UserError: if there is no such file, torchvision publishes none, its host is out of reach, or
+        what it sends differs.
     """
+    if weights != "torchvision":
+        if not os.path.isfile(weights):
+            raise UserError(f"config field init.weights: there is no file {weights}")
+        return Path(weights)
     if model not in FILES:
         raise UserError(
             f"config field init.weights is 'torchvision', which has no weights for {model}; "
             f"name a file, or take a model of {', '.join(FILES)}"
         )
-    path = cache.prepare(cache.default_cache_dir() / "weights") / FILES[model]
-    if path.exists():
-        return path
-    digest = path.stem.rpartition("-")[2]
+    root = cache.default_cache_dir() / "weights"
+    path = root / FILES[model]
+    if not path.is_file():
+        with cache.lock(root, notify):
+            if not path.is_file():  # another process may have fetched it meanwhile
+                _download(cache.prepare(root) / f"{path.name}.part", path, notify)
+    return path
+
+
+def _download(part: Path, path: Path, notify: Callable[[str], None]) -> None:
+    url, digest = URL + path.name, path.stem.rpartition("-")[2]
     try:
-        remote = Remote(URL + path.name, _remote_size(URL + path.name), "sha256", digest)
-        part = path.with_name(f"{path.name}.part")
-        complete(remote, part, PlainProgress(notify))
+        complete(Remote(url, _remote_size(url), "sha256", digest), part, PlainProgress(notify))
     except Unavailable as error:
         raise UserError(
             f"{error}; name a file that you have by --config.init.weights=FILE"
         ) from None
     part.replace(path)
-    return path
 
 
 def _remote_size(url: str) -> int:
@@ -67,4 +85,4 @@ def _remote_size(url: str) -> int:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             return int(response.headers["Content-Length"])
     except (http.client.HTTPException, OSError, TypeError, ValueError) as error:
-        raise Unavailable(f"{url}: {error}") from error
+        raise Unavailable(f"{url}: {why(error)}") from error

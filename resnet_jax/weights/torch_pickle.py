@@ -1,9 +1,5 @@
 """The pickles inside PyTorch files, read as descriptions of tensors; nothing of PyTorch is run."""
 
-import math
-import pickle
-import struct
-from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -12,18 +8,8 @@ import numpy as np
 from resnet_jax import restricted_pickle
 from resnet_jax.restricted_pickle import Damaged, Ignored
 
-DTYPES: dict[str, np.dtype] = {
-    "Float": np.dtype("float32"),
-    "Half": np.dtype("float16"),
-    "BFloat16": np.dtype(ml_dtypes.bfloat16),
-    "Double": np.dtype("float64"),
-    "Long": np.dtype("int64"),
-    "Int": np.dtype("int32"),
-    "Short": np.dtype("int16"),
-    "Char": np.dtype("int8"),
-    "Byte": np.dtype("uint8"),
-    "Bool": np.dtype("bool"),
-}
+_DTYPES = {"Double": "f8", "Float": "f4", "Half": "f2", "BFloat16": ml_dtypes.bfloat16}
+_DTYPES |= {"Long": "i8", "Int": "i4", "Short": "i2", "Char": "i1", "Byte": "u1", "Bool": "?"}
 _MAX_AXES = 64
 
 
@@ -34,13 +20,11 @@ class Storage(NamedTuple):
       key: its name in the file.
       dtype: type of the numbers.
       size: how many they are.
-      start: index of the first one that belongs to the storage; not 0 only in very old files.
     """
 
     key: str
     dtype: np.dtype
     size: int
-    start: int
 
 
 class Tensor(NamedTuple):
@@ -66,11 +50,10 @@ def load(file: Any) -> tuple[Any, dict[str, Storage]]:
 
     def storage(record: Any) -> Storage:
         kind, dtype, key, _, size, *view = record
-        start = view[0][1] if view and view[0] is not None else 0
         is_known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str)
-        if not is_known or not _are_whole(size, start):
+        if not is_known or not _are_whole(size) or any(part is not None for part in view):
             raise Damaged("it describes a storage wrongly")
-        return storages.setdefault(key, Storage(key, dtype, size, start))._replace(start=start)
+        return storages.setdefault(key, Storage(key, dtype, size))
 
     return restricted_pickle.load(file, _ALLOWED, storage), storages
 
@@ -94,11 +77,11 @@ class _OrderedDict(dict):
 
 
 def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Tensor:
-    if not isinstance(storage, Storage) or len(shape) != len(strides) or len(shape) > _MAX_AXES:
+    if not isinstance(storage, Storage) or not len(shape) == len(strides) <= _MAX_AXES:
         raise Damaged("it describes a tensor wrongly")
     if not _are_whole(offset, *shape, *strides):
         raise Damaged("a tensor's shape or strides are no whole numbers")
-    return Tensor(storage, storage.start + offset, tuple(shape), tuple(strides))
+    return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
 def _parameter(tensor: Any, *_: Any) -> Tensor:
@@ -116,57 +99,9 @@ _ALLOWED: dict[str, Any] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
-    **{f"torch.{name}Storage": dtype for name, dtype in DTYPES.items()},
-    **{f"torch.{dtype.name}": None for dtype in DTYPES.values()},
-    **dict.fromkeys(
-        [
-            *("torch.Size", "torch.device", "argparse.Namespace", "numpy.dtype"),
-            *("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "_codecs.encode"),
-        ],
-        Ignored,
-    ),
+    **{f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()},
+    **{f"torch.{np.dtype(dtype).name}": None for dtype in _DTYPES.values()},
+    **dict.fromkeys(["torch.Size", "torch.device", "argparse.Namespace", "numpy.dtype"], Ignored),
+    **dict.fromkeys([f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")], Ignored),
+    "_codecs.encode": Ignored,
 }
-
-
-def dump(tensors: Mapping[str, np.ndarray]) -> bytes:
-    """Returns the pickle of a state dict whose i-th tensor is the whole of storage `i`.
-
-    Args:
-      tensors: arrays by name, each to be stored in C order.
-    """
-    ordered_dict = _global("collections", "OrderedDict") + pickle.EMPTY_TUPLE + pickle.REDUCE
-    parts = [pickle.PROTO + b"\x02", ordered_dict, pickle.MARK]
-    storages = {dtype: f"{name}Storage" for name, dtype in DTYPES.items()}
-    for index, (name, array) in enumerate(tensors.items()):
-        storage = [
-            _text("storage"),
-            _global("torch", storages[array.dtype]),
-            _text(str(index)) + _text("cpu") + _integer(array.size),
-        ]
-        strides = [math.prod(array.shape[axis + 1 :]) for axis in range(array.ndim)]
-        arguments = [
-            pickle.MARK + b"".join(storage) + pickle.TUPLE + pickle.BINPERSID,
-            _integer(0) + _integers(array.shape) + _integers(strides),
-            pickle.NEWFALSE + ordered_dict,
-        ]
-        parts += [_text(name), _global("torch._utils", "_rebuild_tensor_v2"), pickle.MARK]
-        parts += [*arguments, pickle.TUPLE, pickle.REDUCE]
-    return b"".join([*parts, pickle.SETITEMS, pickle.STOP])
-
-
-def _global(module: str, name: str) -> bytes:
-    return pickle.GLOBAL + f"{module}\n{name}\n".encode()
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode()
-    return pickle.BINUNICODE + struct.pack("<I", len(encoded)) + encoded
-
-
-def _integer(number: int) -> bytes:
-    encoded = pickle.encode_long(number)
-    return pickle.LONG1 + bytes([len(encoded)]) + encoded
-
-
-def _integers(numbers: Sequence[int]) -> bytes:
-    return pickle.MARK + b"".join(map(_integer, numbers)) + pickle.TUPLE

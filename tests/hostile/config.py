@@ -113,14 +113,13 @@ COMMANDS = {
     "train_long": ("aaaa", CONFIG, "--workdir=" + "a" * 5000),
     "train_device": ("/dev/null", CONFIG, "--workdir=/dev/null"),
     "export_without": ("--output", "--mode=export", "--workdir=empty"),
-    "export_empty": ("empty", "--mode=export", "--workdir=empty", "--output=x.pth"),
-    "export_nowhere": ("nowhere", "--mode=export", "--workdir=nowhere", "--output=x.pth"),
+    "export_empty": ("empty", "--mode=export", "--workdir=empty", "--output=x.safetensors"),
+    "export_nowhere": ("nowhere", "--mode=export", "--workdir=nowhere", "--output=x.safetensors"),
     "predict_without": ("--workdir", "--mode=predict", "file.txt"),
     "predict_nothing": ("image files", "--mode=predict", "--workdir=empty"),
     "predict_flag": ("image files", "--mode=predict", "--workdir=empty", "--top=3", "file.txt"),
     "predict_missing": ("no.png", "--mode=predict", "--workdir=empty", "no.png"),
-    "import_without": ("init.weights", "--mode=import", CONFIG),
-    "import_missing": ("no.pth", "--mode=import", CONFIG, "--config.init.weights=no.pth"),
+    "weights_missing": ("no.pth", CONFIG, "--config.init.weights=no.pth"),
     "summary_without": ("--config is missing", "--mode=summary"),
 }
 
@@ -134,8 +133,12 @@ def commands():
     for suffix in ("", ".exe", ".py", ".pkl", ".PTH"):
         arguments = "--mode=export", "--workdir={run}", f"--output={{room}}/x{suffix}"
         yield written(f"command/output_{suffix}", f"/x{suffix.rstrip('/')}", "a", "", *arguments)
-    outputs = {"folder": ("suffix", "{room}"), "nowhere": ("no/x.pth", "{room}/no/x.pth")}
-    outputs |= {"long": ("aaaa", "a" * 5000 + ".pth")}
+    outputs = {
+        "folder": ("only", "{room}"),
+        "nowhere": ("no/x.safetensors", "{room}/no/x.safetensors"),
+        "long": ("aaaa", "a" * 5000 + ".safetensors"),
+        "surrogate": ("only", "\udcff"),
+    }
     for name, (names, path) in outputs.items():
         arguments = "--mode=export", "--workdir={run}", f"--output={path}"
         yield written(f"command/output_{name}", names, "a", "", *arguments)

@@ -8,10 +8,13 @@ import zipfile
 
 import numpy as np
 from hostile.cases import CODE, CONFIG, Case, written
+from torch_format import legacy_start, one_tensor, state_dict_pickle, zip_file, zip_weights
 
-from resnet_jax.weights import torch_files, torch_pickle
+from resnet_jax import load_checkpoint
+from resnet_jax.weights.torch_files import write_safetensors
+from resnet_jax.weights.torch_weights import state_dict
 
-# Weights
+TRAIN = CONFIG, "--config.num_epochs=1"
 
 CALLS = {
     "os.system": "os.system",
@@ -91,29 +94,8 @@ def built():
     return b"\x80\x02ccollections\nOrderedDict\n)R}X\x08\0\0\0__class__cos\nsystem\nsb."
 
 
-def zipped(value, records=(), root="archive", **entries):
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr(f"{root}/data.pkl", value)
-        for name, data in (*records, *entries.items()):
-            archive.writestr(f"{root}/{name}", data)
-    return stream.getvalue()
-
-
 def legacy(value):
-    system = {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}}
-    start = b"".join(pickle.dumps(v, 2) for v in (0x1950A86A20F9469CFC6C, 1001, system))
-    return start + value + pickle.dumps([], 2)
-
-
-def tensor(size, shape, strides, key="0", kind="FloatStorage", offset=0):
-    """Returns a pickle of a state dict of one tensor, however wrong."""
-    text, number, numbers = torch_pickle._text, torch_pickle._integer, torch_pickle._integers
-    storage = b"(" + text("storage") + torch_pickle._global("torch", kind) + text(key) + text("cpu")
-    storage += number(size) + b"tQ"
-    arguments = storage + number(offset) + numbers(shape) + numbers(strides) + b"\x89}"
-    rebuild = torch_pickle._global("torch._utils", "_rebuild_tensor_v2")
-    return b"\x80\x02}" + text("w") + rebuild + b"(" + arguments + b"tRs."
+    return legacy_start() + value + pickle.dumps([], 2)
 
 
 def safetensors(header, data=b""):
@@ -142,63 +124,69 @@ def slipped():
 
 def weights_files():
     state = {"w": np.zeros((4, 3), np.float32)}
-    good = zipped(torch_pickle.dump(state), {"data/0": state["w"].tobytes()}.items())
+    good = zip_file(state_dict_pickle(state), {"data/0": state["w"].tobytes()}.items())
     huge = {"int": 2**62, "negative": -1, "large": 10**12}
     files = {
         "empty": b"",
         "text": b"just words\n" * 20,
-        "zip_of_nothing": zipped(b"", root="other"),
+        "zip_of_nothing": zip_file(b"", root="other"),
         "zip_start": b"PK\x03\x04",
         "zip_bomb": bomb(),
         "zip_slip": slipped(),
-        "script": zipped(pickle.dumps({}, 2), {"constants.pkl": b"", "code/a.py": CODE}.items()),
-        "big_endian": zipped(pickle.dumps({}, 2), {"byteorder": b"big"}.items()),
-        "no_storage": zipped(torch_pickle.dump(state)),
-        "short_storage": zipped(torch_pickle.dump(state), {"data/0": b"123"}.items()),
-        "slip_key": zipped(tensor(4, (4,), (1,), key="../../../canary")),
+        "script": zip_file(pickle.dumps({}, 2), {"constants.pkl": b"", "code/a.py": CODE}.items()),
+        "big_endian": zip_file(pickle.dumps({}, 2), {"byteorder": b"big"}.items()),
+        "no_storage": zip_file(state_dict_pickle(state)),
+        "short_storage": zip_file(state_dict_pickle(state), {"data/0": b"123"}.items()),
+        "slip_key": zip_file(one_tensor(4, (4,), (1,), key="../../../canary")),
         "other_model": good,
         "truncated": good[: len(good) // 2],
         "no_end": good[:-30],
-        "list": zipped(pickle.dumps([1, 2], 2)),
-        "nothing": zipped(pickle.dumps({}, 2)),
-        "texts": zipped(pickle.dumps({"a": "b"}, 2)),
-        "itself": zipped(b"\x80\x02}q\0X\x05\0\0\0modelh\0s."),
-        "deep": zipped(b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."),
-        "deep_lists": zipped(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
-        "deep_dicts": zipped(
+        "list": zip_file(pickle.dumps([1, 2], 2)),
+        "nothing": zip_file(pickle.dumps({}, 2)),
+        "texts": zip_file(pickle.dumps({"a": "b"}, 2)),
+        "itself": zip_file(b"\x80\x02}q\0X\x05\0\0\0modelh\0s."),
+        "deep": zip_file(b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b"."),
+        "deep_lists": zip_file(b"\x80\x02" + b"]" * 100_000 + b"a" * 99_999 + b"."),
+        "deep_dicts": zip_file(
             b"\x80\x02" + b"}X\x05\0\0\0model" * 50_000 + b"}" + b"s" * 50_000 + b"."
         ),
-        "deep_key": zipped(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns."),
-        "doubling": zipped(b"\x80\x02]" + b"2\x86" * 100 + b"."),
-        "memo": zipped(b"\x80\x02]r\xff\xff\xff\xff."),
-        "bad_memo": zipped(b"\x80\x02j\xff\xff\xff\x00."),
-        "long_text": zipped(b"\x80\x02X\xff\xff\xff\x7fabc."),
-        "long_frame": zipped(b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."),
-        "long_bytes": zipped(b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f."),
-        "long_number": zipped(b"\x80\x02\x8b\xff\xff\xff\x7f."),
-        "digits": zipped(b"\x80\x02L" + b"9" * 100_000 + b"L\n."),
-        "underflow": zipped(b"\x80\x02000."),
-        "no_stop": zipped(b"\x80\x02}"),
-        "opcodes": zipped(bytes(range(256))),
-        "persistent": zipped(b"\x80\x02X\x06\0\0\0canaryQ."),
-        "persistent_text": zipped(b"Pcanary\n."),
-        "extension": zipped(b"\x80\x02\x82\x01."),
-        "instance": zipped(b"(X\x0f\0\0\0touch ../canaryios\nsystem\n."),
-        "object": zipped(b"(cos\nsystem\nX\x0f\0\0\0touch ../canaryo."),
-        "new_object": zipped(b"\x80\x02cos\nsystem\nX\x0f\0\0\0touch ../canary\x85\x81."),
-        "chain": zipped(chain()),
-        "built": zipped(built()),
-        "large_shape": zipped(tensor(4, (10**6, 10**6), (0, 0)), {"data/0": bytes(16)}.items()),
-        "large_stride": zipped(tensor(4, (2, 2), (2**62, 1)), {"data/0": bytes(16)}.items()),
-        "large_offset": zipped(tensor(4, (1,), (1,), offset=2**62), {"data/0": bytes(16)}.items()),
-        "large_size": zipped(tensor(2**62, (4,), (1,)), {"data/0": bytes(16)}.items()),
-        "many_axes": zipped(tensor(4, (1,) * 1000, (0,) * 1000), {"data/0": bytes(16)}.items()),
-        "negative_shape": zipped(tensor(4, (-1,), (1,)), {"data/0": bytes(16)}.items()),
-        "odd_type": zipped(
-            tensor(4, (4,), (1,), kind="QInt8Storage"), {"data/0": bytes(16)}.items()
+        "deep_key": zip_file(b"\x80\x02}" + b")" + b"\x85" * 100_000 + b"Ns."),
+        "doubling": zip_file(b"\x80\x02]" + b"2\x86" * 100 + b"."),
+        "memo": zip_file(b"\x80\x02]r\xff\xff\xff\xff."),
+        "bad_memo": zip_file(b"\x80\x02j\xff\xff\xff\x00."),
+        "long_text": zip_file(b"\x80\x02X\xff\xff\xff\x7fabc."),
+        "long_frame": zip_file(b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f}."),
+        "long_bytes": zip_file(b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7f."),
+        "long_number": zip_file(b"\x80\x02\x8b\xff\xff\xff\x7f."),
+        "digits": zip_file(b"\x80\x02L" + b"9" * 100_000 + b"L\n."),
+        "underflow": zip_file(b"\x80\x02000."),
+        "no_stop": zip_file(b"\x80\x02}"),
+        "opcodes": zip_file(bytes(range(256))),
+        "persistent": zip_file(b"\x80\x02X\x06\0\0\0canaryQ."),
+        "persistent_text": zip_file(b"Pcanary\n."),
+        "extension": zip_file(b"\x80\x02\x82\x01."),
+        "instance": zip_file(b"(X\x0f\0\0\0touch ../canaryios\nsystem\n."),
+        "object": zip_file(b"(cos\nsystem\nX\x0f\0\0\0touch ../canaryo."),
+        "new_object": zip_file(b"\x80\x02cos\nsystem\nX\x0f\0\0\0touch ../canary\x85\x81."),
+        "chain": zip_file(chain()),
+        "built": zip_file(built()),
+        "large_shape": zip_file(
+            one_tensor(4, (10**6, 10**6), (0, 0)), {"data/0": bytes(16)}.items()
+        ),
+        "large_stride": zip_file(one_tensor(4, (2, 2), (2**62, 1)), {"data/0": bytes(16)}.items()),
+        "large_offset": zip_file(
+            one_tensor(4, (1,), (1,), offset=2**62), {"data/0": bytes(16)}.items()
+        ),
+        "large_size": zip_file(one_tensor(2**62, (4,), (1,)), {"data/0": bytes(16)}.items()),
+        "many_axes": zip_file(
+            one_tensor(4, (1,) * 1000, (0,) * 1000), {"data/0": bytes(16)}.items()
+        ),
+        "negative_shape": zip_file(one_tensor(4, (-1,), (1,)), {"data/0": bytes(16)}.items()),
+        "odd_type": zip_file(
+            one_tensor(4, (4,), (1,), kind="QInt8Storage"), {"data/0": bytes(16)}.items()
         ),
         "legacy_text": legacy(b"X\x05"),
-        "legacy_keys": legacy(torch_pickle.dump(state)),
+        "legacy_keys": legacy(state_dict_pickle(state)),
         "safetensors_long": (2**63).to_bytes(8, "little") + b"{",
         "safetensors_short": safetensors(b"{")[:9],
         "safetensors_text": safetensors(b"{nothing"),
@@ -215,57 +203,52 @@ def weights_files():
         "safetensors_name": safetensors({"../../canary": f32([4], 0, 16)["w"]}, bytes(16)),
         "safetensors_nan": safetensors(b'{"w":{"dtype":"F32","shape":[NaN],"data_offsets":[0,4]}}'),
         "nan_weights": None,
-        **{f"size_{name}": zipped(tensor(size, (1,), (1,))) for name, size in huge.items()},
+        **{f"size_{name}": zip_file(one_tensor(size, (1,), (1,))) for name, size in huge.items()},
     }
     for name, function in CALLS.items():
-        files[f"{name}_zip"] = zipped(gadget(function))
+        files[f"{name}_zip"] = zip_file(gadget(function))
         files[f"{name}_legacy"] = legacy(gadget(function, protocol=4))
     return {name: content for name, content in files.items() if content is not None}
 
 
 def weights():
-    flags = "--mode=import", CONFIG, "--workdir={room}/run", "--config.init.weights={file}"
+    flags = *TRAIN, "--workdir={room}/run", "--config.init.weights={file}"
     for name, content in weights_files().items():
         yield written(f"weights/{name}", "weights.pth", "weights.pth", content, *flags)
     for index in range(12):
         yield Case(f"weights/damaged_{index}", damaged_export(index), "weights.pth")
-    yield Case("weights/not_finite", not_finite, "weights.pth")
+    yield Case("weights/not_finite", not_finite, "weights.safetensors")
 
 
-def import_flags(room):
-    config = f"{CONFIG}", f"--workdir={room}/run"
-    return ["--mode=import", *config, f"--config.init.weights={room}/weights.pth"]
+def train_flags(room, file):
+    return [*TRAIN, f"--workdir={room}/run", f"--config.init.weights={room}/{file}"]
 
 
 def damaged_export(index):
     """Returns a case of a real file with some bytes changed, or cut off."""
 
     def make(room, run):
-        generator, path = random.Random(index), room / "weights.pth"
-        exported(run, path)
-        content = bytearray(path.read_bytes())
+        generator = random.Random(index)
+        content = bytearray(zip_weights(exported(run)))
         if index % 3:
             for _ in range(generator.randrange(1, 40)):
                 content[generator.randrange(len(content))] ^= generator.randrange(1, 256)
         else:
             del content[generator.randrange(100, len(content) - 100) :]
-        path.write_bytes(content)
-        return import_flags(room)
+        (room / "weights.pth").write_bytes(content)
+        return train_flags(room, "weights.pth")
 
     return make
 
 
-def exported(run, path, change=lambda array: array):
-    from resnet_jax import load_checkpoint
-    from resnet_jax.weights import torch_weights
-
-    tensors = torch_weights.state_dict(*load_checkpoint(run))
-    torch_files.write(path, {name: change(array) for name, array in tensors.items()})
+def exported(run):
+    return state_dict(*load_checkpoint(run))
 
 
 def not_finite(room, run):
-    exported(run, room / "weights.pth", lambda array: np.full(array.shape, np.nan, array.dtype))
-    return import_flags(room)
+    nan = {name: np.full_like(array, np.nan) for name, array in exported(run).items()}
+    write_safetensors(room / "weights.safetensors", nan)
+    return train_flags(room, "weights.safetensors")
 
 
 def cases():

@@ -1,0 +1,98 @@
+"""Models and variables from files of PyTorch weights."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+
+from resnet_jax.errors import UserError
+from resnet_jax.models.registry import create_model
+from resnet_jax.weights.torch_files import TorchFile
+from resnet_jax.weights.torch_names import implied_options
+from resnet_jax.weights.torch_weights import fill
+
+Tree = Any
+
+
+def load_model(
+    name: str, num_classes: int | None = None, *, weights: str | os.PathLike[str], **options: Any
+) -> tuple[nn.Module, dict[str, Tree]]:
+    """Returns a model of the registry and its variables from a file.
+
+    Args:
+      name: a name of `resnet_jax.list_models()`.
+      num_classes: number of logits; 0: no head; None: as many as the file has. A head of the file
+        with another number gives way to a new one.
+      weights: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed.
+      **options: options of the model; a ResNet's stem and a VGG's classifier are found from the
+        file if they are not among them.
+
+    Returns:
+      The module, to be called as `module.apply(variables, x, train=...)`, and its variables.
+
+    Raises:
+      UserError: if there is no such model, or the file can't be used or does not fit it.
+    """
+    file = TorchFile(weights)
+    shapes = {key: array.shape for key, array in file.tensors.items()}
+    implied = implied_options(create_model(name, **options), shapes)
+    found = implied.pop("num_classes", 0)
+    if num_classes is None and not found:
+        raise UserError(f"{weights} has no classifier of {name!r}; give num_classes")
+    wanted = found if num_classes is None else num_classes
+    model = create_model(name, wanted, **(implied | options))
+    return model, fill(model, file, "keep" if num_classes is None else "fit")
+
+
+def import_torch(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    head: str = "keep",
+    *,
+    image_shape: tuple[int, int, int] | None = None,
+    seed: int = 0,
+) -> dict[str, Tree]:
+    """Returns the variables of a model from a file of PyTorch weights.
+
+    Every tensor of the file is used once and every variable is set once; only `num_batches_tracked`
+    and, where it is not kept, the head of the file are left out.
+
+    Args:
+      path: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed.
+      model: a module of the registry, of the file's architecture; with `num_classes=0` the head of
+        the file is dropped.
+      head: "keep" takes the classifier from the file, "fit" a new one where its shapes do not fit.
+      image_shape: `(height, width, channels)` of the images; None: 32x32x3, or for a Vision
+        Transformer the size that the file's positions are for.
+      seed: seed of a new head.
+
+    Returns:
+      "params" and, if the model has any, "batch_stats", in the dtypes of the model.
+
+    Raises:
+      UserError: if the file can't be used, or does not fit the model.
+    """
+    return fill(model, TorchFile(path), head, image_shape, seed)
+
+
+def initial_variables(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    notify: Callable[[str], None],
+) -> dict[str, Tree]:
+    """Returns the variables that a training starts from; a head that does not fit is new.
+
+    Args:
+      path: a file of PyTorch weights.
+      model: the module that is trained.
+      image_shape: `(height, width, channels)` of its images.
+      seed: seed of a new head.
+      notify: called with one line: the file, the names it uses, and whether the head is new.
+
+    Raises:
+      UserError: if the file can't be used, or does not fit the model.
+    """
+    return fill(model, TorchFile(path), "fit", image_shape, seed, notify)
