@@ -96,6 +96,9 @@ def _end(signal_number: int, frame: Any) -> None:
 
 def _run_mode(settings: "_Settings") -> None:
     # jax takes a second to import: only here, when the command line is known to be good.
+    from resnet_jax.platform import quieten_libraries
+
+    quieten_libraries()
     if settings.mode == "eval":
         _evaluate(settings.workdir)
     elif settings.mode == "predict":

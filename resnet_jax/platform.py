@@ -1,9 +1,13 @@
-"""How XLA compiles: the cache of its programs, which makes starts quick, and its determinism."""
+"""The process: XLA's cache of programs and its determinism, memory, what libraries print."""
 
 import ctypes
+import functools
+import logging
 import os
 import platform
 import sys
+import warnings
+from typing import Any
 
 import jax
 import platformdirs
@@ -73,3 +77,23 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+@functools.cache  # the hooks are set once
+def quieten_libraries() -> None:
+    """Keeps off the screen what orbax and its threads say of errors that they raise too."""
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    # Threads report to an event loop that the error has ended already.
+    unraisablehook, excepthook = sys.unraisablehook, sys.excepthook
+
+    def on_unraisable(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            unraisablehook(unraisable)
+
+    def on_exception(kind: Any, error: BaseException, trace: Any) -> None:
+        if str(error) != "Event loop is closed":
+            excepthook(kind, error, trace)
+
+    sys.unraisablehook, sys.excepthook = on_unraisable, on_exception

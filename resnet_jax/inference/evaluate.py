@@ -16,7 +16,7 @@ from resnet_jax.data.pipeline import IMAGE_SHAPE, Examples, class_names, input_s
 from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import UserError
 from resnet_jax.runs import folder as workdir_lib
-from resnet_jax.runs import records as metrics
+from resnet_jax.runs import records
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.training.optimizers import create_optimizer
 from resnet_jax.training.state import Tree, state_template
@@ -72,10 +72,8 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
     checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
     steps = checkpoints.steps()
     if which == "best" and selects(config):
-        records = checkpoints.records()
-        if records is None:  # saved by an older version
-            records = metrics.read(folder / workdir_lib.METRICS)
-        steps = _best_first(metrics.scores(records, config.evaluate.split), steps)
+        run = checkpoints.run()
+        steps = records.ranked(run["scores"] if run else [], steps)
     for step in steps:
         try:
             state = checkpoints.restore(template, step)
@@ -84,13 +82,6 @@ def restore(workdir: str | os.PathLike[str], which: str) -> Restored:
             continue
         return Restored(config, model, state.variables(), step)
     raise UserError(f"no {which} checkpoint in {directory} can be used")
-
-
-def _best_first(scores: Sequence[metrics.Record], steps: Sequence[int]) -> list[int]:
-    """Returns the steps that were scored, best first; all if none was."""
-    accuracies = {record["step"]: record["accuracy"] for record in scores}
-    scored = sorted(step for step in steps if step in accuracies)
-    return sorted(scored, key=accuracies.__getitem__, reverse=True) or list(steps)
 
 
 def evaluate_run(

@@ -51,9 +51,11 @@ def import_run(
         with contextlib.closing(checkpoints):
             if checkpoints.steps():
                 raise UserError(f"--workdir {folder} holds a run already; name another folder")
-            workdir_lib.begin(folder, config, None)
+            info = {"name": config.data.source, "digest": ""}
+            workdir_lib.begin(folder, config, info, None)
             state = create_state(model, optimizer, config, shape, imported.variables)
-            checkpoints.save(0, state, {"config": config.to_dict(), "records": []})
+            run = {"config": config.to_dict(), "dataset": info, "scores": [], "num_records": 0}
+            checkpoints.save(0, state, run)
     return imported
 
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
@@ -20,7 +21,6 @@ from resnet_jax.data.sources import Dataset
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import make_deterministic
 from resnet_jax.runs import folder as workdir_lib
-from resnet_jax.runs import records as metrics
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.runs.records import Record
@@ -29,6 +29,7 @@ from resnet_jax.training.faults import Watch, not_finite
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.task import Task, check, check_weights
+from resnet_jax.trees import named_leaves
 
 
 def train_and_evaluate(
@@ -66,19 +67,21 @@ def train_and_evaluate(
             folder / workdir_lib.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        workdir_lib.begin(folder, config, checkpoints.config(), terminal.note)
+        info = {"name": config.data.source, "digest": ""}
+        saved = checkpoints.run()
+        workdir_lib.begin(folder, config, info, saved, terminal.note)
         task = Task.create(config, dataset, terminal.note, checkpoints.restore_newest)
         state = jax.device_put(task.state, task.steps.replicated)
         step = int(state.step)
-        saved = checkpoints.records(step) if checkpoints.steps() else None
-        recorder = Recorder(folder, config, task.order.steps_per_epoch, step, terminal, saved)
+        saved = None if saved is None else checkpoints.run(step)
+        recorder = Recorder(folder, config, info, task.order.steps_per_epoch, step, terminal, saved)
         stack.enter_context(contextlib.closing(recorder))
         signals = stack.enter_context(_stop_signals())
         terminal.note(_announcement(task, step, folder))
         if step == 0:
             recorder.images(task.dataset.train_images[: config.log.images], step)
         state = _train(task, state, recorder, checkpoints, signals)
-        final = recorder.history.final() or _finish(task, state, recorder, checkpoints)
+        final = recorder.closing or _finish(task, state, recorder, checkpoints)
         terminal.close()
         terminal.note(_summary(config, final, folder))
         return final, state
@@ -100,7 +103,7 @@ def _train(
     config, order, agenda = task.config, task.order, task.agenda
     stopped = functools.partial(_nonfinite, checkpoints=checkpoints)
     watch = Watch(config, state, checkpoints.notify, stopped)
-    step = int(state.step)
+    step, before = int(state.step), jax.tree.map(jnp.copy, state.sums)
     while step < agenda.total_steps and not recorder.exhausted():
         factor = _plateau_factor(task, recorder)
         dispatches = order.dispatches(step, agenda.next_event(step), task.steps_per_dispatch)
@@ -108,14 +111,19 @@ def _train(
             rates = task.learning_rates[first : first + len(indices)] * factor
             state, sums, faults = task.steps.train(state, task.data["train"], indices, rates)
             step = first + len(indices)
-            recorder.progress(step, sums)
+            # Waiting for the dispatch before keeps the devices busy with one while a second waits.
+            recorder.progress(step, jax.block_until_ready(before).means)
+            before = sums
             checkpoints.poll()
             watch.add(first, sums, faults)
             if signals:
                 break
         watch.settle()
         if agenda.log_due(step):
-            recorder.training(step, sums, float(rates[-1]), agenda.score_due(step))
+            means = sums.means()
+            if config.on_nan == "skip":
+                means["skipped_steps"] = int(sums.skipped)
+            recorder.training(step, means, float(rates[-1]), agenda.score_due(step))
         if agenda.score_due(step):
             _score(task, state, recorder, checkpoints)
         if agenda.epoch_ends(step) and config.log.histograms:
@@ -142,7 +150,7 @@ def _plateau_factor(task: Task, recorder: Recorder) -> float:
 def _score(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
     start = time.monotonic()
     means = _means(task, state, task.config.evaluate.split, checkpoints)
-    return recorder.score(int(state.step), means, state.sums, time.monotonic() - start)
+    return recorder.score(int(state.step), means, state.sums.means(), time.monotonic() - start)
 
 
 def _means(task: Task, state: TrainState, split: str, checkpoints: Checkpoints) -> dict[str, float]:
@@ -156,42 +164,30 @@ def _means(task: Task, state: TrainState, split: str, checkpoints: Checkpoints) 
 
 def _record_histograms(task: Task, state: TrainState, step: int, recorder: Recorder) -> None:
     _, indices = next(task.order.dispatches(step - 1, step, 1))
-    recorder.histograms("params", state.params, step)
+    recorder.histograms("params", dict(named_leaves(state.params)), step)
     gradients = task.steps.gradients(state, task.data["train"], indices[0])
-    recorder.histograms("gradients", gradients, step)
+    recorder.histograms("gradients", dict(named_leaves(gradients)), step)
 
 
 def _finish(task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints) -> Record:
     """Scores the last and the best state on the test set and closes the records."""
     step = int(state.step)
-    best = recorder.best() or _score(task, state, recorder, checkpoints)
-    last = _last_test_score(task, state, recorder, checkpoints)
-    best_test = best["accuracy"]
+    last = recorder.test_score(step) or _means(task, state, "test", checkpoints)
+    best, best_score = recorder.best() or (step, 0.0)
+    best_test: float | None = best_score
     if task.config.evaluate.split == "val":
         best_test = last["accuracy"]
-        if best["step"] != step:
-            best_test = _best_test_accuracy(task, checkpoints, best["step"])
-    return recorder.final(
+        if best != step:
+            best_test = _best_test_accuracy(task, checkpoints, best)
+    return recorder.finish(
+        step,
         {
-            "step": step,
-            "epoch": step / task.order.steps_per_epoch,
             "test_loss": last["loss"],
             "test_accuracy": last["accuracy"],
-            "best_epoch": best["epoch"],
-            "best_score": best["accuracy"],
             "best_test_accuracy": best_test,
-        }
+            "train_accuracy": state.sums.means()["accuracy"],
+        },
     )
-
-
-def _last_test_score(
-    task: Task, state: TrainState, recorder: Recorder, checkpoints: Checkpoints
-) -> dict[str, Any]:
-    """Returns mean loss and accuracy of the last state on the test set."""
-    scores = metrics.scores(recorder.history.records, "test")
-    if scores and scores[-1]["step"] == int(state.step):
-        return scores[-1]
-    return _means(task, state, "test", checkpoints)
 
 
 def _best_test_accuracy(task: Task, checkpoints: Checkpoints, step: int) -> float | None:

@@ -1,0 +1,43 @@
+"""Files that are there whole or not at all."""
+
+import os
+
+import pytest
+
+from resnet_jax.files import write_atomically
+
+
+def test_replaces_a_file_and_leaves_nothing_else(tmp_path):
+    for content in (b"old", b"new"):
+        write_atomically(tmp_path / "file", content)
+        assert (tmp_path / "file").read_bytes() == content
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch, call):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr(os, call, fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "file", b"new")
+    assert os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"old"
+
+
+def test_content_and_name_are_on_disk(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))
+    )
+    write_atomically(tmp_path / "file", b"content")
+    assert synced == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_follows_no_link(tmp_path):
+    (tmp_path / "elsewhere").write_bytes(b"other")
+    (tmp_path / "file.tmp").symlink_to(tmp_path / "elsewhere")
+    write_atomically(tmp_path / "file", b"content")
+    assert (tmp_path / "elsewhere").read_bytes() == b"other"
