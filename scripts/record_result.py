@@ -11,7 +11,7 @@ from typing import Any
 
 from resnet_jax.errors import UserError
 from resnet_jax.runs import folder as workdir
-from resnet_jax.runs import records as metrics
+from resnet_jax.runs import records as records_lib
 from resnet_jax.runs.terminal import duration
 
 RESULTS = pathlib.Path(__file__).parent.parent / "results"
@@ -28,13 +28,12 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
       UserError: if it is not finished.
     """
     settings = workdir.read_config(folder)
-    records = metrics.read(folder / workdir.METRICS)
-    final = metrics.final(records)
-    if final is None:
-        raise UserError(
-            f"the run in {folder} is not finished, or {workdir.METRICS} was damaged; "
-            "start its training again, which mends both"
-        )
+    records, bad = records_lib.read(folder / workdir.METRICS)
+    if bad:
+        raise UserError(f"{folder / workdir.METRICS} has {bad} torn or altered lines: not recorded")
+    final = records[-1] if records else None
+    if final is None or final["kind"] != "final":
+        raise UserError(f"the run in {folder} is not finished; start its training again")
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     overrides = [
         argument

@@ -14,6 +14,7 @@ class Fault:
 
     kind: str
     what: str = ""
+    cut_a_save_short: int = 0
     resumed: int = 0
     equal_at_the_end: int = 0
     fell_back_and_said_so: int = 0

@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import zlib
 
 import tensorstore
 from hostile.cases import CODE, CONFIG, MAY_WORK, Case
@@ -63,22 +64,30 @@ CHANGES = {
     "no_deviation": ("data.std", [0.0, 0.0, 0.0]),
     "epochs": ("num_epochs", 10**30),
 }
+SCORE = {"kind": "score", "split": "val", "step": 4, "epoch": 1.0, "loss": 1.0, "seconds": 1.0}
+SCORE |= {"accuracy": 10.0}
+FINAL = {"test_loss": 1.0, "test_accuracy": 1.0, "best_epoch": 1.0, "best_score": 1.0}
 LINES = {
     "deep": NESTED,
-    "text": "words",
-    "bytes": b"\xff\xfe",
+    "bytes": b"\xff\xfe}",
     "digits": '{"kind": "score", "step": ' + "9" * 5000 + "}",
-    "nothing": '{"kind": "score", "step": 4}',
-    "text_accuracy": '{"kind": "score", "split": "val", "step": 4, "accuracy": "x"}',
-    "nan_accuracy": '{"kind": "score", "split": "val", "step": 4, "accuracy": NaN}',
-    "list_accuracy": '{"kind": "score", "split": "val", "step": 4, "accuracy": []}',
-    "list_kind": '{"kind": [], "split": [], "step": 4, "accuracy": 1}',
-    "bool_step": '{"kind": "score", "split": "val", "step": true, "accuracy": 1}',
-    "other_step": '{"kind": "score", "split": "val", "step": 999, "accuracy": 100.0}',
-    "negative_step": '{"kind": "score", "split": "val", "step": -4, "accuracy": 100.0}',
-    "final": '{"kind": "final", "step": 12}',
+    "text_accuracy": json.dumps(SCORE | {"accuracy": "x"}),
+    "nan_accuracy": json.dumps(SCORE | {"accuracy": float("nan")}),
+    "list_kind": json.dumps(SCORE | {"kind": []}),
+    "list_split": json.dumps(SCORE | {"split": []}),
+    "other_step": json.dumps(SCORE | {"step": 999}),
+    "final": json.dumps(SCORE | FINAL | {"kind": "final", "step": 12, "best_test_accuracy": None}),
+    "text_final": json.dumps(SCORE | FINAL | {"kind": "final", "best_test_accuracy": "x"}),
 }
-PLACES = "config.json", "metrics.jsonl", "lock", "starts.jsonl", "events", "checkpoints"
+FILES = "config.json", "dataset.json", "metrics.jsonl", "lock", "starts.jsonl"
+PLACES = *FILES, "events", "checkpoints"
+
+
+def summed(line):
+    """Returns a line of metrics.jsonl with the right checksum, as it was otherwise."""
+    content = line if isinstance(line, bytes) else line.encode()
+    body = content.removesuffix(b"}")
+    return b'%s, "crc32": %d}' % (body, zlib.crc32(body))
 
 
 def copied(room, run):
@@ -108,24 +117,10 @@ def with_text(file, text):
     return lambda folder: (folder / file).write_bytes(content)
 
 
-def with_field(path, value):
-    def change(folder):
-        config = json.loads((folder / "config.json").read_text())
-        *groups, name = path.split(".")
-        node = config
-        for group in groups:
-            node = node[group]
-        node[name] = value
-        (folder / "config.json").write_text(json.dumps(config))
-
-    return change
-
-
 def with_line(text):
     def change(folder):
-        content = text if isinstance(text, bytes) else text.encode()
         file = folder / "metrics.jsonl"
-        file.write_bytes(file.read_bytes() + content + b"\n")
+        file.write_bytes(file.read_bytes() + summed(text) + b"\n")
 
     return change
 
@@ -207,12 +202,14 @@ def with_array(side, is_stored):
     return change
 
 
-def forged(run):
+def forged(**changes):
     """Returns a change of what is saved beside a state, with a digest that is right."""
 
     def change(folder):
         for step in steps(folder):
-            (step / "run" / "metadata").write_text(json.dumps(run))
+            file = step / "run" / "metadata"
+            run = json.loads(file.read_text()) | changes
+            file.write_text(json.dumps(run))
             digests = json.loads((step / "digests" / "metadata").read_text())
             text = json.dumps(run, sort_keys=True)
             digests["run"] = hashlib.sha256(text.encode()).hexdigest()
@@ -221,19 +218,40 @@ def forged(run):
     return change
 
 
-CONFIG_OF_RUN = {"seed": 0, "data": 3, "no_such": {"a": []}}
+def with_field(path, value):
+    """Returns a change of one field of the config in all checkpoints."""
+
+    def change(folder):
+        config = json.loads((folder / "config.json").read_text())
+        *groups, name = path.split(".")
+        node = config
+        for group in groups:
+            node = node[group]
+        node[name] = value
+        forged(config=config)(folder)
+
+    return change
+
+
 RUNS = {
-    "nothing": {},
-    "no_config": {"records": []},
-    "no_records": {"config": {}},
-    "text_config": {"config": "x", "records": []},
-    "odd_config": {"config": CONFIG_OF_RUN, "records": []},
-    "null": {"config": None, "records": None},
-    "text_records": {"config": {}, "records": "x"},
-    "number_records": {"config": {}, "records": [1, 2]},
-    "empty_records": {"config": {}, "records": [{}]},
-    "odd_records": {"config": {}, "records": [{"kind": "score", "step": "x", "split": "val"}]},
-    "text_accuracy": {"config": {}, "records": [json.loads(LINES["text_accuracy"])]},
+    "format": {"format": 99},
+    "text_format": {"format": "1"},
+    "no_config": {"config": None},
+    "text_config": {"config": "x"},
+    "empty_config": {"config": {}},
+    "no_dataset": {"dataset": None},
+    "empty_dataset": {"dataset": {}},
+    "odd_dataset": {"dataset": {"name": {"a": []}, "digest": 3, "class_names": "x"}},
+    "other_digest": {"dataset": {"name": "x" * 10_000, "digest": "y\n"}},
+    "text_scores": {"scores": "x"},
+    "number_scores": {"scores": [1, 2]},
+    "long_scores": {"scores": [[1, 2, 3]]},
+    "text_accuracy": {"scores": [[4, "x"]]},
+    "nan_accuracy": {"scores": [[4, float("nan")]]},
+    "huge_accuracy": {"scores": [[4, 10**400]]},
+    "other_step": {"scores": [[999, 100.0], [4.5, 1], [-4, 2]]},
+    "text_records": {"num_records": "x"},
+    "many_records": {"num_records": 10**9},
 }
 
 
@@ -246,15 +264,13 @@ def with_foreign(folder):
 
 def cases():
     for name, text in TEXTS.items():
-        yield case(f"config_{name}", with_text("config.json", text))
-    for mode in ("eval", "train", "predict"):
-        for name in ("text", "deep", "bytes"):
-            yield case(f"config_{name}", with_text("config.json", TEXTS[name]), mode)
+        yield case(f"config_{name}", with_text("config.json", text), "train")
+        yield case(f"metrics_{name}", with_text("metrics.jsonl", text), "train")
+    yield case("config_bytes", with_text("config.json", TEXTS["bytes"]))
     for name, (path, value) in CHANGES.items():
         yield case(f"field_{name}", with_field(path, value))
         yield case(f"field_{name}", with_field(path, value), "train")
     for name, text in LINES.items():
-        yield case(f"record_{name}", with_line(text))
         yield case(f"record_{name}", with_line(text), "train")
     for place in PLACES:
         for kind in ("gone", "folder", "pipe", "zeros", "loop", "outside", "file"):
@@ -284,7 +300,7 @@ def cases():
         yield case(f"checkpoints_{name}", change)
     for name, run in RUNS.items():
         for mode in ("export", "train"):
-            yield case(f"forged_{name}", forged(run), mode)
+            yield case(f"forged_{name}", forged(**run), mode)
     for name in ("emptied", "huge_array", "large_array", "foreign", "list_digests"):
         yield case(f"checkpoints_{name}", changes[name], "train")
         yield case(f"checkpoints_{name}", changes[name], "eval")

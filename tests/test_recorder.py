@@ -1,191 +1,142 @@
-"""Records, events, and what is shown."""
+"""What a run records and shows."""
 
 import io
+import json
 import math
-import struct
 
-import numpy as np
 import pytest
 import tiny_run
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import masked_crc32c
+from torture_events import shown
 
-from resnet_jax.runs import records as metrics
 from resnet_jax.runs.recorder import Recorder
-from resnet_jax.runs.records import History
-from resnet_jax.runs.tensorboard import Events
-from resnet_jax.runs.terminal import Row, Terminal, duration
-from resnet_jax.training.state import Sums
+from resnet_jax.runs.terminal import Terminal, duration
+
+INFO = {"name": "sample", "digest": "abc"}
 
 
-def score(step, accuracy, split="val"):
-    return {"kind": "score", "split": split, "step": step, "accuracy": accuracy}
+@pytest.fixture
+def config():
+    return tiny_run.get_config()
 
 
-def events(directory):
-    """Returns the (tag, step) of every value, oldest first; every checksum is checked."""
-    found = []
-    for path in sorted(directory.iterdir()):
-        data = path.read_bytes()
-        while data:
-            length, length_crc = struct.unpack("<QI", data[:12])
-            body, (crc,) = data[12 : 12 + length], struct.unpack("<I", data[12 + length :][:4])
-            assert (masked_crc32c(data[:8]), masked_crc32c(body)) == (length_crc, crc)
-            event = Event.FromString(body)
-            found += [(value.tag, event.step) for value in event.summary.value]
-            data = data[16 + length :]
-    return found
+def opened(folder, config, stream=None, step=0, saved=None):
+    folder.mkdir(exist_ok=True)
+    terminal = Terminal(config.evaluate.split, stream or io.StringIO())
+    return Recorder(folder, config, INFO, 4, step, terminal, saved)
 
 
-def test_history_goes_on_after_the_step_it_resumes_from(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    history = History(path, 0)
-    for step in (1, 2, 3):
-        history.add(score(step, 10.0 * step))
-    history.close()
-    with path.open("a") as file:
-        file.write('{"kind": "score", "step": 2, "acc')  # torn by a kill
-    history = History(path, 2)
-    assert [record["step"] for record in history.records] == [1, 2]
-    history.add(score(3, 5.0))
-    history.close()
-    assert metrics.read(path) == [score(1, 10.0), score(2, 20.0), score(3, 5.0)]
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+def means(accuracy=10.0):
+    return {"loss": 1.0, "accuracy": accuracy}
 
 
-def spoil(path, find, replace):
-    content = path.read_bytes()
-    assert find in content
-    path.write_bytes(content.replace(find, replace))
+def epoch(recorder, step, accuracy):
+    recorder.training(step, means(), 0.1, scored=True)
+    recorder.score(step, means(accuracy), means(), 0.5)
 
 
-@pytest.mark.parametrize(
-    ("find", "replace"),
-    [(b"20.0", b"21.0"), (b'"step": 1', b'"step": \x01'), (b"\n", b""), (b"", b"")],
-)
-def test_damaged_records_are_written_anew_from_the_checkpoint(tmp_path, find, replace):
-    path, notices = tmp_path / "metrics.jsonl", []
-    saved = [score(1, 10.0), score(2, 20.0)]
-    history = History(path, 0)
-    for record in saved:
-        history.add(record)
-    history.close()
-    spoil(path, find, replace) if find else path.unlink()
-    history = History(path, 2, saved, notices.append)
-    history.close()
-    assert notices == [f"{path} was damaged: its records are written anew from the checkpoint"]
-    assert history.records == metrics.read(path) == saved
-    History(path, 2, saved, notices.append).close()
-    assert len(notices) == 1
+RESULTS = {"test_loss": 1.0, "test_accuracy": 4.0, "best_test_accuracy": 5.0, "train_accuracy": 9.0}
 
 
-def test_an_altered_closing_record_is_dropped(tmp_path):
-    path, notices = tmp_path / "metrics.jsonl", []
-    history = History(path, 0)
-    history.add(score(1, 10.0))
-    final = history.finish({"step": 1, "test_accuracy": 12.5})
-    history.close()
-    assert metrics.final(metrics.read(path)) == final
-    spoil(path, b"12.5", b"13.5")
-    assert metrics.final(metrics.read(path)) is None
-    history = History(path, 1, [score(1, 10.0)], notices.append)
-    history.close()
-    assert history.records == [score(1, 10.0)]
-    assert notices == [f"{path}: its closing record can't be trusted; the test set is scored again"]
+def test_the_closing_record_ends_a_finished_run(tmp_path, config):
+    recorder = opened(tmp_path, config)
+    epoch(recorder, 4, 3.0)
+    epoch(recorder, 8, 2.0)
+    assert recorder.closing is None
+    saved = recorder.run()
+    final = recorder.finish(8, RESULTS)
+    recorder.close()
+    wanted = {"kind": "final", "step": 8, "epoch": 2.0, "best_epoch": 1.0, "best_score": 3.0}
+    assert {k: v for k, v in final.items() if k != "seconds"} == wanted | RESULTS
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {k: v for k, v in last.items() if k != "crc32"} == final
+    again = opened(tmp_path, config, step=8, saved=saved)
+    assert again.closing == final
+    again.close()
 
 
-def test_history_bears_foreign_lines(tmp_path):
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'\xff\n3\n[]\n{"step": 1}\n\n{"kind": "train", "step": 1}\n{"kind": "x"}\n')
-    assert metrics.read(path) == [{"kind": "train", "step": 1}]
+def test_resumes_with_the_scores_of_the_checkpoint(tmp_path, config):
+    recorder = opened(tmp_path, config)
+    epoch(recorder, 4, 3.0)
+    saved = recorder.run()
+    epoch(recorder, 8, 5.0)
+    recorder.close()
+    assert saved["config"] == config.to_dict()
+    assert (saved["dataset"], saved["scores"], saved["num_records"]) == (INFO, [[4, 3.0]], 2)
+    (tmp_path / "metrics.jsonl").unlink()
+    stream = io.StringIO()
+    again = opened(tmp_path, config, stream, 4, json.loads(json.dumps(saved)))
+    assert again.scores == [(4, 3.0)]
+    assert again.best_step() == 4
+    assert "0 of 2 records remain" in stream.getvalue()
+    epoch(again, 8, 2.0)
+    assert again.accuracies() == [3.0, 2.0]
+    assert again.run()["num_records"] == 2
+    again.close()
+    scores = [event for event in shown(tmp_path / "events") if event[1] == "val/accuracy"]
+    assert scores == [(4, "val/accuracy", 3.0), (8, "val/accuracy", 2.0)]
 
 
-def test_best_is_the_oldest_of_equals():
-    records = [score(1, 5.0), score(2, 7.0), score(3, 7.0), score(4, 9.0, "test")]
-    assert metrics.best(records, "val") == score(2, 7.0)
-    assert metrics.best([], "val") is None
-
-
-def test_records_are_complete(rich_run):
+def test_records_of_a_run(rich_run):
     records = tiny_run.records(rich_run[0], drop=())
     kinds = [record["kind"] for record in records]
-    assert kinds.count("final") == 1
-    assert kinds[-1] == "final"
+    assert kinds.index("final") == len(kinds) - 1
     rates = ("learning_rate", "images_per_second")
-    fields = {"train": ("epoch", "loss", "accuracy", *rates), "score": ("epoch", "loss", "split")}
-    for record in records[:-1]:
-        for name in ("step", "seconds", *fields[record["kind"]]):
-            assert name in record
+    fields = {"train": ("loss", "accuracy", *rates), "score": ("loss", "accuracy", "split")}
+    fields["final"] = (*RESULTS, "best_score", "best_epoch")
+    for record in records:
+        assert {"step", "epoch", "seconds", "crc32", *fields[record["kind"]]} <= set(record)
         assert all(math.isfinite(v) for v in record.values() if isinstance(v, float))
     last = records[-1]["step"]
-    due = {step for step in range(1, last + 1) if step % 5 == 0 or step % 2 == 0}
-    assert [r["step"] for r in records if r["kind"] == "train"] == sorted(due)
-    due = {step for step in range(1, last + 1) if step % 5 == 0 or step % 4 == 0}
-    assert [r["step"] for r in records if r["kind"] == "score"] == sorted(due)
-    assert {"test_accuracy", "best_test_accuracy", "best_score", "best_epoch"} <= set(records[-1])
+    for kind, every in (("train", 2), ("score", 4)):
+        due = [step for step in range(1, last + 1) if step % 5 == 0 or step % every == 0]
+        assert [r["step"] for r in records if r["kind"] == kind] == due
     seconds = [record["seconds"] for record in records]
     assert seconds == sorted(seconds)
 
 
 def test_events_of_a_run(rich_run):
-    found = events(rich_run[0] / "events")
+    found = [event[:2] for event in shown(rich_run[0] / "events")]
     assert len(found) == len(set(found))
-    tags = {tag for tag, _ in found}
+    tags = {tag for _, tag in found}
     for tag in ("train/loss", "train/accuracy", "train/learning_rate", "val/loss", "val/accuracy"):
         assert tag in tags
-    assert ("train/images", 0) in found
+    assert (0, "train/images") in found
     assert {"params/head/kernel", "gradients/head/kernel"} <= tags
 
 
-def test_events_go_on_after_the_step_they_resume_from(tmp_path):
-    directory = tmp_path / "events"
-    writer = Events(directory, 0)
-    for step in (1, 2, 3):
-        writer.record({"step": step, "loss": 1.0})
-    writer.close()
-    (path,) = directory.iterdir()
-    path.write_bytes(path.read_bytes()[:-3])  # torn by a kill
-    writer = Events(directory, 2)
-    writer.record({"step": 3, "loss": 1.0})
-    writer.close()
-    assert events(directory) == [("train/loss", step) for step in (1, 2, 3)]
+def test_patience_counts_scores_without_a_new_best(tmp_path, config):
+    config.evaluate.patience = 2
+    recorder = opened(tmp_path, config)
+    assert recorder.best() is None
+    assert recorder.best_step() is None
+    found = []
+    for step, accuracy in ((4, 1.0), (8, 3.0), (12, 3.0), (16, 2.0)):
+        recorder.score(step, means(accuracy), means(), 0.1)
+        found.append((recorder.best_step(), recorder.exhausted()))
+    assert found == [(4, False), (8, False), (8, False), (8, True)]
+    recorder.close()
 
 
-def flip(content):
-    return content[:90] + bytes([content[90] ^ 1]) + content[91:]
+def test_the_test_set_never_chooses_unless_told(tmp_path, config):
+    config.evaluate.split = "test"
+    for allowed, step in ((False, None), (True, 4)):
+        config.evaluate.select_on_test = allowed
+        recorder = opened(tmp_path / str(allowed), config)
+        record = recorder.score(4, means(1.0), means(), 0.1)
+        assert recorder.best_step() == step
+        assert recorder.test_score(4) == record
+        assert recorder.test_score(8) is None
+        recorder.close()
 
 
-@pytest.mark.parametrize("damage", [flip, lambda content: content[:99], lambda content: b""])
-def test_lost_numbers_are_written_anew_from_the_records(tmp_path, damage):
-    directory, notices = tmp_path / "events", []
-    records = [{"step": step, "loss": 1.0 * step} for step in (1, 2, 3)]
-    for resume, record in enumerate(records):
-        writer = Events(directory, resume, records[:resume])
-        writer.images("train/images", np.zeros((4, 8, 8, 3), np.uint8), record["step"])
-        writer.record(record)
-        writer.close()
-    whole = sorted(events(directory), key=lambda event: event[1])
-    path = min(directory.iterdir())
-    path.write_bytes(damage(path.read_bytes()))
-    Events(directory, 3, records, notices.append).close()
-    assert notices == [f"{directory} was damaged: 1 numbers are written anew from the records"]
-    found = events(directory)
-    assert [event for event in found if event[0] == "train/loss"] == [
-        ("train/loss", 1),
-        ("train/loss", 2),
-        ("train/loss", 3),
-    ]
-    assert set(whole) - set(found) <= {("train/images", 1)}
-    Events(directory, 3, records, notices.append).close()
-    assert len(notices) == 1
-
-
-def test_events_of_a_start_that_saved_nothing_are_dropped(tmp_path):
-    for _ in range(2):
-        writer = Events(tmp_path / "events", 0)
-        writer.images("train/images", np.zeros((4, 32, 32, 3), np.uint8), 0)
-        writer.close()
-    assert events(tmp_path / "events") == [("train/images", 0)]
+def test_an_epoch_without_a_score_has_its_row_too(tmp_path, config):
+    stream = io.StringIO()
+    recorder = opened(tmp_path, config, stream)
+    recorder.training(4, means(), 0.1)
+    recorder.training(8, means() | {"skipped_steps": 2}, 0.1, scored=True)
+    recorder.close()
+    assert [line.split()[0] for line in stream.getvalue().splitlines()[1:]] == ["1/3"]
+    assert tiny_run.records(tmp_path)[1]["skipped_steps"] == 2
 
 
 class Screen(io.StringIO):
@@ -193,7 +144,8 @@ class Screen(io.StringIO):
         return True
 
 
-ROW = Row(1, 3, 4, 12, 2.5, 10.0, 1234.5, 61.0)
+ROW = {"epoch": 1, "num_epochs": 3, "step": 4, "num_steps": 12, "loss": 2.5, "accuracy": 10.0}
+ROW |= {"images_per_second": 1234.5, "seconds_left": 61.0}
 
 
 def test_plain_lines(monkeypatch):
@@ -204,24 +156,35 @@ def test_plain_lines(monkeypatch):
     terminal.note("data [bold]x[/bold] " + "y" * 200)
     terminal.progress(ROW)
     terminal.row(ROW)
+    terminal.row(ROW | {"score": 50.0, "is_best": True, "seconds_left": None})
+    terminal.row(ROW | {"score": 50.0, "is_best": False, "seconds_left": 7200})
     terminal.close()
-    note, header, row = stream.getvalue().splitlines()
-    assert note == "data [bold]x[/bold] " + "y" * 200
-    assert " ".join(header.split()) == "epoch step loss train % val % images/s time left"
-    assert row.split() == ["1/3", "4/12", "2.5000", "10.00", "1,234", "1:01"]
-    assert "\x1b" not in stream.getvalue()
+    assert stream.getvalue().splitlines() == [
+        "data [bold]x[/bold] " + "y" * 200,
+        "    epoch            step     loss  train %    val %  images/s time left",
+        "      1/3            4/12   2.5000    10.00              1,234      1:01",
+        "      1/3            4/12   2.5000    10.00   50.00*     1,234          ",
+        "      1/3            4/12   2.5000    10.00   50.00      1,234   2:00:00",
+    ]
 
 
-def test_live_row(monkeypatch):
+def test_live_row(tmp_path, config, monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Screen()
-    terminal = Terminal("val", stream)
-    assert terminal.is_live
-    terminal.progress(ROW)
-    terminal.note("note")
-    terminal.close()
-    terminal.close()
+    recorder = opened(tmp_path, config, stream)
+    for step in (1, 2):
+        recorder.progress(step, means)
+    recorder._terminal.note("note")
+    recorder._terminal.close()
+    recorder._terminal.close()
+    recorder.close()
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_progress_asks_for_no_numbers_without_a_screen(tmp_path, config):
+    recorder = opened(tmp_path, config)
+    recorder.progress(1, None)  # would fail if called
+    recorder.close()
 
 
 @pytest.mark.parametrize(
@@ -230,54 +193,3 @@ def test_live_row(monkeypatch):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
-
-
-def recorder(tmp_path, config, stream):
-    tmp_path.mkdir(exist_ok=True)
-    return Recorder(tmp_path, config, 4, 0, Terminal(config.evaluate.split, stream))
-
-
-def means(accuracy):
-    return {"loss": 1.0, "accuracy": accuracy}
-
-
-def test_patience_counts_scores_without_a_new_best(tmp_path):
-    config = tiny_run.get_config()
-    config.evaluate.patience = 2
-    one = recorder(tmp_path, config, io.StringIO())
-    assert one.best() is None
-    assert one.best_step() is None
-    sums = Sums.zero().replace(count=np.float32(1))
-    found = []
-    for step, accuracy in ((4, 1.0), (8, 3.0), (12, 3.0), (16, 2.0)):
-        one.score(step, means(accuracy), sums, 0.1)
-        found.append((one.best_step(), one.exhausted()))
-    assert found == [(4, False), (8, False), (8, False), (8, True)]
-    one.close()
-
-
-def test_the_test_set_never_chooses_unless_told(tmp_path):
-    config = tiny_run.get_config()
-    config.evaluate.split = "test"
-    for allowed, step in ((False, None), (True, 4)):
-        config.evaluate.select_on_test = allowed
-        one = recorder(tmp_path / str(allowed), config, io.StringIO())
-        one.score(4, means(1.0), Sums.zero().replace(count=np.float32(1)), 0.1)
-        assert one.best_step() == step
-        one.close()
-
-
-def test_an_epoch_without_a_score_has_its_row_too(tmp_path):
-    stream, sums = io.StringIO(), Sums.zero().replace(count=np.float32(1))
-    one = recorder(tmp_path, tiny_run.get_config(), stream)
-    one.training(4, sums, 0.1, scored=False)
-    one.training(8, sums, 0.1, scored=True)
-    one.close()
-    assert [line.split()[0] for line in stream.getvalue().splitlines()[1:]] == ["1/3"]
-
-
-def test_json_is_strict(tmp_path):
-    history = History(tmp_path / "metrics.jsonl", 0)
-    with pytest.raises(ValueError, match=r"nan|Out of range"):
-        history.add({"kind": "train", "step": 1, "loss": math.nan})
-    history.close()

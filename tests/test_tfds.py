@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tiny_cifar10 as tiny
 
-from resnet_jax.data import cache, cifar10, files, npm, sources
+from resnet_jax.data import cache, cifar10, npm, originals, sources
 from resnet_jax.data import tfds as room
 from resnet_jax.data.download import Unavailable
 from resnet_jax.errors import UserError
@@ -148,7 +148,7 @@ def test_without_any_source_nothing_is_prepared(tmp_path, monkeypatch, fetch):
 @pytest.mark.slow
 def test_the_full_data_by_way_of_tfds(tmp_path):
     try:
-        content = files.read(cache.default_cache_dir() / "cifar10")
+        content = originals.read(cache.default_cache_dir() / "cifar10")
     except Unavailable:
         pytest.skip("the full CIFAR-10 is not in the cache")
     room.prepare(tmp_path, content)

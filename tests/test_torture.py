@@ -1,11 +1,13 @@
 """Trainings as real processes that suffer real faults; see scripts/torture.py."""
 
+import dataclasses
 import json
 import pathlib
 import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -35,6 +37,7 @@ def test_short(tmp_path):
     assert result["held"]
     assert set(result["totals"]) == done | {"all"}
     assert result["totals"]["all"]["equal_at_the_end"] == len(SHORT)
+    assert "faults" not in result, "no row per fault"
     assert "the bar holds" in out
     assert "\x1b" not in out
 
@@ -45,23 +48,35 @@ def test_long(tmp_path):
     assert result["totals"]["all"]["equal_at_the_end"] == 200
 
 
-@pytest.fixture(scope="module")
-def ended(plain_run):
-    return torture.End.of(plain_run[0])
+ENDED = torture.End(
+    {"a": np.arange(3.0), "b": np.ones(2)},
+    [{"step": step, "best_test_accuracy": 50.0} for step in (1, 2, 3)],
+    [(step, "train/loss", 1.0) for step in (1, 2, 3)],
+)
 
 
-def test_the_harness_sees_what_differs(ended):
-    name = "params/head/kernel"
-    altered = ended.arrays[name].copy()
-    altered.flat[0] += 1
-    arrays = torture.End(ended.arrays | {name: altered}, ended.records, ended.events)
-    twice = torture.End(ended.arrays, ended.records, [*ended.events, ended.events[-1]])
-    disorder = torture.End(ended.arrays, ended.records, ended.events[::-1])
-    lost = torture.End(ended.arrays, ended.records[1:], ended.events)
-    assert ended.differences(ended) == []
-    assert arrays.differences(ended) == ["arrays"]
-    assert twice.differences(ended) == disorder.differences(ended) == ["events"]
-    assert lost.differences(ended) == ["records"]
+def changed(**changes):
+    return dataclasses.replace(ENDED, **changes)
+
+
+def test_the_harness_sees_what_differs():
+    altered = changed(arrays=ENDED.arrays | {"b": np.array([1, 1.0000001])})
+    other_type = changed(arrays=ENDED.arrays | {"b": np.ones(2, np.float32)})
+    assert ENDED.differences(ENDED) == []
+    assert altered.differences(ENDED) == other_type.differences(ENDED) == ["arrays"]
+    for events in ([*ENDED.events, ENDED.events[-1]], ENDED.events[::-1], ENDED.events[1:]):
+        assert changed(events=events).differences(ENDED) == ["events"]
+    for records in ([*ENDED.records, ENDED.records[-1]], ENDED.records[::-1], ENDED.records[1:]):
+        assert changed(records=records).differences(ENDED) == ["records"]
+
+
+def test_what_the_run_said_may_differ():
+    fewer = changed(records=ENDED.records[1:])
+    assert fewer.differences(ENDED, lost=1) == []
+    assert changed(records=ENDED.records[2:]).differences(ENDED, lost=1) == ["records"]
+    worse = changed(records=[*ENDED.records[:2], ENDED.records[2] | {"best_test_accuracy": None}])
+    assert worse.differences(ENDED, lost=1) == ["records"]
+    assert worse.differences(ENDED, unknown="best_test_accuracy") == []
 
 
 def test_any_bad_column_breaks_the_bar():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.data import cifar10, files
+from resnet_jax.data import cifar10, originals
 from resnet_jax.data.cifar10 import Batches
 from resnet_jax.data.download import Unavailable, reading
 from resnet_jax.data.image_files import decode_png
@@ -77,7 +77,7 @@ def read(archive: Path) -> Batches:
       Unavailable: a member is missing, of the wrong size or kind, or altered.
     """
     wanted = (*_LABEL_FILES, *(f"{name}.png" for name in cifar10.NAMES))
-    found = files.members(archive, wanted)
+    found = originals.members(archive, wanted)
     for name in wanted:
         if name not in found:
             raise Unavailable(f"{archive / name} is missing")

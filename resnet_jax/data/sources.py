@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resnet_jax.data import cache, files, npm, tfds
+from resnet_jax.data import cache, npm, originals, tfds
 from resnet_jax.data.cifar10 import Batches
 from resnet_jax.data.download import Progress, Remote, Unavailable, complete
 from resnet_jax.errors import UserError, unknown
@@ -82,7 +82,7 @@ class _Readers:
         self, directory: str | None, notify: Callable[[str], None], progress: Progress
     ) -> None:
         self._named = Path(directory).expanduser() if directory else None
-        self._found = files.find(self._named) if self._named else None
+        self._found = originals.find(self._named) if self._named else None
         is_cache = self._named is not None and self._found is None
         self._root = self._named if self._named and is_cache else cache.default_cache_dir()
         self._notify, self._progress = notify, progress
@@ -114,7 +114,7 @@ class _Readers:
             place = f"{self._named} holds no CIFAR-10 files" if self._named else "none is named"
             raise Unavailable(f"{place} (--config.data.dir)")
         try:
-            return files.read(self._found), f"{self._found.name} in {self._found.parent}"
+            return originals.read(self._found), f"{self._found.name} in {self._found.parent}"
         except Unavailable as error:  # what the user names is used or refused, never passed over
             raise UserError(str(error)) from error
 
@@ -122,7 +122,7 @@ class _Readers:
         with cache.using(self._root):
             if not self.batches.is_dir():
                 raise Unavailable(f"{self._root} holds no CIFAR-10 yet")
-        return files.read(self.batches), f"cache {self._root}"
+        return originals.read(self.batches), f"cache {self._root}"
 
     def read_tfds(self) -> tuple[Batches, str]:
         for data_dir in (tfds.default_data_dir(), self._root / "tensorflow_datasets"):
@@ -146,7 +146,7 @@ class _Readers:
             with cache.using(self._root):
                 part.replace(archive)
         try:
-            return files.read(archive), ARCHIVE.url
+            return originals.read(archive), ARCHIVE.url
         finally:
             archive.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
 

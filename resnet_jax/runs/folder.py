@@ -1,7 +1,9 @@
-"""The folder of a run: its config, its lock, and a log of its starts."""
+"""The folder of a run: its config and data set, its lock, and a log of its starts."""
 
 import contextlib
+import errno
 import fcntl
+import importlib.metadata
 import json
 import os
 import pathlib
@@ -17,19 +19,21 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-import resnet_jax
 from resnet_jax.config import load as config_lib
-from resnet_jax.runs.checkpoints import Checkpoints
-from resnet_jax.errors import UserError, unwritable
+from resnet_jax.errors import UserError, shown, unwritable
+from resnet_jax.files import write_atomically
+from resnet_jax.runs.checkpoints import Checkpoints, Run
 
 CONFIG = "config.json"
+DATASET = "dataset.json"
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 EVENTS = "events"
 STARTS = "starts.jsonl"
 LOCK = "lock"
 
-_MAX_CONFIG_BYTES = 1_000_000
+# What a full or read-only disk says of an open file, whose name it does not say.
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -53,7 +57,7 @@ def claim(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
             _lock(lock, folder)
             yield folder
     except OSError as error:
-        if unwritable(error) is None:
+        if not _is_of(folder, error):
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise UserError(
@@ -65,54 +69,79 @@ def claim(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 def begin(
     folder: pathlib.Path,
     config: ConfigDict,
-    saved: Mapping[str, Any] | None,
+    info: Mapping[str, Any],
+    saved: Run | None,
     notify: Callable[[str], None] = print,
 ) -> None:
-    """Writes the config of a run into its folder, and logs this start.
+    """Refuses to go on with another run, writes what this one is, and logs this start.
+
+    What a run was trained with is in its checkpoints; the files are there to be read by people.
 
     Args:
       folder: the folder, which this process has claimed.
       config: the checked config.
-      saved: the config that the newest checkpoint holds; None: there is no such checkpoint.
-      notify: is told if the config in the folder was damaged.
+      info: what is known of the data set, as JSON has it, "name" and "digest" among others.
+      saved: what the newest checkpoint holds; None: there is no checkpoint, and nothing to lose.
+      notify: called with a line if a file was not what the checkpoint holds.
 
     Raises:
-      UserError: if there are checkpoints of another config.
+      UserError: if the checkpoint is of another config or of other data.
     """
-    # Until the first checkpoint nothing would be lost, and a slip in the config can be mended.
-    if saved is not None or any(folder.glob(f"{CHECKPOINTS}/*")):
-        before = _stored(folder, saved, notify)
-        if changed := config_lib.differences(before, config):
+    if saved is not None:
+        if changed := config_lib.differences(saved["config"], config):
             raise UserError(
                 f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
                 "name another --workdir"
             )
-    _replace(folder / CONFIG, json.dumps(config.to_dict(), indent=2) + "\n")
+        if saved["dataset"].get("digest") != info["digest"]:
+            raise UserError(
+                f"--workdir {folder} holds a run on other data: {_data(saved['dataset'])}, not "
+                f"{_data(info)}; name another --workdir"
+            )
+    views = {CONFIG: ("config", config.to_dict()), DATASET: ("dataset", info)}
+    for name, (key, content) in views.items():
+        file = folder / name
+        if saved is not None and (not file.exists() or file.read_bytes() != _text(saved[key])):
+            notify(f"{file} was not what the newest checkpoint holds: written anew")
+        write_atomically(file, _text(content))
     _log_start(folder)
 
 
-def read_config(path: str | os.PathLike[str]) -> ConfigDict:
-    """Returns the checked config of the run in a folder.
+def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
+    """Returns the checked config of a run and what is known of its data set, as JSON has it.
 
     Args:
-      path: the folder.
+      path: the folder of the run, which another process may be training.
 
     Raises:
-      UserError: if there is no run, or its config can't be read.
+      UserError: if there is no checkpoint that holds them, or the config is of another version.
     """
-    folder = pathlib.Path(path)
     saved = None
-    if os.path.isdir(folder / CHECKPOINTS):
-        with contextlib.closing(Checkpoints(folder / CHECKPOINTS, 1, read_only=True)) as found:
-            saved = found.config()
-    if saved is None and not os.path.exists(folder / CONFIG):
-        raise UserError(f"--workdir {path} holds no run: there is no {CONFIG} in it")
-    return config_lib.validate(_stored(folder, saved, print))
+    if os.path.isdir(os.path.join(path, CHECKPOINTS)):
+        directory = pathlib.Path(path) / CHECKPOINTS
+        with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as checkpoints:
+            saved = checkpoints.run()
+    if saved is None:
+        raise UserError(f"--workdir {path} holds no checkpoint of a run")
+    return config_lib.validate(saved["config"]), saved["dataset"]
+
+
+def read_config(path: str | os.PathLike[str]) -> ConfigDict:
+    """Returns the checked config of a run; see `read_run`."""
+    return read_run(path)[0]
+
+
+def _is_of(folder: pathlib.Path, error: OSError) -> bool:
+    """Returns whether an error says that the folder of a run can't be written."""
+    if not isinstance(error.filename, str | os.PathLike):
+        return error.errno in _DISK
+    inside = pathlib.Path(os.path.abspath(error.filename)).is_relative_to(os.path.abspath(folder))
+    return (inside or not os.path.isdir(folder)) and unwritable(error) is not None
 
 
 def _check_kinds(folder: pathlib.Path) -> None:
     """Refuses to write to a pipe, or into a file that a link in the folder of a run points at."""
-    for name in (LOCK, CONFIG, METRICS, STARTS, CHECKPOINTS, EVENTS):
+    for name in (LOCK, CONFIG, DATASET, METRICS, STARTS, CHECKPOINTS, EVENTS):
         path = folder / name
         is_folder = name in (CHECKPOINTS, EVENTS)
         is_fine = path.is_dir() if is_folder else path.is_file() and not path.is_symlink()
@@ -133,46 +162,13 @@ def _lock(lock: Any, folder: pathlib.Path) -> None:
     lock.flush()
 
 
-def _stored(
-    folder: pathlib.Path, saved: Mapping[str, Any] | None, notify: Callable[[str], None]
-) -> Mapping[str, Any]:
-    """Returns the config in a folder, or the one of the checkpoint if that was damaged."""
-    file = folder / CONFIG
-    try:
-        stored = _read_json(file)
-    except UserError:
-        if saved is None:
-            raise
-    else:
-        if saved is None or not config_lib.differences(saved, stored):
-            return stored
-    notify(f"{file} was damaged or altered: the config comes from the newest checkpoint")
-    return saved
-
-
-def _read_json(file: pathlib.Path) -> dict[str, Any]:
-    try:
-        if not os.path.isfile(file):
-            raise ValueError("it is no file")
-        if file.stat().st_size > _MAX_CONFIG_BYTES:
-            raise ValueError("it is too large for a config")
-        value = json.loads(file.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(
-            f"{file} can't be read: {error}; restore it or name another --workdir"
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{file} does not hold a config; name another --workdir")
-    return value
-
-
 def provenance() -> dict[str, Any]:
     """Returns when, by which command, code and libraries, and on what this process runs."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
-        "version": resnet_jax.__version__,
+        "version": importlib.metadata.version("resnet-jax"),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
@@ -200,7 +196,9 @@ def _commit() -> str | None:
     return found.stdout.strip()
 
 
-def _replace(file: pathlib.Path, text: str) -> None:
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, file)
+def _data(info: Mapping[str, Any]) -> str:
+    return f"{shown(info.get('name'), str)} (digest {shown(info.get('digest'), str)})"
+
+
+def _text(content: Mapping[str, Any]) -> bytes:
+    return f"{json.dumps(content, indent=2)}\n".encode()

@@ -4,210 +4,196 @@ import collections
 import pathlib
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.runs import records as metrics
-from resnet_jax.runs import folder as workdir
-from resnet_jax.runs.checkpoints import Run
 from resnet_jax.config.load import selects
-from resnet_jax.runs.records import History, Record
-from resnet_jax.training.state import Sums
+from resnet_jax.runs import folder as folder_lib
+from resnet_jax.runs import records
+from resnet_jax.runs.checkpoints import Run
+from resnet_jax.runs.records import History, Record, Score
 from resnet_jax.runs.tensorboard import Events
-from resnet_jax.runs.terminal import Row, Terminal
-from resnet_jax.trees import named_leaves
+from resnet_jax.runs.terminal import Terminal
+
+Means = Mapping[str, float]  # "loss", "accuracy" in percent
 
 
 class Recorder:
-    """The records of one start of a run.
+    """The records of one start of a run; all that it takes are plain numbers.
 
     Attributes:
-      history: all records of the run.
-      events: the TensorBoard writer; None if the config turns it off.
+      scores: step and accuracy, in percent, of every score on the split `evaluate.split`.
     """
 
     def __init__(
         self,
         folder: pathlib.Path,
         config: ConfigDict,
+        info: Mapping[str, Any],
         steps_per_epoch: int,
         step: int,
         terminal: Terminal,
-        saved: Sequence[Record] | None = None,
+        saved: Run | None = None,
     ) -> None:
         """Opens the files of a run.
 
         Args:
           folder: the folder of the run.
           config: its config.
+          info: what is known of its data set, as JSON has it.
           steps_per_epoch: number of training steps in an epoch.
           step: number of steps taken so far.
           terminal: where rows are shown.
-          saved: the records that the checkpoint of that step holds; None: it has none.
+          saved: what the checkpoint that training resumes from holds beside its state; None:
+            training starts anew, and what was recorded before is dropped.
         """
-        note = terminal.note
-        self.history = History(folder / workdir.METRICS, step, saved, note)
-        self.events = None
-        if config.log.tensorboard:
-            self.events = Events(folder / workdir.EVENTS, step, self.history.records, note)
-        self._config = config
-        self._split = config.evaluate.split
+        self.scores: list[Score] = [(s, accuracy) for s, accuracy in saved["scores"]] if saved else []
+        last, count = (step, saved["num_records"]) if saved else (-1, 0)
+        self._history = History(folder / folder_lib.METRICS, last, count, terminal.note)
+        self._events = Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
+        self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch
-        self._terminal = terminal
-        self._sums: Sums | None = None
-        self._clock = _Clock(step, self.history.seconds())
+        seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
+        self._clock = _Clock(step, seconds)
 
-    def progress(self, step: int, sums: Sums) -> None:
-        """Takes note of a dispatch, and shows the one before.
+    @property
+    def closing(self) -> Record | None:
+        """The closing record of a run that is finished; None: it is not."""
+        last = self._history.records[-1:]
+        return last[0] if last and last[0]["kind"] == "final" else None
 
-        Waiting for the one before keeps the devices busy with one dispatch while a second one
-        waits, and no more: so signals and the display keep up.
+    def progress(self, step: int, means: Callable[[], Means]) -> None:
+        """Takes note of a dispatch.
 
         Args:
           step: number of steps taken.
-          sums: sums over the epoch so far, perhaps not computed yet.
+          means: returns loss and accuracy over the epoch so far; called only if a row is shown.
         """
-        if self._sums is not None:
-            jax.block_until_ready(self._sums)
-            if self._terminal.is_live:
-                self._terminal.progress(self._row(step, self._sums.means()))
-        self._sums = sums
         self._clock.tick(step)
+        if self._terminal.is_live:
+            self._terminal.progress(self._row(step, means()))
 
-    def training(self, step: int, sums: Sums, learning_rate: float, scored: bool) -> None:
+    def training(
+        self, step: int, means: Means, learning_rate: float, scored: bool = False
+    ) -> None:
         """Records loss and accuracy over the epoch so far.
 
         Args:
           step: number of steps taken.
-          sums: sums over the training images of the epoch so far.
+          means: means over the training images of the epoch so far, and what else is recorded.
           learning_rate: that of the last step.
           scored: whether the model is scored here too, which shows these numbers as well.
         """
-        means = sums.means()
-        skipped = {"skipped_steps": int(sums.skipped)} if self._config.on_nan == "skip" else {}
-        images_per_second = self._clock.steps_per_second() * self._config.batch_size
-        self._add(
-            {
-                "kind": "train",
-                "step": step,
-                "epoch": step / self._steps_per_epoch,
-                **means,
-                **skipped,
-                "learning_rate": learning_rate,
-                "images_per_second": images_per_second,
-                "seconds": self._clock.seconds(),
-            }
-        )
+        row = self._row(step, means)
+        speed = row["images_per_second"]
+        self._add("train", step, means, learning_rate=learning_rate, images_per_second=speed)
         if not scored and not (self._terminal.is_live and step % self._steps_per_epoch):
-            self._terminal.row(self._row(step, means))
+            self._terminal.row(row)
 
-    def score(self, step: int, means: dict[str, float], train_sums: Sums, seconds: float) -> Record:
+    def score(self, step: int, means: Means, train_means: Means, seconds: float) -> Record:
         """Records and returns loss and accuracy on the split that is scored.
 
         Args:
           step: number of steps taken.
-          means: mean loss and accuracy over the split.
-          train_sums: sums over the training images of the epoch so far.
+          means: means over the split.
+          train_means: means over the training images of the epoch so far.
           seconds: time that scoring took.
         """
         self._clock.scored(seconds)
-        record = self._add(
-            {
-                "kind": "score",
-                "split": self._split,
-                "step": step,
-                "epoch": step / self._steps_per_epoch,
-                **means,
-                "seconds": self._clock.seconds(),
-            }
-        )
-        row = self._row(step, train_sums.means(), means["accuracy"], self.is_best(step))
-        self._terminal.row(row)
+        self.scores.append((step, means["accuracy"]))
+        score = {"score": means["accuracy"], "is_best": self.best() == self.scores[-1]}
+        record = self._add("score", step, means, split=self._config.evaluate.split)
+        self._terminal.row(self._row(step, train_means) | score)
         return record
 
-    def final(self, record: Record) -> Record:
-        """Records and returns the results that close the run."""
-        return self.history.finish(record | {"seconds": self._clock.seconds()})
+    def finish(self, step: int, results: Mapping[str, float | None]) -> Record:
+        """Records and returns the results that close the run, which has been scored.
+
+        Args:
+          step: number of steps taken.
+          results: "test_loss", "test_accuracy", "best_test_accuracy" (None: not known) and
+            "train_accuracy", accuracies in percent.
+        """
+        best_step, best_score = max(self.scores, key=lambda score: score[1])
+        best_epoch = best_step / self._steps_per_epoch
+        return self._add("final", step, results, best_epoch=best_epoch, best_score=best_score)
 
     def run(self) -> Run:
         """Returns what a checkpoint holds beside the state."""
-        return {"config": self._config.to_dict(), "records": list(self.history.records)}
+        return {
+            "config": self._config.to_dict(),
+            "dataset": dict(self._info),
+            "scores": [list(score) for score in self.scores],
+            "num_records": len(self._history.records),
+        }
 
-    def best(self) -> Record | None:
-        """Returns the record of the best score so far; None before the first one."""
-        return metrics.best(self.history.records, self._split)
-
-    def is_best(self, step: int) -> bool:
-        """Returns whether the best score so far is that of a step."""
-        best = self.best()
-        return best is not None and best["step"] == step
+    def best(self) -> Score | None:
+        """Returns step and accuracy of the best score so far; None before the first one."""
+        return records.best(self.scores)
 
     def best_step(self) -> int | None:
         """Returns the step whose checkpoint is the best one; None if there is none to choose."""
         best = self.best()
-        return best["step"] if best and selects(self._config) else None
+        return best[0] if best and selects(self._config) else None
+
+    def test_score(self, step: int) -> Record | None:
+        """Returns the record of a score on the test set at a step; None if there is none."""
+        wanted = {"kind": "score", "split": "test", "step": step}
+        found = (r for r in self._history.records if wanted.items() <= r.items())
+        return next(found, None)
 
     def accuracies(self) -> list[float]:
         """Returns the accuracies on the split that is scored, oldest first, percent."""
-        return [record["accuracy"] for record in metrics.scores(self.history.records, self._split)]
+        return [accuracy for _, accuracy in self.scores]
 
     def exhausted(self) -> bool:
         """Returns whether the last `patience` scores brought no new best."""
-        patience = self._config.evaluate.patience
-        accuracies = self.accuracies()
+        patience, accuracies = self._config.evaluate.patience, self.accuracies()
         if not patience or len(accuracies) <= patience:
             return False
         return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
     def images(self, images: np.ndarray, step: int) -> None:
         """Shows training images in TensorBoard, uint8 `[count, height, width, channels]`."""
-        if self.events is not None and len(images) > 0:
-            self.events.images("train/images", images, step)
+        if self._events and len(images):
+            self._events.images("train/images", images, step)
 
-    def histograms(self, group: str, tree: Any, step: int) -> None:
-        """Shows the distribution of every array of a tree in TensorBoard."""
-        if self.events is None:
-            return
-        self.events.histograms(group, dict(named_leaves(tree)), step)
+    def histograms(self, group: str, arrays: Mapping[str, Any], step: int) -> None:
+        """Shows the distribution of each array in TensorBoard, titled by `group` and its name."""
+        if self._events:
+            self._events.histograms(group, arrays, step)
 
     def close(self) -> None:
         """Closes the files."""
-        self.history.close()
-        if self.events is not None:
-            self.events.close()
+        try:
+            self._history.close()
+        finally:
+            if self._events:
+                self._events.close()
 
-    def _add(self, record: Record) -> Record:
-        self.history.add(record)
-        if self.events is not None:
-            self.events.record(record)
+    def _add(self, kind: str, step: int, numbers: Mapping[str, Any], **more: Any) -> Record:
+        place = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch}
+        record = self._history.add({**place, **numbers, **more, "seconds": self._clock.seconds()})
+        if self._events:
+            self._events.record(record)
         return record
 
-    def _row(
-        self,
-        step: int,
-        means: dict[str, float],
-        score: float | None = None,
-        is_best: bool = False,
-    ) -> Row:
-        total = self._config.num_epochs * self._steps_per_epoch
+    def _row(self, step: int, means: Means) -> dict[str, Any]:
+        num_steps = self._config.num_epochs * self._steps_per_epoch
         every = self._config.evaluate.every_epochs * self._steps_per_epoch
-        scores_left = (total - step) / every if every else 1
-        return Row(
-            epoch=-(-step // self._steps_per_epoch),
-            num_epochs=self._config.num_epochs,
-            step=step,
-            num_steps=total,
-            loss=means["loss"],
-            accuracy=means["accuracy"],
-            images_per_second=self._clock.steps_per_second() * self._config.batch_size,
-            seconds_left=self._clock.seconds_left(total - step, scores_left),
-            score=score,
-            is_best=is_best,
-        )
+        scores_left = (num_steps - step) / every if every else 1
+        return {
+            **means,
+            "step": step,
+            "num_steps": num_steps,
+            "epoch": -(-step // self._steps_per_epoch),
+            "num_epochs": self._config.num_epochs,
+            "images_per_second": self._clock.steps_per_second() * self._config.batch_size,
+            "seconds_left": self._clock.seconds_left(num_steps - step, scores_left),
+        }
 
 
 class _Clock:
@@ -217,9 +203,8 @@ class _Clock:
     """
 
     def __init__(self, step: int, seconds_before: float) -> None:
-        self._start = self._last = time.monotonic()
-        self._seconds_before = seconds_before
-        self._step = step
+        self._last, self._step = time.monotonic(), step
+        self._start = self._last - seconds_before
         self._step_seconds: collections.deque[float] = collections.deque(maxlen=100)
         self._score_seconds = 0.0
 
@@ -231,12 +216,11 @@ class _Clock:
 
     def scored(self, seconds: float) -> None:
         """Takes note of the time that a score took."""
-        self._score_seconds = seconds
-        self._last = time.monotonic()
+        self._last, self._score_seconds = time.monotonic(), seconds
 
     def seconds(self) -> float:
         """Returns the time that all starts of the run took so far."""
-        return self._seconds_before + time.monotonic() - self._start
+        return time.monotonic() - self._start
 
     def steps_per_second(self) -> float:
         """Returns the speed of training; 0 if it is not known yet."""

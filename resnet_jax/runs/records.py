@@ -1,23 +1,38 @@
-"""The records of a run: metrics.jsonl, the source of truth, and what is read from it."""
+"""The records of a run: metrics.jsonl, and what is found from scores.
 
-import hashlib
+A line of the file is a JSON object whose last key, "crc32", is the checksum of what stands before
+it. Lines that are torn, altered or foreign are counted and left out.
+"""
+
 import json
 import math
+import operator
 import os
 import pathlib
+import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from resnet_jax.files import write_atomically
+
 Record = dict[str, Any]
+Score = tuple[int, float]  # step, accuracy in percent
+
+_CHECKSUM = ', "crc32": '
+# The numbers that a record of each kind has.
+_NUMBERS = {
+    "train": ("loss", "accuracy", "learning_rate"),
+    "score": ("loss", "accuracy"),
+    "final": ("test_loss", "test_accuracy", "best_epoch", "best_score"),
+}
 
 
 class History:
-    """The records of a run, in memory and in a JSON-lines file.
+    """The records of a run, in memory and in a file.
 
-    Every record has a "kind" ("train", "score" or "final") and a "step". A record is on disk
-    before the checkpoint of its step is, so that a resumed run finds each step exactly once. The
-    checkpoint holds the records too, and the final one the digest of all, so that no damage to the
-    file goes unnoticed.
+    Every record has a "kind" ("train", "score" or "final"), a "step", an "epoch" and "seconds". A
+    record is on disk before the checkpoint of its step is, so that a run that resumes finds each
+    record once.
 
     Attributes:
       records: all records so far, oldest first.
@@ -26,112 +41,88 @@ class History:
     def __init__(
         self,
         path: pathlib.Path,
-        resume_step: int,
-        saved: Sequence[Record] | None = None,
+        step: int = -1,
+        count: int = 0,
         notify: Callable[[str], None] = print,
     ) -> None:
-        """Opens the file to append to it, and drops what was recorded after `resume_step`.
+        """Opens the file to append to it, and drops what was recorded after a step.
 
         Args:
           path: the file, which need not exist.
-          resume_step: number of steps that the state training resumes from has taken.
-          saved: the records in the checkpoint of that state; None: it has none.
-          notify: is told if the file was damaged.
+          step: number of steps taken by the state that training resumes from; -1: none.
+          count: number of records that the run had when this state was saved.
+          notify: called with a line if lines are bad or records lost.
         """
-        found = read(path)
-        self.records: list[Record] = [r for r in found if r["step"] <= resume_step]
-        if saved is not None:
-            if found[: len(saved)] != list(saved):
-                notify(f"{path} was damaged: its records are written anew from the checkpoint")
-            closing = [r for r in found if r["kind"] == "final" and r["step"] == resume_step]
-            self.records = [*saved, *closing[-1:]]
-        if self.records and self.records[-1]["kind"] == "final" and self.final() is None:
-            notify(f"{path}: its closing record can't be trusted; the test set is scored again")
-            self.records.pop()
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text("".join(map(_line, self.records)))
-        os.replace(temporary, path)
+        found, bad = read(path)
+        self.records = [record for record in found if record["step"] <= step]
+        kept = sum(record["kind"] != "final" for record in self.records)
+        if bad or kept != count:
+            notify(
+                f"{path} was damaged: {bad} torn or altered lines are left out, and {kept} of "
+                f"{count} records remain"
+            )
+        write_atomically(path, "".join(map(_line, self.records)).encode())
         self._file = path.open("a")
 
-    def add(self, record: Record) -> None:
-        """Appends a record, in memory and on disk."""
+    def add(self, record: Record) -> Record:
+        """Appends a record, in memory and on disk, and returns it."""
         self.records.append(record)
         self._file.write(_line(record))
         self._file.flush()
         os.fsync(self._file.fileno())
-
-    def finish(self, record: Record) -> Record:
-        """Appends the record that closes a finished run, with a digest of all, and returns it."""
-        record = record | {"kind": "final"}
-        record["sha256"] = _digest([*self.records, record])
-        self.add(record)
         return record
-
-    def final(self) -> Record | None:
-        """Returns the record that closes a finished run; None if it is not finished."""
-        return final(self.records)
-
-    def seconds(self) -> float:
-        """Returns the time that the run took up to its last record."""
-        return self.records[-1].get("seconds", 0.0) if self.records else 0.0
 
     def close(self) -> None:
         """Closes the file."""
         self._file.close()
 
 
-def read(path: pathlib.Path) -> list[Record]:
-    """Returns the records of a JSON-lines file; torn or foreign lines are left out.
+def read(path: pathlib.Path) -> tuple[list[Record], int]:
+    """Returns the records of a file, and the number of lines that are none.
 
     Args:
       path: the file; one that does not exist has no records.
     """
     if not os.path.isfile(path):
-        return []
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if is_whole(record):
-            records.append(record)
-    return records
+        return [], 0
+    lines = path.read_bytes().splitlines()
+    records = [record for line in lines if (record := _parsed(line)) is not None]
+    return records, len(lines) - len(records)
 
 
-def is_whole(record: Any) -> bool:
-    """Returns whether a value from a file is a record that can be used."""
-    if not isinstance(record, dict) or type(record.get("step")) is not int:
-        return False
-    if record.get("kind") == "score":
-        accuracy = record.get("accuracy")
-        is_number = isinstance(accuracy, int | float) and math.isfinite(accuracy)
-        return is_number and isinstance(record.get("split"), str)
-    return "kind" in record
+def best(scores: Sequence[Score]) -> Score | None:
+    """Returns the best score, the oldest of equals; None if there is none."""
+    return max(scores, key=operator.itemgetter(1), default=None)
 
 
-def scores(records: Sequence[Record], split: str) -> list[Record]:
-    """Returns the records of a split's scores, oldest first."""
-    return [r for r in records if r["kind"] == "score" and r["split"] == split]
+def ranked(scores: Sequence[Score], steps: Sequence[int]) -> list[int]:
+    """Returns those steps that were scored, best first and the older of equals; all if none was."""
+    accuracies = dict(scores)
+    scored = sorted(step for step in steps if step in accuracies)
+    return sorted(scored, key=accuracies.__getitem__, reverse=True) or list(steps)
 
 
-def best(records: Sequence[Record], split: str) -> Record | None:
-    """Returns the record of a split's best accuracy, the oldest of equals; None if none."""
-    return max(scores(records, split), key=lambda r: r["accuracy"], default=None)
+def is_number(value: Any) -> bool:
+    """Returns whether a value from a file is a number that can be computed with."""
+    return type(value) in (int, float) and abs(value) < 1e300  # neither nan nor inf
 
 
-def final(records: Sequence[Record]) -> Record | None:
-    """Returns the closing record; None if there is none, or any record was altered or lost."""
-    if not records or records[-1]["kind"] != "final":
+def _parsed(line: bytes) -> Record | None:
+    """Returns the record in a line; None if it is torn, altered or foreign."""
+    body, _, checksum = line.rpartition(_CHECKSUM.encode())
+    if checksum != f"{zlib.crc32(body)}}}".encode():
         return None
-    *before, closing = records
-    signed = {name: value for name, value in closing.items() if name != "sha256"}
-    return closing if closing.get("sha256") == _digest([*before, signed]) else None
-
-
-def _digest(records: Sequence[Record]) -> str:
-    return hashlib.sha256("".join(map(_line, records)).encode()).hexdigest()
+    try:
+        record = json.loads(body + b"}")
+        numbers = ("step", "epoch", "seconds", *_NUMBERS[record["kind"]])
+        is_whole = type(record["step"]) is int and record["step"] >= 0
+        is_whole &= all(is_number(record[name]) for name in numbers)
+        is_whole &= is_number(record.get("best_test_accuracy") or 0)
+    except (ValueError, TypeError, LookupError, RecursionError):  # others know checksums too
+        return None
+    return record if is_whole else None
 
 
 def _line(record: Record) -> str:
-    return json.dumps(record, allow_nan=False) + "\n"
+    body = json.dumps(record, allow_nan=False)[:-1]
+    return f"{body}{_CHECKSUM}{zlib.crc32(body.encode())}}}\n"

@@ -1,0 +1,35 @@
+"""Files that are there whole or not at all."""
+
+import os
+import pathlib
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+    """Replaces a file by a new one, which is on disk when this returns.
+
+    Whenever the process is killed or the power fails, the old content or the new one is there.
+
+    Args:
+      path: the file, which need not exist; its folder must.
+      content: what it is to hold.
+
+    Raises:
+      OSError: if it can't be written; then the old file is there as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a link would lead elsewhere
+    try:
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    # Until the folder is on disk too, the new name may be lost.
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

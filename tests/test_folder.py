@@ -1,0 +1,162 @@
+import contextlib
+import errno
+import json
+import os
+import socket
+
+import numpy as np
+import pytest
+import tiny_run
+
+from resnet_jax.config.load import differences, validate
+from resnet_jax.errors import UserError
+from resnet_jax.runs import folder as workdir
+from resnet_jax.runs.checkpoints import Checkpoints
+
+
+@pytest.fixture
+def config():
+    return validate(tiny_run.get_config())
+
+
+def other(config):
+    return validate(config.to_dict() | {"batch_size": 7, "seed": 1})
+
+
+INFO = {"name": "sample", "digest": "abc", "mean": (0.5, 1.0)}
+
+
+def start(folder, config, saved=None, info=INFO):
+    notices = []
+    with workdir.claim(folder):
+        workdir.begin(folder, config, info, saved, notices.append)
+    return notices
+
+
+def run_of(config):
+    """Returns what a checkpoint holds, as orbax gives it back."""
+    run = {"config": config.to_dict(), "dataset": INFO, "scores": [], "num_records": 0}
+    return json.loads(json.dumps(run))
+
+
+def save(folder, config):
+    with contextlib.closing(Checkpoints(folder / "checkpoints", 1)) as checkpoints:
+        checkpoints.save(1, {"step": np.int32(1)}, run_of(config))
+
+
+def test_holds_what_reproduces_the_run(tmp_path, config):
+    folder = tmp_path / "a" / "b"
+    start(folder, config)
+    assert differences(json.loads((folder / "config.json").read_text()), config) == []
+    assert json.loads((folder / "dataset.json").read_text()) == INFO | {"mean": [0.5, 1.0]}
+    (line,) = (folder / "starts.jsonl").read_text().splitlines()
+    assert {"command", "commit", "version", "jax", "devices", "cores"} <= set(json.loads(line))
+
+
+def test_is_for_one_process(tmp_path):
+    message = f"is in use by process {os.getpid()} on {socket.gethostname()}$"
+    with (
+        workdir.claim(tmp_path),
+        pytest.raises(UserError, match=message),
+        workdir.claim(tmp_path),
+    ):
+        pass
+    with workdir.claim(tmp_path):
+        pass
+
+
+def test_is_for_one_config(tmp_path, config):
+    start(tmp_path, config)
+    message = r"another config: batch_size was 120, is 7; seed was 0, is 1; name another --workdir"
+    with pytest.raises(UserError, match=message):
+        start(tmp_path, other(config), run_of(config))
+
+
+def test_is_for_one_data_set(tmp_path, config):
+    message = r"holds a run on other data: sample \(digest abc\), not mine \(digest abd\); name ano"
+    with pytest.raises(UserError, match=message):
+        start(tmp_path, config, run_of(config), {"name": "mine", "digest": "abd"})
+    start(tmp_path, config, run_of(config), INFO | {"name": "renamed"})
+
+
+def test_config_may_change_until_the_first_checkpoint(tmp_path, config):
+    assert start(tmp_path, config) == start(tmp_path, other(config)) == []
+    assert differences(json.loads((tmp_path / "config.json").read_text()), other(config)) == []
+
+
+@pytest.mark.parametrize("file", ["config.json", "dataset.json"])
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe", b"[]", b'{"seed": 5}', None])
+def test_files_are_views_of_the_checkpoint(tmp_path, config, file, content):
+    start(tmp_path, config)
+    path = tmp_path / file
+    before = path.read_bytes()
+    path.unlink() if content is None else path.write_bytes(content)
+    notices = start(tmp_path, config, run_of(config))
+    assert notices == [f"{path} was not what the newest checkpoint holds: written anew"]
+    assert path.read_bytes() == before
+    assert start(tmp_path, config, run_of(config)) == []
+
+
+def test_reads_the_run_from_its_checkpoint(tmp_path, config):
+    start(tmp_path, other(config))
+    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+        workdir.read_run(tmp_path)
+    save(tmp_path, config)
+    found, info = workdir.read_run(tmp_path)
+    assert differences(found, config) == []
+    assert info == INFO | {"mean": [0.5, 1.0]}
+    assert start(tmp_path, config, {"config": found.to_dict(), "dataset": info})[1:] == []
+    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+        workdir.read_config(tmp_path / "nowhere")
+
+
+def test_what_orbax_gives_back_is_written_as_it_was(tmp_path, config):
+    start(tmp_path, config)
+    save(tmp_path, config)
+    with contextlib.closing(Checkpoints(tmp_path / "checkpoints", 1)) as checkpoints:
+        assert start(tmp_path, config, checkpoints.run()) == []
+
+
+def test_a_torn_line_of_the_log_spoils_no_other(tmp_path, config):
+    log = tmp_path / "starts.jsonl"
+    for content, count in ((b'{"time": "2', 2), (b"", 1), (b"{}\n", 2)):
+        log.write_bytes(content)
+        start(tmp_path, config)
+        lines = log.read_text().splitlines()
+        assert len(lines) == count
+        assert json.loads(lines[-1])["jax"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EFBIG])
+def test_disk_that_can_no_longer_be_written(tmp_path, number):
+    message = f"--workdir .* can't be written: {os.strerror(number)}; once it can"
+    with pytest.raises(UserError, match=message), workdir.claim(tmp_path):
+        raise OSError(number, os.strerror(number))
+
+
+def test_file_that_can_no_longer_be_written(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    message = rf"can't be written: {os.strerror(errno.EACCES)} \({file}\); once it can"
+    with pytest.raises(UserError, match=message), workdir.claim(tmp_path):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(errno.ECONNRESET, "reset"),
+        FileNotFoundError(errno.ENOENT, "missing", "/elsewhere/image.png"),
+        FileNotFoundError(errno.ENOENT, "missing"),
+        PermissionError(errno.EACCES, "denied", 3),
+    ],
+)
+def test_other_errors_are_left_alone(tmp_path, error):
+    with pytest.raises(type(error)), workdir.claim(tmp_path):
+        raise error
+
+
+def test_file_in_place_of_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(UserError, match="can't be written"), workdir.claim(folder):
+            pass
