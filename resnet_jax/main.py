@@ -117,10 +117,10 @@ def _run_mode(settings: "_Settings") -> None:
 
 def _summarise(config: ConfigDict) -> None:
     from resnet_jax.data.pipeline import TRAIN_IMAGES, input_shape
-    from resnet_jax.report.summary import format_schedule, format_table, layer_table
+    from resnet_jax.report.summary import format_model, format_schedule
     from resnet_jax.training.task import build_model, learning_rates
 
-    print(format_table(layer_table(build_model(config), input_shape(config.data))))
+    print(format_model(build_model(config), input_shape(config.data)))
     images = round(TRAIN_IMAGES * (1 - config.data.val_fraction))
     rates = learning_rates(config, steps_per_epoch=-(-images // config.batch_size))
     print(f"\nlearning rate, {config.schedule.name}")
