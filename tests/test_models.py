@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.tree_util import tree_leaves_with_path
 
+from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, list_models, model_options
 
@@ -249,6 +250,35 @@ def test_every_submodule_has_a_name_of_its_own(name):
     for path, _ in tree_leaves_with_path(shapes_of(create_model(name))):
         keys = [entry.key for entry in path]
         assert all(key == key.lower() for key in keys), keys  # Flax's own names are Conv_0
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "size"),
+    [
+        ("resnet_small", {}, 16),  # its last features have 4x4 pixels
+        ("preact_resnet18", {"stem": "imagenet"}, 32),
+        ("vgg11_bn", {"classifier": "cifar", "dtype": "bfloat16"}, 32),
+    ],
+)
+def test_a_model_is_its_features_classified(name, options, size):
+    model, images = small(name, **options), random_images(2, size, size, 3)
+    variables = jit(lambda: model.init(KEY, images, train=False))()
+    apply = functools.partial(model.apply, variables, train=False)
+    logits, state = apply(images, mutable=["intermediates"])
+    for stage in (1, 2, 3):
+        (sown,) = state["intermediates"][f"stage{stage}"]
+        features = apply(images, stage=stage, method="features")
+        np.testing.assert_array_equal(features, sown)
+        assert features.dtype == model.dtype
+        again = apply(features, stage=stage, method="classify")
+        np.testing.assert_array_equal(again, logits)
+    params = jax.eval_shape(
+        lambda: model.init(KEY, sown, train=False, stage=3, method="classify")["params"]
+    )
+    assert params.keys() <= {"head", "final_bn"}
+    for stage in (0, 4):
+        with pytest.raises(UserError, match="has stages 1 to 3"):
+            apply(images, stage=stage, method="features")
 
 
 def test_features_are_what_the_named_block_returns():

@@ -6,7 +6,7 @@ import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
-from resnet_jax.report.summary import format_table, layer_table
+from resnet_jax.report.summary import format_model, layer_table
 
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
 
@@ -71,15 +71,16 @@ def test_parameters_are_all_of_the_models(name):
     assert counted == sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_table_fits_and_adds_up():
+def test_tables_fit_and_add_up():
     model = create_model("resnet152", 1000, stem="imagenet", squeeze_excitation=16)
-    lines = format_table(layer_table(model, IMAGENET)).splitlines()
-    assert max(map(len, lines)) <= 100
-    assert len({len(line) for line in lines}) == 1
-    small = format_table(layer_table(create_model("resnet_small"), CIFAR)).splitlines()
-    assert small[0].split() == ["layer", "kind", "output", "parameters", "MACs"]
-    assert small[2].split() == ["conv1", "Conv", "32x32x16", "432", "442,368"]
-    assert small[-1].split() == ["total", "195,738", "28,754,560"]
+    assert max(map(len, format_model(model, IMAGENET).splitlines())) <= 100
+    layers, parameters = format_model(create_model("resnet_small"), CIFAR).split("\n\n")
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in layers.splitlines()]
+    assert cells[1] == ["Path", "Kind", "Output_shape", "Parameters", "Macs"]
+    assert cells[3] == ["conv1", "Conv", "(32, 32, 16)", "432", "442,368"]
+    assert layers.splitlines()[-1] == "Total: 28,754,560 multiply-accumulates per image"
+    assert "| conv1/kernel " in parameters
+    assert parameters.splitlines()[-1].startswith("Total: 195,738 --")
 
 
 def test_images_too_small_are_one_line():

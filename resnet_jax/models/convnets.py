@@ -1,5 +1,7 @@
 """The plain convolutional networks that two of the reports compare residual networks with."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -51,12 +53,9 @@ class CNN(nn.Module):
             x = layers.max_pool(nn.relu(conv(x)), 2)
             self.sow("intermediates", f"stage{stage}", x)
         x = x.reshape(x.shape[0], -1)
-        x = nn.relu(layers.Dense(120, name="fc1", **dtypes)(x))
-        x = nn.relu(layers.Dense(84, name="fc2", **dtypes)(x))
-        if self.num_classes == 0:
-            return x.astype(jnp.float32)
-        logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
-        return logits.astype(jnp.float32)
+        dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
+        x = nn.relu(dense(84, name="fc2")(nn.relu(dense(120, name="fc1")(x))))
+        return layers.apply_head(x, self.num_classes, dense)
 
 
 class AlexNet(nn.Module):
@@ -124,10 +123,8 @@ class AlexNet(nn.Module):
                 x = layers.max_pool(x, 2)
                 self.sow("intermediates", pooled_stages[index], x)
         x = x.reshape(x.shape[0], -1)
+        dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
         for index, features in enumerate(self.hidden_sizes, start=1):
             dropout = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")
-            x = nn.relu(layers.Dense(features, name=f"fc{index}", **dtypes)(dropout(x)))
-        if self.num_classes == 0:
-            return x.astype(jnp.float32)
-        logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
-        return logits.astype(jnp.float32)
+            x = nn.relu(dense(features, name=f"fc{index}")(dropout(x)))
+        return layers.apply_head(x, self.num_classes, dense)

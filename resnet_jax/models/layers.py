@@ -3,6 +3,7 @@
 All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are HWIO.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
@@ -19,15 +20,10 @@ from resnet_jax.models.conv import conv_general_dilated
 
 
 def _floating(what: str, value: Any) -> jnp.dtype:
-    try:
-        dtype = jnp.dtype(value)
-    except TypeError:
-        dtype = None
-    if value is None or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(
-            f"{what} takes a floating-point dtype, such as 'bfloat16', not {shown(value)}"
-        )
-    return dtype
+    with contextlib.suppress(TypeError):
+        if value is not None and jnp.issubdtype(jnp.dtype(value), jnp.floating):
+            return jnp.dtype(value)
+    raise UserError(f"{what} takes a floating-point dtype, such as 'bfloat16', not {shown(value)}")
 
 
 # What options of models may be. More layers or wider ones would fit no machine, or take hours to
@@ -246,6 +242,19 @@ class StochasticDepth(nn.Module):
         shape = (x.shape[0],) + (1,) * (x.ndim - 1)
         mask = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
         return jnp.where(mask, x / keep, 0).astype(x.dtype)
+
+
+def apply_head(x: jax.Array, num_classes: int, dense: Callable[..., nn.Module]) -> jax.Array:
+    """Returns logits, float32 `[batch, num_classes]`, by a linear layer named `head`.
+
+    Args:
+      x: what the layer reads, `[batch, inputs]`.
+      num_classes: number of logits; 0: `x` itself is returned, as float32.
+      dense: constructor of the linear layer, bound to its dtypes.
+    """
+    if num_classes:
+        x = dense(num_classes, name="head")(x)
+    return x.astype(jnp.float32)
 
 
 def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int = 0) -> jax.Array:

@@ -274,10 +274,7 @@ class ResNet(layers.StagedClassifier):
             x = self.activation(norm(name="final_bn")(x, train=train))
         x = x.mean(axis=(1, 2))
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
-        if self.num_classes == 0:
-            return x.astype(jnp.float32)
-        logits = layers.Dense(self.num_classes, name="head", **dtypes)(x)
-        return logits.astype(jnp.float32)
+        return layers.apply_head(x, self.num_classes, functools.partial(layers.Dense, **dtypes))
 
     def strides(self) -> Sequence[int]:
         """Returns the step of each stage, pixels."""
@@ -299,13 +296,11 @@ class ResNet(layers.StagedClassifier):
     def make_block(self, stage: int, index: int, conv: ModuleDef, norm: ModuleDef) -> ResidualBlock:
         """Returns block `index` of `stage`, both counted from 1."""
         depth = sum(self.stage_sizes[: stage - 1]) + index
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         attention = None
         if self.squeeze_excitation:
             attention = functools.partial(
-                layers.SqueezeExcitation,
-                self.squeeze_excitation,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
+                layers.SqueezeExcitation, self.squeeze_excitation, **dtypes
             )
         return self.block_cls(
             filters=self.num_filters[stage - 1],

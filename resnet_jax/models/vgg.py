@@ -103,6 +103,4 @@ class VGG(layers.StagedClassifier):
         for index, features in enumerate(hidden_sizes, start=1):
             x = nn.relu(dense(features, name=f"fc{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")(x)
-        if self.num_classes == 0:
-            return x.astype(jnp.float32)
-        return dense(self.num_classes, name="head")(x).astype(jnp.float32)
+        return layers.apply_head(x, self.num_classes, dense)

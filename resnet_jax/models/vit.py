@@ -18,14 +18,9 @@ from resnet_jax.models.layers import CountOrNone, Depth, FloatDtype
 kernel_init = nn.initializers.normal(0.02)
 
 
-def _dense(dtype: Dtype, param_dtype: Dtype) -> Callable[..., layers.Dense]:
-    return functools.partial(
-        layers.Dense,
-        kernel_init=kernel_init,
-        bias_init=nn.initializers.zeros,
-        dtype=dtype,
-        param_dtype=param_dtype,
-    )
+def _dense(**dtypes: Any) -> Callable[..., layers.Dense]:
+    zeros = nn.initializers.zeros
+    return functools.partial(layers.Dense, kernel_init=kernel_init, bias_init=zeros, **dtypes)
 
 
 class Attention(nn.Module):
@@ -45,7 +40,7 @@ class Attention(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps tokens `[batch, tokens, width]` to the same shape."""
         batch, tokens, width = x.shape
-        dense = _dense(self.dtype, self.param_dtype)
+        dense = _dense(dtype=self.dtype, param_dtype=self.param_dtype)
         head_size = width // self.num_heads
         qkv = dense(3 * width, name="qkv")(x)
         query, key, value = jnp.moveaxis(
@@ -164,19 +159,14 @@ class VisionTransformer(nn.Module):
             self.sow("intermediates", f"stage{index}", x)
         x = nn.LayerNorm(use_fast_variance=False, name="norm", **dtypes)(x)[:, 0]
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
-        if self.num_classes == 0:
-            return x.astype(jnp.float32)
-        return _dense(**dtypes)(self.num_classes, name="head")(x).astype(jnp.float32)
+        return layers.apply_head(x, self.num_classes, _dense(**dtypes))
 
     def embed(self, x: jax.Array) -> jax.Array:
         """Returns the tokens of images, `[batch, 1 + patches, hidden_size]`."""
         side = self.patch_size
+        dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         patch_embed = layers.Conv(
-            *(self.hidden_size, (side, side), side),
-            use_bias=True,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            name="patch_embed",
+            self.hidden_size, (side, side), side, use_bias=True, name="patch_embed", **dtypes
         )
         x = patch_embed(x).reshape(x.shape[0], -1, self.hidden_size)
         token_init = nn.initializers.normal(1e-6)

@@ -9,10 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from clu import parameter_overview
 
 from resnet_jax.models.vit import Attention
 
-MAX_PATH = 48  # characters; keeps the table within 100 columns
 PLOT_COLUMNS, PLOT_LINES = 72, 8
 
 
@@ -69,36 +69,28 @@ def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
         layer.macs = _macs(module, own, output.shape)
         return output
 
-    images = jnp.zeros((1, *input_shape))
     with nn.intercept_methods(record):
-        jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+        _shapes(model, input_shape)
     return [layer for layer in layers if layer.parameters or layer.macs]
 
 
-def format_table(layers: Sequence[Layer]) -> str:
-    """Returns the layers as lines of text of at most 100 columns, the totals in the last one.
+def format_model(model: nn.Module, input_shape: Sequence[int]) -> str:
+    """Returns a table of a model's layers and one of its parameters, each with the totals below.
 
     Args:
-      layers: what `layer_table` returned.
+      model: a classifier of `resnet_jax.models`.
+      input_shape: `(height, width, channels)` of one image.
+
+    Raises:
+      UserError: if the model can't take such images.
     """
-    rows = [("layer", "kind", "output", "parameters", "MACs")]
-    for layer in layers:
-        path = layer.path if len(layer.path) <= MAX_PATH else f"...{layer.path[3 - MAX_PATH :]}"
-        shape = "x".join(map(str, layer.output_shape))
-        rows.append((path, layer.kind, shape, f"{layer.parameters:,}", f"{layer.macs:,}"))
-    parameters = sum(layer.parameters for layer in layers)
+    layers = layer_table(model, input_shape)
     macs = sum(layer.macs for layer in layers)
-    rows.append(("total", "", "", f"{parameters:,}", f"{macs:,}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    aligns = ("<", "<", ">", ">", ">")
-    lines = [
-        "  ".join(
-            f"{cell:{align}{width}}" for cell, align, width in zip(row, aligns, widths, strict=True)
-        )
-        for row in rows
-    ]
-    rule = "-" * len(lines[0])
-    return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
+    parameters = parameter_overview.get_parameter_overview(
+        _shapes(model, input_shape)["params"], include_stats=False
+    )
+    table = parameter_overview.make_table(layers)
+    return f"{table}\nTotal: {macs:,} multiply-accumulates per image\n\n{parameters}"
 
 
 def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:
@@ -120,6 +112,12 @@ def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:
         lines.append(f"{label:>9} |{cells}")
     lines.append(f"{'epoch':>9} 0{num_epochs:>{PLOT_COLUMNS}}")
     return "\n".join(lines)
+
+
+def _shapes(model: nn.Module, input_shape: Sequence[int]) -> Any:
+    """Returns the shapes and dtypes of a model's variables."""
+    images = jnp.zeros((1, *input_shape))
+    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
 def _macs(module: nn.Module, own: dict[str, Any], output_shape: tuple[int, ...]) -> int:
