@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from resnet_jax.inference.restore import load_run
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.training.loop import train_and_evaluate
-    from resnet_jax.weights.load import load_model
-    from resnet_jax.weights.load import import_torch
+    from resnet_jax.weights.load import import_torch, load_model
 
 _HOMES = {
     "Dataset": "data.datasets",

@@ -1,4 +1,4 @@
-"""This process and its machine: what `main`, and only it, sets for all of a program."""
+"""The process and its machine: what `main`, and only it, sets for all of a program."""
 
 import contextlib
 import ctypes

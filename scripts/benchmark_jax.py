@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from benchmark_worker import Answer, compile_seconds, obey, say
-from resnet_jax.data.datasets import Dataset
 
 from resnet_jax.config.load import default_config, validate
+from resnet_jax.data.datasets import Dataset
 from resnet_jax.platform import keep_freed_memory
 from resnet_jax.runs.folder import provenance
 from resnet_jax.training.devices import Devices

@@ -1,4 +1,4 @@
-"""What all tests share: one cache of compiled programs, for subprocesses too."""
+"""What all tests share: quick compilation, one cache of compiled programs, and runs to read."""
 
 import os
 import pathlib
@@ -6,12 +6,48 @@ import sys
 
 import pytest
 
-# Kept between runs of the tests, and one for all their processes.
-_CACHE = pathlib.Path(__file__).parent.parent / ".pytest_cache" / "compiled"
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+
+def pytest_configure(config):
+    """Sets up compilation before jax is imported; workers and subprocesses inherit it."""
+    if hasattr(config, "workerinput"):
+        return
+    defaults = {
+        # Kept between sessions, until `pytest --cache-clear`.
+        "JAX_COMPILATION_CACHE_DIR": str(config.cache.mkdir("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+        # Code generation takes a third of the time, and what is small runs no longer for it.
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "OMP_NUM_THREADS": "1",  # PyTorch's threads would wait for the cores that workers use
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quick_programs():
+    """Models take XLA's convolution, which compiles sooner than ours, and all programs are kept."""
+    import jax
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("resnet_jax.models.layers.conv_general_dilated", jax.lax.conv_general_dilated)
+        # The command line would keep only what takes long to compile.
+        patch.setattr("resnet_jax.platform.enable_cache", lambda: None)
+        yield
+
+
+@pytest.fixture
+def optimized_programs(monkeypatch):
+    """Models and programs of this test are those that users get: our convolution, optimised."""
+    import jax
+
+    from resnet_jax.models import conv
+
+    monkeypatch.setattr("resnet_jax.models.layers.conv_general_dilated", conv.conv_general_dilated)
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture(scope="session")

@@ -153,7 +153,7 @@ def test_devices_share_the_work_and_change_nothing():
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
     devices = Devices(types.SimpleNamespace(size=8))
     devices.check_batch_size(64)
-    with pytest.raises(UserError, match="batch_size is 100, which 8 devices .* 96 or 104"):
+    with pytest.raises(UserError, match=r"batch_size is 100, which 8 devices .* 96 or 104"):
         devices.check_batch_size(100)
 
 

@@ -62,7 +62,7 @@ def test_a_dispatch_is_looked_at_when_the_next_one_is_under_way():
         watching.add(15, 1, told)
     stopping = watch(said)
     stopping.add(0, 4, told)
-    with pytest.raises(UserError, match="^the loss is not finite at step 2$"):
+    with pytest.raises(UserError, match=r"^the loss is not finite at step 2$"):
         stopping.settle()
 
 

@@ -148,7 +148,7 @@ def test_a_batch_that_is_there_twice_is_refused(tmp_path, content):
 
 
 def test_a_tar_bomb_is_given_up(tmp_path, content, monkeypatch):
-    monkeypatch.setattr(files, "_ARCHIVE_LIMIT", 10_000)
+    monkeypatch.setattr(originals, "_ARCHIVE_LIMIT", 10_000)
     path = tiny.write_tar(tmp_path / "cifar-10.tar.gz", {"zeros": bytes(20_000)})
     assert "far more" in refused(path)
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import tiny_run
+from resnet_jax.training.test_time_augmentation import mean_logits
 
 from resnet_jax.config.load import validate
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import evaluate_run
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.task import Task
-from resnet_jax.training.test_time_augmentation import mean_logits
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(4, 32, 32, 3)).astype(np.float32)

@@ -26,7 +26,7 @@ from resnet_jax.training.step import (
 
 
 class Trainer:
-    """The compiled training step of one run: one program for its batches, one for a last, short one.
+    """The compiled training step of a run: one program, and one for a short last batch.
 
     Attributes:
       steps_per_dispatch: largest number of steps that one call takes.

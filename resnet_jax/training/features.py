@@ -38,7 +38,8 @@ def cache_features(
     def features(variables: Tree, examples: Examples, indices: jax.Array) -> jax.Array:
         inputs = network.inputs(examples.images[indices])
         options = {"train": False, "stage": stage, "method": "features"}
-        return network.module.apply(variables, inputs, **options)
+        found: jax.Array = network.module.apply(variables, inputs, **options)  # type: ignore
+        return found
 
     batches = [features(variables, examples, i) for i, _ in padded_batches(len(examples), size)]
     images = devices.put(jnp.concatenate(batches)[: len(examples)])

@@ -1,22 +1,15 @@
 """Parts of a model that are frozen: no gradient, no new statistics."""
 
 import contextlib
-import inspect
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from ml_collections import ConfigDict
 
-from resnet_jax.config.load import default_config
-from resnet_jax.data.datasets import Examples
-from resnet_jax.data.order import padded_batches
-from resnet_jax.errors import UserError
 from resnet_jax.models.normalization import BatchNorm
-from resnet_jax.trees import map_with_path, named_leaves
+from resnet_jax.trees import map_with_path
 
 Tree = Any
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import validate
@@ -112,7 +113,7 @@ def train_and_evaluate(
         received = stack.enter_context(signals or contextlib.nullcontext(()))
         terminal.note(_announcement(task, dataset, state, folder))
         if int(state.step) == 0:
-            recorder.images(dataset.train.images[: config.log.images], 0)
+            recorder.images(np.asarray(dataset.train.images[: config.log.images]), 0)
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
         state = _train(run, state, received)

@@ -1,6 +1,5 @@
 """Published weights: torchvision's ImageNet models, downloaded once and checked."""
 
-import http.client
 import os
 import urllib.request
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from resnet_jax.data.download import (
     Remote,
     Unavailable,
     complete,
-    why,
+    reading,
 )
 from resnet_jax.errors import UserError
 
@@ -80,9 +79,6 @@ def _download(part: Path, path: Path, notify: Callable[[str], None]) -> None:
 
 def _remote_size(url: str) -> int:
     """Returns the size of a remote file, bytes."""
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            return int(response.headers["Content-Length"])
-    except (http.client.HTTPException, OSError, TypeError, ValueError) as error:
-        raise Unavailable(f"{url}: {why(error)}") from error
+    request = urllib.request.Request(url, method="HEAD")
+    with reading(url), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        return int(response.headers["Content-Length"])
