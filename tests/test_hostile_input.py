@@ -7,18 +7,18 @@ import subprocess
 import time
 
 import hostile.config
+import hostile.data
+import hostile.images
+import hostile.runs
 import hostile.weights
-import hostile_data
-import hostile_guard
-import hostile_images
-import hostile_runs
 import pytest
 import tiny_cifar10
+from hostile import guard
 from hostile.cases import MAY_WORK
 
 from resnet_jax import main
 
-ROOMS = hostile.config, hostile_images, hostile.weights, hostile_data, hostile_runs
+ROOMS = hostile.config, hostile.images, hostile.weights, hostile.data, hostile.runs
 CASES = [case for room in ROOMS for case in room.cases()]
 
 
@@ -68,13 +68,13 @@ SEEN = {
 @pytest.mark.parametrize("name", SEEN)
 def test_the_guard_sees(name, room, monkeypatch):
     if name == "computing":
-        monkeypatch.setattr(hostile_guard, "SECONDS", 0.2)
+        monkeypatch.setattr(guard, "SECONDS", 0.2)
     if name == "waiting":
-        monkeypatch.setattr(hostile_guard, "STUCK_SECONDS", 1)
+        monkeypatch.setattr(guard, "STUCK_SECONDS", 1)
     (room / "loop").unlink()
     (room / "loop").symlink_to(room.parent / "y")
     call, phrase = SEEN[name]
-    with hostile_guard.watch(room) as watch:
+    with guard.watch(room) as watch:
         call(room)
     assert len(watch.violations) == bool(phrase)
     assert all(phrase in violation for violation in watch.violations)
@@ -88,7 +88,7 @@ def test_case(case, room, warm, capfd, monkeypatch, recwarn):
     arguments = case.arguments(room, warm)
     capfd.readouterr()
     status = None
-    with hostile_guard.watch(room, os.environ["JAX_COMPILATION_CACHE_DIR"]) as watch:
+    with guard.watch(room, os.environ["JAX_COMPILATION_CACHE_DIR"]) as watch:
         status = main.main(["resnet-jax", *arguments])
     out, err = capfd.readouterr()
     assert watch.violations == []
