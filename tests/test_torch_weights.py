@@ -71,9 +71,7 @@ def refusal(path, model, **options):
 
 
 # Cut, many models are the same.
-DISTINCT = {
-    repr(small(name)): name for name in reversed(list_models()) if not name.startswith("speedrun")
-}
+DISTINCT = {repr(small(name)): name for name in reversed(list_models())}
 
 
 @pytest.mark.parametrize("name", DISTINCT.values())
