@@ -12,13 +12,10 @@ import tiny_run
 from flax import traverse_util
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.data.datasets import select_classes
 from resnet_jax.models.registry import create_model, model_options
 from resnet_jax.training.optimizers import create_optimizer
 from resnet_jax.training.schedules import create_schedule
-from resnet_jax.training.task import Task
 
-UNOPTIMIZED = {"xla_backend_optimization_level": 0}
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
 
@@ -30,6 +27,11 @@ def commands(path):
     return found
 
 
+# One of each kind of model, optimizer and augmentation.
+STRUCTURES = (
+    *("cnn.py", "quickstart.py", "resnet.py:50", "resnet_custom.py", "resnet_he2015.py:20"),
+    *("resnet_small_tuning.py:better", "vgg16_transfer.py:bn", "vit.py", "wide_resnet.py"),
+)
 SPECIFICATIONS = [spec for path in sorted(CONFIGS.glob("*.py")) for spec in commands(path)]
 
 
@@ -85,46 +87,46 @@ def narrowed(config):
     if config.data.image_size:
         config.data.image_size = 64
     config.init.weights = ""
+    config.init.cached_stage = 0
     config.batch_size = 8
     config.data.source = "sample"
     return config
 
 
-def program(config, task):
-    """Returns what decides which program a training step compiles to, learning rates aside."""
-    shapes = jax.tree.map(lambda leaf: leaf.shape, task.state)
-    return str([shapes, config.model.options, config.augment, config.loss, config.optimizer.name])
-
-
-@pytest.fixture(scope="module")
-def sample():
-    return tiny_run.sample()
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """The programs that were tried already."""
-    return set()
+def tiny(config):
+    config.data.source = "sample"
+    return tiny_run.Tiny(config)
 
 
 @pytest.mark.parametrize("spec", SPECIFICATIONS)
-def test_trains_two_steps(spec, sample, trained):
-    config = narrowed(load(spec))
-    dataset = select_classes(sample, config.data.classes)
-    task = Task.create(config_lib.validate(config), dataset, print)
-    if program(config, task) in trained:
-        pytest.skip("compiles to the same program as another config")
-    trained.add(program(config, task))
-    # Two steps are not worth the optimisation.
-    task.steps._train = jax.jit(task.steps._train_steps, compiler_options=UNOPTIMIZED)
-    state = jax.tree.map(jax.numpy.copy, task.state)
-    for first, indices in task.order.dispatches(0, 2, 1):
-        rates = task.learning_rates[first : first + 1]
-        state, sums, _ = task.steps.train(state, task.data["train"], indices, rates)
+def test_its_step_lowers(spec):
+    found = tiny(narrowed(load(spec)))
+    compiled, lowered = found.trainer._train, []
+
+    def lower(*arguments):
+        lowered.append(compiled.lower(*arguments))
+        return None, None, np.zeros(1)
+
+    found.trainer._train = lower
+    found.take(found.task.template, np.zeros((1, found.config.batch_size), np.int32))
+    state, _, told = lowered[0].out_info
+    assert jax.tree.map(lambda a: (a.shape, a.dtype), state) == jax.tree.map(
+        lambda a: (a.shape, a.dtype), found.task.template
+    )
+    assert told.loss.shape == (1,)
+
+
+@pytest.mark.parametrize("spec", STRUCTURES)
+def test_trains_two_steps(spec):
+    found = tiny(narrowed(load(spec)))
+    before = jax.tree.map(np.array, found.state().params)
+    state = found.state()
+    for row in range(2):
+        state, _, told = found.take(state, np.arange(8, dtype=np.int32)[None] + 8 * row)
+        assert np.isfinite(told.loss) and np.isfinite(told.gradient_norm)
     assert int(state.step) == 2
-    assert int(sums.bad_step) == -1 and np.isfinite(float(sums.loss))
-    before, after = (traverse_util.flatten_dict(s.params) for s in (task.state, state))
-    frozen = config.optimizer.frozen
+    before, after = (traverse_util.flatten_dict(params) for params in (before, state.params))
+    frozen = found.config.optimizer.frozen
     for path in before:  # a bias before a norm need not move
         if path[-1] == "kernel" and not (frozen and re.search(frozen, "/".join(path))):
             assert (before[path] != after[path]).any(), path

@@ -118,7 +118,7 @@ def test_other_numbers_and_seeds_need_no_other_program():
         {"optimizer.weight_decay": 0.5},
         {"optimizer.options.beta1": 0.5},
         {"optimizer.gradient_clip": 0.01},
-        {"optimizer.ema_decay": 0.9},
+        {"optimizer.ema_decay": 0.1},
         {"loss.label_smoothing": 0.3},
         {"augment.mixup": 4.0},
     ):
@@ -158,7 +158,7 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
 
 
 @pytest.mark.parametrize("variant", ["plain", "rich"])
-def test_steps_in_one_dispatch_give_the_same_bits(variant):
+def test_steps_in_one_dispatch_give_the_same_bits(variant, optimized_programs):
     config = tiny_run.get_config(variant)
     config.steps_per_dispatch = 4
     tiny = tiny_run.Tiny(config)

@@ -107,10 +107,10 @@ def test_bad_config_file(tmp_path, capsys, name):
         (["--mode=eval", "--workdir=x", "--config=y"], "--mode=eval takes --workdir"),
         (["--mode=predict", "--workdir=x"], "--mode=predict takes --workdir, the folder of a run"),
         (["--mode=predict", "--workdir=x", "--top=5", "y"], "--mode=predict takes --workdir"),
-        (["--mode=predict", "--workdir=x", "y.png"], "image y.png does not exist"),
+        (["--mode=predict", "--workdir=x", "y.png"], "--workdir x holds no checkpoint"),
         (["--mode=export", "--workdir=x"], "--mode=export takes --workdir"),
         (["--mode=eval", "--mode=train", "--workdir=x"], "--mode is given 2 times"),
-        (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no run"),
+        (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no checkpoint"),
         (["--workdir=x"], "--config is missing"),
         (["--config=nowhere.py"], "--config nowhere.py does not exist"),
         ([f"--config={str(tiny_run.CONFIG_FILE)[:-5]}x.py"], "did you mean"),
@@ -168,7 +168,7 @@ def test_help_is_short_and_needs_no_jax():
 
 
 def test_interrupt_before_the_first_step(capfd, monkeypatch):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("resnet_jax.training.loop.train_and_evaluate", interrupted)
@@ -200,7 +200,7 @@ def test_mode_predict(plain_run, tmp_path, capsys):
         assert re.fullmatch(f"{path}: {one}, {one}, {one}", line)
     found = resnet_jax.predict(plain_run[0], paths)
     assert [sum(p.probabilities) for p in found] == pytest.approx([1] * len(paths))
-    model, variables = resnet_jax.load_checkpoint(plain_run[0])
+    model, variables, *_ = resnet_jax.load_run(plain_run[0])
     data = tiny_run.get_config().data
     images = sample.test.images[::5] / np.float32(255)
     images = (images - np.float32(data.mean)) / np.float32(data.std)

@@ -29,7 +29,7 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
     weights = tmp_path / "a.safetensors"
     assert command("--mode=export", f"--workdir={plain_run[0]}", f"--output={weights}") == 0
     assert f"wrote {weights}" in capsys.readouterr().out
-    model, best = resnet_jax.load_checkpoint(plain_run[0])
+    model, best, *_ = resnet_jax.load_run(plain_run[0])
     assert_same_bits(import_torch(weights, model), best)
 
 
@@ -41,7 +41,7 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
             "--mode=export takes --workdir, the folder of a run, and",
         ),
         (["--mode=export", "--output=x.pth"], "--mode=export takes --workdir"),
-        (["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"], "holds no run"),
+        (["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"], "holds no checkpoint"),
         (["--output=x.pth"], "--output is for --mode=export only"),
         (["--config.init.weights=nowhere.pth"], "init.weights: there is no file nowhere.pth"),
     ],

@@ -95,13 +95,17 @@ class Tiny:
         return state, metrics, jax.tree.map(lambda row: np.asarray(row)[: len(indices)], told)
 
 
+def sample():
+    """Returns the bundled images."""
+    return load_dataset(get_config().data)
+
+
 def constant_dataset(pixel=255):
     """Returns the sample with all pixels of one value."""
-    sample = load_dataset(get_config().data, print)
-    images = (np.full_like(part.images, pixel) for part in (sample.train, sample.test))
-    train, test = images
-    names = sample.info.class_names
-    return Dataset.from_arrays(train, sample.train.labels, test, sample.test.labels, names)
+    found = sample()
+    train, test = (np.full_like(part.images, pixel) for part in (found.train, found.test))
+    names = found.info.class_names
+    return Dataset.from_arrays(train, found.train.labels, test, found.test.labels, names)
 
 
 def train_until_signal(config, workdir):

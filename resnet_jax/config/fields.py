@@ -156,14 +156,6 @@ FIELDS: dict[str, Field] = {
         0.0, _number(0, 1e5), "epochs of linear growth from zero before the schedule"
     ),
     "schedule.options": Field({}, dict, "keyword arguments of the schedule, in epochs"),
-    # The speed record's, which leave
-    "init.whitening_images": Field(0, _whole(0, 1_000_000), "images of the whitening; 0: none"),
-    "init.whitening_epsilon": Field(5e-4, _number(1e-30, 1e3), "added to the variances of patches"),
-    "optimizer.frozen_after": Field((), Factors, "pairs (expression of paths, epochs of training)"),
-    "optimizer.weight_decay_factors": Field((), Factors, "pairs (expression of paths, factor)"),
-    "optimizer.lookahead_steps": Field(0, _whole(0, 100_000), "steps between lookaheads; 0: none"),
-    "optimizer.lookahead_decay": Field(0.95, Share, "share that the slow weights keep at the end"),
-    "optimizer.lookahead_power": Field(3.0, _number(0, 100), "exponent of that share's growth"),
     # Evaluation, checkpoints, logs
     "evaluate.batch_size": Field(500, Count, "images per evaluation step"),
     "evaluate.batches_per_dispatch": Field(
@@ -171,7 +163,7 @@ FIELDS: dict[str, Field] = {
     ),
     "evaluate.test_time_augmentation": Field(
         "none",
-        Literal["none", "mirror", "multi_crop"],
+        Literal["none", "mirror"],
         "views of each image whose logits are averaged: itself, or with its mirror image",
     ),
     "evaluate.split": Field(

@@ -103,7 +103,9 @@ def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:
     if not len(learning_rates):
         return "no steps"
     peak = max(float(learning_rates.max()), 1e-30)
-    columns = [part.mean() / peak for part in np.array_split(learning_rates, PLOT_COLUMNS)]
+    repeats = -(-PLOT_COLUMNS // len(learning_rates))  # of a run with fewer steps than columns
+    parts = np.array_split(np.repeat(learning_rates, repeats), PLOT_COLUMNS)
+    columns = [part.mean() / peak for part in parts]
     eighths = [round(float(height) * PLOT_LINES * 8) for height in columns]
     lines = []
     for line in reversed(range(PLOT_LINES)):

@@ -313,14 +313,16 @@ def _summary(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
     def percent(accuracy: float | None) -> str:
         return "unknown" if accuracy is None else f"{accuracy:.2f} %"
 
-    test, train = percent(final["test_accuracy"]), percent(final["train_accuracy"])
+    train = final["train_accuracy"]
+    training = "" if train is None else f", train accuracy {percent(train)}"
     chosen = "by the test set itself"
     if config.evaluate.split == "val":
         chosen = f"by validation, {final['best_score']:.2f} %"
     command = f"python -m resnet_jax.main --mode=eval --workdir={shlex.quote(str(folder))}"
     return "\n".join(
         [
-            f"final   test accuracy {test} after epoch {final['epoch']:g}, train accuracy {train}",
+            f"final   test accuracy {percent(final['test_accuracy'])} after epoch "
+            f"{final['epoch']:g}{training}",
             f"best    test accuracy {percent(final['best_test_accuracy'])} after epoch "
             f"{final['best_epoch']:g}, chosen {chosen}",
             f"time    {duration(final['seconds'])} in all",

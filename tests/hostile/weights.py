@@ -10,7 +10,7 @@ import numpy as np
 from hostile.cases import CODE, CONFIG, Case, written
 from torch_format import legacy_start, one_tensor, state_dict_pickle, zip_file, zip_weights
 
-from resnet_jax import load_checkpoint
+from resnet_jax import load_run
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 
@@ -242,7 +242,7 @@ def damaged_export(index):
 
 
 def exported(run):
-    return state_dict(*load_checkpoint(run))
+    return state_dict(*load_run(run)[:2])
 
 
 def not_finite(room, run):
