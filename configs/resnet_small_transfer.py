@@ -1,7 +1,7 @@
 """Does transfer pay? From five classes of CIFAR-10 to the other five, with few images.
 
   python -m resnet_jax.main --config=configs/resnet_small_transfer.py:pretrain --workdir=runs/five
-  python -m resnet_jax.main --mode=export --workdir=runs/five --output=runs/five.pth
+  python -m resnet_jax.main --mode=export --workdir=runs/five --output=runs/five.safetensors
   python -m resnet_jax.main --config=configs/resnet_small_transfer.py:transfer
   python -m resnet_jax.main --config=configs/resnet_small_transfer.py:scratch
 
@@ -33,7 +33,7 @@ def _scratch(config: ConfigDict) -> None:
 
 def _transfer(config: ConfigDict) -> None:
     _scratch(config)
-    config.init.weights = "runs/five.pth"
+    config.init.weights = "runs/five.safetensors"
 
 
 def get_config(variant: str = "pretrain") -> ConfigDict:

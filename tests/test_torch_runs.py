@@ -29,8 +29,14 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
     weights = tmp_path / "a.safetensors"
     assert command("--mode=export", f"--workdir={plain_run[0]}", f"--output={weights}") == 0
     assert f"wrote {weights}" in capsys.readouterr().out
-    model, best, *_ = resnet_jax.load_run(plain_run[0])
-    assert_same_bits(import_torch(weights, model), best)
+    best = resnet_jax.load_run(plain_run[0])
+    assert_same_bits(import_torch(weights, best.model), best.variables)
+    flags = [f"--config={tiny_run.CONFIG_FILE}", f"--config.init.weights={weights}"]
+    flags += ["--config.num_epochs=0", f"--workdir={tmp_path / 'run'}"]
+    assert command(*flags) == 0
+    assert "starting from the weights in" in capsys.readouterr().out
+    again = resnet_jax.load_run(tmp_path / "run", "newest")
+    assert_same_bits(again.variables, best.variables)
 
 
 @pytest.mark.parametrize(
@@ -41,7 +47,10 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
             "--mode=export takes --workdir, the folder of a run, and",
         ),
         (["--mode=export", "--output=x.pth"], "--mode=export takes --workdir"),
-        (["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"], "holds no checkpoint"),
+        (
+            ["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"],
+            "holds no checkpoint of a run",
+        ),
         (["--output=x.pth"], "--output is for --mode=export only"),
         (["--config.init.weights=nowhere.pth"], "init.weights: there is no file nowhere.pth"),
     ],

@@ -4,7 +4,6 @@ Read: `.pth`, `.pt`, `.th` in the zip format and in that of before 2020, and `.s
 format is found from the content. Written: `.safetensors`, which PyTorch reads.
 """
 
-import contextlib
 import hashlib
 import io
 import math
@@ -21,9 +20,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from resnet_jax.errors import UserError
+from resnet_jax.files import write_atomically
 from resnet_jax.restricted_pickle import Damaged, Refused
 from resnet_jax.weights import torch_pickle
 from resnet_jax.weights.torch_pickle import Tensor
@@ -219,14 +219,8 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.nda
     path = pathlib.Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written as .safetensors only; PyTorch reads it too")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        save_file(contiguous, temporary, {"format": "pt"})
-        temporary.chmod(0o644)  # the library's 0600 would hide it from others
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} can't be written: {error}") from None
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        write_atomically(path, save(contiguous, {"format": "pt"}))
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None

@@ -101,7 +101,7 @@ def case(name, change, mode="export", names=MAY_WORK):
         folder = copied(room, run)
         change(folder)
         flags = {
-            "export": [f"--output={room}/x.pth"],
+            "export": [f"--output={room}/x.safetensors"],
             "predict": [f"{room}/file.txt"],
             "eval": [],
             "train": [CONFIG],
