@@ -64,6 +64,9 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return _interrupted("stopped before the first step", signal.SIGINT, arguments)
     return 0

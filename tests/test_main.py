@@ -184,7 +184,7 @@ def test_modes_eval_and_summary(plain_run, capsys):
     assert f"test accuracy {plain_run[1]['best_test_accuracy']:.2f} %" in best
     assert newest.endswith("on 320 images")
     assert run("--mode=summary", f"--config={tiny_run.CONFIG_FILE}") == 0
-    assert ["total", "1,506"] in [line.split()[:2] for line in capsys.readouterr().out.splitlines()]
+    assert "Total: 1,506 -- 6,024 bytes" in capsys.readouterr().out.splitlines()
 
 
 def test_mode_predict(plain_run, tmp_path, capsys):

@@ -59,7 +59,6 @@ CHANGES = {
     "unknown_optimizer": ("optimizer.name", "os.system"),
     "momentum": ("optimizer.options", {"momentum": "x"}),
     "pattern": ("optimizer.frozen", "((("),
-    "slow_pattern": ("optimizer.frozen", "(.*)*(.*)*(.*)*!"),
     "stage": ("init.cached_stage", 50),
     "no_deviation": ("data.std", [0.0, 0.0, 0.0]),
     "epochs": ("num_epochs", 10**30),
