@@ -80,7 +80,14 @@ def test_the_guard_sees(name, room, monkeypatch):
     assert all(phrase in violation for violation in watch.violations)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+# A third of the corpus, spread over all kinds, is quick enough for every day.
+QUICK = [
+    pytest.param(case, id=case.name, marks=() if index % 3 == 0 else pytest.mark.slow)
+    for index, case in enumerate(CASES)
+]
+
+
+@pytest.mark.parametrize("case", QUICK)
 def test_case(case, room, warm, capfd, monkeypatch, recwarn):
     """Calls the command line as the case says, under guard."""
     if case.category == "data":

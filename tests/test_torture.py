@@ -17,8 +17,7 @@ import torture  # noqa: E402
 import torture_faults  # noqa: E402
 from torture_table import BAD, COLUMNS, Fault, totals  # noqa: E402
 
-# One of each family: killed, interrupted, no room, damaged, read-only.
-SHORT = ("SIGKILL in a save", "SIGINT", "full disk", "bit flip", "read-only")
+SHORT = ("SIGKILL in a save", "bit flip")
 
 
 def run(tmp_path, number, *flags):

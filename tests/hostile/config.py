@@ -118,7 +118,7 @@ COMMANDS = {
     "predict_without": ("--workdir", "--mode=predict", "file.txt"),
     "predict_nothing": ("image files", "--mode=predict", "--workdir=empty"),
     "predict_flag": ("image files", "--mode=predict", "--workdir=empty", "--top=3", "file.txt"),
-    "predict_missing": ("no.png", "--mode=predict", "--workdir=empty", "no.png"),
+    "predict_missing": ("empty holds no checkpoint", "--mode=predict", "--workdir=empty", "no.png"),
     "weights_missing": ("no.pth", CONFIG, "--config.init.weights=no.pth"),
     "summary_without": ("--config is missing", "--mode=summary"),
 }
