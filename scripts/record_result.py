@@ -27,7 +27,7 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     Raises:
       UserError: if it is not finished.
     """
-    settings = workdir.read_config(folder)
+    settings = workdir.read_run(folder)[0]
     records, bad = records_lib.read(folder / workdir.METRICS)
     if bad:
         raise UserError(f"{folder / workdir.METRICS} has {bad} torn or altered lines: not recorded")

@@ -107,7 +107,7 @@ def test_reads_the_run_from_its_checkpoint(tmp_path, config):
     assert info == INFO | {"mean": [0.5, 1.0]}
     assert start(tmp_path, config, {"config": found.to_dict(), "dataset": info})[1:] == []
     with pytest.raises(UserError, match="holds no checkpoint of a run"):
-        workdir.read_config(tmp_path / "nowhere")
+        workdir.read_run(tmp_path / "nowhere")
 
 
 def test_what_orbax_gives_back_is_written_as_it_was(tmp_path, config):

@@ -2,13 +2,13 @@
 
 import contextlib
 import fcntl
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import platformdirs
 
 from resnet_jax.errors import UserError
+from resnet_jax.files import write_atomically
 
 
 def default_cache_dir() -> Path:
@@ -72,11 +72,5 @@ def write(path: Path, content: bytes) -> None:
     Raises:
       UserError: the file can't be written or the disk is full; no temporary file is left.
     """
-    temporary = prepare(path.parent) / f"{path.name}.tmp"
-    with using(path.parent):
-        try:
-            temporary.write_bytes(content)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+    with using(prepare(path.parent)):
+        write_atomically(path, content)

@@ -82,10 +82,6 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def on_device(self, sharding: jax.sharding.Sharding) -> "Examples":
-        """Returns the same examples in device memory."""
-        return Examples(*jax.device_put((self.images, self.labels), sharding))
-
 
 jax.tree_util.register_dataclass(Examples, ["images", "labels"], [])
 

@@ -126,11 +126,6 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
     return config_lib.validate(saved["config"]), saved["dataset"]
 
 
-def read_config(path: str | os.PathLike[str]) -> ConfigDict:
-    """Returns the checked config of a run; see `read_run`."""
-    return read_run(path)[0]
-
-
 def _is_of(folder: pathlib.Path, error: OSError) -> bool:
     """Returns whether an error says that the folder of a run can't be written."""
     if not isinstance(error.filename, str | os.PathLike):
