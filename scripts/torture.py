@@ -37,6 +37,7 @@ from torture_events import shown
 from torture_faults import Disk, Training
 from torture_table import BAD, Fault, show, totals
 
+from resnet_jax.platform import quieten_libraries
 from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records
 from resnet_jax.runs.checkpoints import Checkpoints
@@ -316,6 +317,7 @@ class Torture:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
+    quieten_libraries()
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--faults", type=int, default=200, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and places")

@@ -154,14 +154,14 @@ def test_an_unusable_cache_is_one_line(world, tmp_path):
 
 
 def test_a_full_disk_while_storing_leaves_no_temporary_file(world, monkeypatch):
-    write_bytes = Path.write_bytes
+    replace = os.replace
 
-    def write_to_a_full_disk(path, content):
-        write_bytes(path, content[:10] if path.name.startswith("data_batch_3") else content)
-        if path.name.startswith("data_batch_3"):
+    def replace_on_a_full_disk(source, target):
+        if target.name.startswith("data_batch_3"):
             raise OSError(28, "No space left on device")
+        replace(source, target)
 
-    monkeypatch.setattr(Path, "write_bytes", write_to_a_full_disk)
+    monkeypatch.setattr("resnet_jax.files.os.replace", replace_on_a_full_disk)
     with pytest.raises(UserError, match=r"cannot use the data cache .*No space left"):
         world.fetch()
     left = sorted(file.name for file in world.cached("").glob("*batch*"))
