@@ -123,6 +123,7 @@ class Torture:
         self._bag: list[str] = []
         self._pending: list[Fault] = []  # those of the run in hand, not yet compared
         self._said = ""
+        self._spoilt = False  # whether the events of the run in hand were damaged
         self.folder = disk.folder / "run"
         for name in ("first", "second"):
             training = Training(scratch / name, self._cache)
@@ -139,7 +140,7 @@ class Torture:
         """Does this many faults."""
         while len(self.faults) < number:
             shutil.rmtree(self.folder, ignore_errors=True)
-            self._said = ""
+            self._said, self._spoilt = "", False
             most = min(number, len(self.faults) + 8)
             while len(self.faults) < most and self._next():
                 pass
@@ -192,6 +193,7 @@ class Torture:
     def _between_starts(self, kind: str) -> None:
         if kind != "read-only":
             self._add(Fault(kind, faults.damage(kind, self.folder, self.draw)))
+            self._spoilt |= self._pending[-1].what.startswith(workdir.EVENTS)
             return
         self._add(Fault(kind))
         before = self._before()
@@ -239,7 +241,7 @@ class Torture:
             changed = End.of(self.folder).differences(self._reference, unknown, lost)
         except Exception as error:  # whatever a file that is not as it should be leads to
             changed = [f"{type(error).__name__}: {error}"]
-        if any(fault.what.startswith(workdir.EVENTS) for fault in self._pending):
+        if self._spoilt:
             changed = [what for what in changed if what != "events"]  # they are not mended
         for name in (workdir.CONFIG, workdir.DATASET):
             if (self.folder / name).read_bytes() != (self._undisturbed / name).read_bytes():
@@ -268,7 +270,9 @@ class Torture:
         if any(word in said for word in NOISE):
             first = min(said.find(word) for word in NOISE if word in said)
             self._bad("tracebacks", said[max(first - 500, 0) :][:3000])
-        if code not in (0, 2, -9, 130, 143):
+        # A signal that comes after the run, while Python itself ends, has Python's own effect.
+        is_over = "\nagain  " in said and code in (-signal.SIGINT, -signal.SIGTERM)
+        if code not in (0, 2, -9, 130, 143) and not is_over:
             self._expect(code is None, f"status {code}: {said[-500:]}")
         if code in (130, 143):
             self._expect("the same command again resumes" in said, f"no word of resuming: {said}")

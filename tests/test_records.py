@@ -91,6 +91,10 @@ def test_a_file_that_is_gone_is_said(path):
     assert "0 of 3 records remain" in resumed(path, 3, 3)[1][0]
 
 
+FINAL = {"kind": "final", "step": 1, "epoch": 1, "seconds": 1, "test_loss": 1, "test_accuracy": 1}
+FINAL |= {"best_epoch": 1, "best_score": 1, "best_test_accuracy": None, "train_accuracy": None}
+
+
 def summed(body):
     return f'{body[:-1]}, "crc32": {zlib.crc32(body[:-1].encode())}}}'
 
@@ -105,6 +109,9 @@ FOREIGN = (
     json.dumps(score(1, 10**310)),
     json.dumps(score(1) | {"seconds": None}),
     json.dumps({"kind": "final", "step": 1, "epoch": 1, "seconds": 1}),
+    json.dumps(FINAL | {"test_accuracy": None}),
+    json.dumps(FINAL | {"train_accuracy": "x"}),
+    json.dumps({k: v for k, v in FINAL.items() if k != "train_accuracy"}),
 )
 
 
@@ -113,6 +120,11 @@ def test_foreign_lines_are_none_whatever_their_checksum(tmp_path, body):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f"{summed(body)}\n{body}\n\n{summed(json.dumps(score(1)))}\n")
     assert records.read(path) == ([score(1)], 3)
+
+
+def test_a_closing_record_may_leave_open_what_nobody_knows(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(f"{summed(json.dumps(FINAL))}\n")
+    assert records.read(tmp_path / "metrics.jsonl") == ([FINAL], 0)
 
 
 def test_json_is_strict(tmp_path):

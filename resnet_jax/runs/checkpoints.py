@@ -224,7 +224,10 @@ class Checkpoints:
                 "of this version; name another --workdir"
             )
         try:
-            numbers = [run["num_records"], *(n for step, score in run["scores"] for n in (step, score))]
+            numbers = [
+                run["num_records"],
+                *(n for step, score in run["scores"] for n in (step, score)),
+            ]
             is_whole = all(isinstance(run[key], dict) for key in ("config", "dataset"))
             is_whole &= all(map(is_number, numbers))
         except (LookupError, TypeError, ValueError):

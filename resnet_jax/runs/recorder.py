@@ -50,10 +50,14 @@ class Recorder:
           saved: what the checkpoint that training resumes from holds beside its state; None:
             training starts anew, and what was recorded before is dropped.
         """
-        self.scores: list[Score] = [(s, accuracy) for s, accuracy in saved["scores"]] if saved else []
+        self.scores: list[Score] = (
+            [(s, accuracy) for s, accuracy in saved["scores"]] if saved else []
+        )
         last, count = (step, saved["num_records"]) if saved else (-1, 0)
         self._history = History(folder / folder_lib.METRICS, last, count, terminal.note)
-        self._events = Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
+        self._events = (
+            Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
+        )
         self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch
         seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
@@ -76,9 +80,7 @@ class Recorder:
         if self._terminal.is_live:
             self._terminal.progress(self._row(step, means()))
 
-    def training(
-        self, step: int, means: Means, learning_rate: float, scored: bool = False
-    ) -> None:
+    def training(self, step: int, means: Means, learning_rate: float, scored: bool = False) -> None:
         """Records loss and accuracy over the epoch so far.
 
         Args:

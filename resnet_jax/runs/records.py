@@ -5,7 +5,6 @@ it. Lines that are torn, altered or foreign are counted and left out.
 """
 
 import json
-import math
 import operator
 import os
 import pathlib
@@ -117,7 +116,8 @@ def _parsed(line: bytes) -> Record | None:
         numbers = ("step", "epoch", "seconds", *_NUMBERS[record["kind"]])
         is_whole = type(record["step"]) is int and record["step"] >= 0
         is_whole &= all(is_number(record[name]) for name in numbers)
-        is_whole &= is_number(record.get("best_test_accuracy") or 0)
+        unsure = ("best_test_accuracy", "train_accuracy") if record["kind"] == "final" else ()
+        is_whole &= all(record[name] is None or is_number(record[name]) for name in unsure)
     except (ValueError, TypeError, LookupError, RecursionError):  # others know checksums too
         return None
     return record if is_whole else None

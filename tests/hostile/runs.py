@@ -66,6 +66,7 @@ CHANGES = {
 SCORE = {"kind": "score", "split": "val", "step": 4, "epoch": 1.0, "loss": 1.0, "seconds": 1.0}
 SCORE |= {"accuracy": 10.0}
 FINAL = {"test_loss": 1.0, "test_accuracy": 1.0, "best_epoch": 1.0, "best_score": 1.0}
+FINAL |= {"kind": "final", "step": 12, "best_test_accuracy": None, "train_accuracy": None}
 LINES = {
     "deep": NESTED,
     "bytes": b"\xff\xfe}",
@@ -75,8 +76,9 @@ LINES = {
     "list_kind": json.dumps(SCORE | {"kind": []}),
     "list_split": json.dumps(SCORE | {"split": []}),
     "other_step": json.dumps(SCORE | {"step": 999}),
-    "final": json.dumps(SCORE | FINAL | {"kind": "final", "step": 12, "best_test_accuracy": None}),
-    "text_final": json.dumps(SCORE | FINAL | {"kind": "final", "best_test_accuracy": "x"}),
+    "final": json.dumps(SCORE | FINAL),
+    "text_final": json.dumps(SCORE | FINAL | {"best_test_accuracy": "x"}),
+    "short_final": json.dumps(SCORE | {"kind": "final", "step": 12}),
 }
 FILES = "config.json", "dataset.json", "metrics.jsonl", "lock", "starts.jsonl"
 PLACES = *FILES, "events", "checkpoints"
