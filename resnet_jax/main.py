@@ -85,14 +85,14 @@ def run() -> None:
     """Runs the command line of this process; the console script `resnet-jax`."""
     # An exception could be swallowed by a library that is calling back. Before the first step and
     # after the last one there is nothing to save: training handles signals itself in between.
+    arguments = [*sys.argv]  # while a config file runs, the first of them is its name
+
+    def end(signal_number: int, frame: Any) -> None:
+        os._exit(_interrupted("stopped", signal_number, arguments))
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
-    sys.exit(main(sys.argv))
-
-
-def _end(signal_number: int, frame: Any) -> None:
-    """Ends the process at once, as the handler of a signal."""
-    os._exit(_interrupted("stopped", signal_number, sys.argv))
+        signal.signal(number, end)
+    sys.exit(main(arguments))
 
 
 def _run_mode(settings: "_Settings") -> None:
