@@ -103,6 +103,23 @@ def test_each_augmentation_has_a_key_of_its_own(field):
     assert (flips[0] == flips[1]).mean() > 0.95
 
 
+def test_crop_and_flip_draw_from_different_keys(monkeypatch):
+    drawn = []
+
+    def record(function):
+        def recording(key, *arguments, **options):
+            drawn.append(jax.random.key_data(key).tobytes())
+            return function(key, *arguments, **options)
+
+        return recording
+
+    for name in ("randint", "bernoulli"):
+        monkeypatch.setattr(jax.random, name, record(getattr(jax.random, name)))
+    with jax.disable_jit():
+        augmented(random_images(4), crop_padding=2, flip="random")
+    assert len(set(drawn)) == len(drawn) == 2
+
+
 @pytest.mark.parametrize("padding", [2, 4])
 def test_crop_offsets_are_uniform_and_fill_with_black(padding):
     batch = 4050

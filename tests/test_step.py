@@ -110,6 +110,12 @@ def test_each_purpose_and_step_has_a_key_of_its_own(monkeypatch):
         np.testing.assert_array_equal(indices, make_batch().indices)
         return images, jax.nn.one_hot(labels, num_classes)
 
+    def record(*arguments):
+        derived.append(derive(*arguments))
+        return derived[-1]
+
+    derived, derive = [], steps.randomness.derive
+    monkeypatch.setattr(steps.randomness, "derive", record)
     monkeypatch.setattr(steps, "augment", spy)
     KEYS.clear()
     fixture = Fixture()
@@ -120,6 +126,8 @@ def test_each_purpose_and_step_has_a_key_of_its_own(monkeypatch):
     np.testing.assert_array_equal(flip, same_flip)
     keys = [first, second, flip, *KEYS]
     assert len(keys) == 5 and len({key.tobytes() for key in map(np.asarray, keys)}) == 5
+    # That of initialisation was derived before; two for each step and the one of all flips.
+    assert len({jax.random.key_data(key).tobytes() for key in derived[-6:]}) == 5
 
 
 def test_the_moving_average_is_of_what_the_step_made():
