@@ -293,6 +293,7 @@ def test_seeds_share_the_compiled_functions(run, tmp_path, monkeypatch):
     assert lines[-3].split()[:4] == ["accuracy,", "%", "mean", f"{result['accuracy']['mean']:.3f}"]
 
 
+@pytest.mark.slow
 def test_scores_are_sums_over_views(sample, monkeypatch):
     monkeypatch.setattr(speedrun, "EVAL_BATCH_SIZE", 20)  # the last batch has 10
     test = speedrun.Examples(sample[1].images[:50], sample[1].labels[:50])

@@ -17,7 +17,8 @@ import torture  # noqa: E402
 import torture_faults  # noqa: E402
 from torture_table import BAD, COLUMNS, Fault, totals  # noqa: E402
 
-SHORT = ("SIGKILL in a save", "bit flip")
+# One of each family: killed, interrupted, no room, damaged, read-only.
+SHORT = ("SIGKILL in a save", "SIGINT", "full disk", "bit flip", "read-only")
 
 
 def run(tmp_path, number, *flags):
@@ -30,6 +31,7 @@ def run(tmp_path, number, *flags):
     return json.loads(file.read_text()), done.stdout
 
 
+@pytest.mark.slow
 def test_short(tmp_path):
     result, out = run(tmp_path, len(SHORT), "--seed=0", *(f"--kind={kind}" for kind in SHORT))
     done = {kind for kind in SHORT if kind not in result["left_out"]}
