@@ -120,7 +120,7 @@ class _Readers:
 
     def read_cache(self) -> tuple[Batches, str]:
         with cache.using(self._root):
-            if not self.batches.is_dir():
+            if not any(self.batches.glob("*.bin")):
                 raise Unavailable(f"{self._root} holds no CIFAR-10 yet")
         return originals.read(self.batches), f"cache {self._root}"
 
