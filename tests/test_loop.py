@@ -276,6 +276,14 @@ def test_what_data_model_or_disk_refuse_leaves_nothing(tmp_path, group, field, v
     assert not (tmp_path / "run").exists()
 
 
+def test_a_start_that_failed_before_does_not_train_random_weights(tmp_path):
+    (tmp_path / "checkpoints").mkdir()  # what such a start leaves
+    config = tiny_run.get_config()
+    config.init.weights = "none.pth"
+    with pytest.raises(UserError, match=r"init\.weights.*none\.pth"):
+        train_and_evaluate(config, tmp_path)
+
+
 def test_a_dispatch_of_some_steps_resumes_within_an_epoch(
     tmp_path, monkeypatch, optimized_programs
 ):

@@ -89,9 +89,8 @@ def train_and_evaluate(
     task = create_task(config, dataset.info if dataset else dataset_info(config.data))
     devices = Devices()
     devices.check_batch_size(config.batch_size)
-    weights = None  # a run that resumes has its own
     if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
-        weights = weights_file(config.init.weights, config.model.name, print)
+        weights_file(config.init.weights, config.model.name, print)  # refused before all else
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
         folder = stack.enter_context(folders.claim(workdir))
@@ -105,7 +104,7 @@ def train_and_evaluate(
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
         if state is None:
-            state = _first_state(task, weights, terminal)
+            state = _first_state(task, terminal)
         recorder = Recorder(
             *(folder, config, info, task.agenda.steps_per_epoch, int(state.step), terminal, saved)
         )
@@ -123,11 +122,12 @@ def train_and_evaluate(
         return final, state
 
 
-def _first_state(task: Task, weights: pathlib.Path | None, terminal: Terminal) -> TrainState:
-    variables = None
-    if weights is not None:
-        model, shape, seed = task.network.module, task.input_shape, task.config.seed
-        variables = initial_variables(weights, model, shape, seed, terminal.note)
+def _first_state(task: Task, terminal: Terminal) -> TrainState:
+    config, variables = task.config, None
+    if config.init.weights:
+        path = weights_file(config.init.weights, config.model.name, terminal.note)
+        model, shape = task.network.module, task.input_shape
+        variables = initial_variables(path, model, shape, config.seed, terminal.note)
     return task.create_state(variables)
 
 
