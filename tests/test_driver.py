@@ -71,10 +71,10 @@ def test_evaluation_in_one_dispatch_is_the_same_evaluation(tiny):
     network, ends = tiny.task.network, []
     for size in (1, 2, 1000):  # of four batches, the last of them padded
         with network.config.unlocked():
-            network.config.evaluate.batches_per_dispatch = size
+            network.config.steps_per_dispatch = size
         ends.append(Evaluator(network, tiny.devices).score(variables, test, 90))
     with network.config.unlocked():
-        network.config.evaluate.batches_per_dispatch = 0
+        network.config.steps_per_dispatch = 0
     for metrics in ends:
         assert metrics.accuracy.total == ends[0].accuracy.total
         np.testing.assert_allclose(metrics.loss.total, ends[0].loss.total, rtol=1e-6)

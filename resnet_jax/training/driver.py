@@ -116,7 +116,7 @@ class Evaluator:
     def __init__(self, network: Network, devices: Devices) -> None:
         """Binds the model; nothing is compiled yet."""
         self._devices = devices
-        self._batches_per_dispatch = network.config.evaluate.batches_per_dispatch
+        self._batches_per_dispatch = network.config.steps_per_dispatch
         self._score = jax.jit(functools.partial(_score_batches, network), donate_argnums=0)
         self._classify = jax.jit(
             lambda variables, images: jax.nn.softmax(network.logits(variables, images))
