@@ -11,7 +11,7 @@ from resnet_jax.config.load import validate
 from resnet_jax.training import step as steps
 from resnet_jax.training.hyperparameters import hyperparameters
 from resnet_jax.training.optimizers import create_optimizer
-from resnet_jax.training.state import Metrics, create_state, not_finite
+from resnet_jax.training.state import Metrics, initial_state, not_finite
 from resnet_jax.training.step import Batch, Network, eval_step, make_train_step
 
 KEYS = []
@@ -50,7 +50,7 @@ class Fixture:
         }
         tx = optimizer.build(optimizer.numbers)
         averaged = bool(self.config.optimizer.ema_decay)
-        self.state = create_state(Linear(), tx, (2, 2, 3), 0, averaged=averaged)
+        self.state = initial_state(Linear(), tx, (2, 2, 3), averaged, jax.random.key(0))
         self.step = make_train_step(self.network, optimizer)
 
     def __call__(self, state=None, batch=None):

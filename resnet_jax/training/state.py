@@ -1,6 +1,5 @@
 """The state of a training: what a checkpoint holds."""
 
-import functools
 from typing import Any
 
 import flax.linen as nn
@@ -11,7 +10,6 @@ import numpy as np
 import optax
 from clu import metrics
 
-from resnet_jax import randomness
 from resnet_jax.trees import named_leaves
 
 Tree = Any
@@ -57,44 +55,6 @@ class TrainState(flax.struct.PyTreeNode):
         return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
 
 
-def create_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    seed: int,
-    *,
-    averaged: bool,
-    weights: dict[str, Tree] | None = None,
-) -> TrainState:
-    """Returns the state before the first step.
-
-    Args:
-      model: the module to train.
-      optimizer: its optimizer.
-      image_shape: `(height, width, channels)` of what the model takes.
-      seed: seed of the random weights.
-      averaged: whether a moving average is kept.
-      weights: the model's variables; None: random ones.
-    """
-    create = functools.partial(_initial, model, optimizer, image_shape, averaged)
-    # It runs once: to optimise it in full would take longer than it runs.
-    compiled = jax.jit(create, compiler_options={"xla_backend_optimization_level": 1})
-    key = randomness.derive(jax.random.key(seed), randomness.Purpose.INIT)
-    return compiled(key, weights)
-
-
-def state_template(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    image_shape: tuple[int, ...],
-    *,
-    averaged: bool,
-) -> TrainState:
-    """Returns the shapes and dtypes of `create_state`, at no cost."""
-    create = functools.partial(_initial, model, optimizer, image_shape, averaged)
-    return jax.eval_shape(create, jax.random.key(0), None)
-
-
 def not_finite(state: TrainState) -> str:
     """Returns the path of the first leaf of a state that is not finite; empty: there is none."""
     for path, leaf in named_leaves(state):
@@ -104,14 +64,24 @@ def not_finite(state: TrainState) -> str:
     return ""
 
 
-def _initial(
+def initial_state(
     model: nn.Module,
     optimizer: optax.GradientTransformation,
     image_shape: tuple[int, ...],
     averaged: bool,
     key: jax.Array,
-    weights: dict[str, Tree] | None,
+    weights: dict[str, Tree] | None = None,
 ) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+      model: the module to train.
+      optimizer: its optimizer.
+      image_shape: `(height, width, channels)` of what the model takes.
+      averaged: whether a moving average is kept.
+      key: key of the random weights.
+      weights: the model's variables; None: random ones.
+    """
     variables = weights or model.init(key, jnp.zeros((1, *image_shape)), train=False)
     evaluated = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {})}
     return TrainState(

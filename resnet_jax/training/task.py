@@ -1,7 +1,9 @@
 """What a config asks for, made and checked before any data is loaded."""
 
 import dataclasses
+import functools
 import os
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -11,11 +13,12 @@ from resnet_jax.data.datasets import DatasetInfo, input_shape, split_sizes
 from resnet_jax.data.order import TrainingOrder
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
+from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
 from resnet_jax.training.hyperparameters import hyperparameters
 from resnet_jax.training.optimizers import Optimizer, create_optimizer
 from resnet_jax.training.schedules import create_schedule
-from resnet_jax.training.state import TrainState, Tree, create_state, state_template
+from resnet_jax.training.state import TrainState, Tree, initial_state
 from resnet_jax.training.step import Network
 
 
@@ -85,6 +88,7 @@ class Task:
       learning_rates: learning rate of every step, float32 `[steps]`.
       hyperparameters: the other numbers of the step, see `resnet_jax.training.hyperparameters`.
       template: shapes and dtypes of the state.
+      initial_state: makes the state, of a key and of weights.
     """
 
     config: ConfigDict
@@ -96,6 +100,7 @@ class Task:
     learning_rates: np.ndarray
     hyperparameters: dict[str, float]
     template: TrainState
+    initial_state: Callable[..., TrainState]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
@@ -108,15 +113,10 @@ class Task:
         Args:
           weights: the variables to start from; None: random ones.
         """
-        config = self.config
-        return create_state(
-            self.network.module,
-            self.optimizer.build(self.optimizer.numbers),
-            self.input_shape,
-            config.seed,
-            averaged=bool(config.optimizer.ema_decay),
-            weights=weights,
-        )
+        # It runs once: to optimise it in full would take longer than it runs.
+        options = {"xla_backend_optimization_level": 1}
+        create = jax.jit(self.initial_state, compiler_options=options)
+        return create(derive(jax.random.key(self.config.seed), Purpose.INIT), weights)
 
 
 def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
@@ -135,12 +135,8 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
             f"config field model.num_classes is {config.model.num_classes} but the data has "
             f"{len(info.class_names)} classes"
         )
-    model = create_model(
-        config.model.name,
-        config.model.num_classes,
-        dtype=config.model.dtype,
-        **_model_options(config),
-    )
+    name, classes, dtype = config.model.name, config.model.num_classes, config.model.dtype
+    model = create_model(name, classes, dtype=dtype, **_model_options(config))
     optimizer = create_optimizer(config.optimizer)
     order = TrainingOrder(
         config.seed,
@@ -150,45 +146,31 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         config.data.drop_last,
     )
     shape = input_shape(info, config.data)
-    template = state_template(
-        model,
-        optimizer.build(optimizer.numbers),
-        shape,
-        averaged=bool(config.optimizer.ema_decay),
-    )
+    averaged, tx = bool(config.optimizer.ema_decay), optimizer.build(optimizer.numbers)
+    create = functools.partial(initial_state, model, tx, shape, averaged)
+    template = jax.eval_shape(create, jax.random.key(0))
     _check_memory(template)
     if config.init.cached_stage:
         check_cached_stage(model, template.variables(), shape, config)
+    agenda = Agenda(config, order.steps_per_epoch)
+    schedule = create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=order.steps_per_epoch,
+        num_epochs=config.num_epochs,
+    )
     return Task(
         config=config,
         info=info,
         network=Network(model, config),
         optimizer=optimizer,
         order=order,
-        agenda=Agenda(config, order.steps_per_epoch),
-        learning_rates=learning_rates(config, order.steps_per_epoch),
+        agenda=agenda,
+        learning_rates=schedule(np.arange(agenda.total_steps)),
         hyperparameters=hyperparameters(config, optimizer),
         template=template,
+        initial_state=create,
     )
-
-
-def learning_rates(config: ConfigDict, steps_per_epoch: int) -> np.ndarray:
-    """Returns the learning rate of every step, float32 `[steps]`.
-
-    Args:
-      config: the checked config.
-      steps_per_epoch: number of training steps in an epoch.
-
-    Raises:
-      UserError: if the schedule is unknown, or its options don't suit it.
-    """
-    schedule = create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=config.num_epochs,
-    )
-    return schedule(np.arange(config.num_epochs * steps_per_epoch))
 
 
 def _model_options(config: ConfigDict) -> dict[str, object]:
