@@ -50,10 +50,6 @@ TORCH_CASES = {
     ),
     "exponential": ({"factor": 0.8}, lambda s, o: s.ExponentialLR(o, 0.8)),
     "polynomial": ({"power": 2.0}, lambda s, o: s.PolynomialLR(o, 12, 2.0)),
-    "linear": (
-        {"initial_factor": 0.5, "final_factor": 1.0, "num_epochs": 6},
-        lambda s, o: s.LinearLR(o, 0.5, 1.0, 6),
-    ),
 }
 
 

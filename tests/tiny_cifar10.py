@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import tarfile
-import zipfile
 
 import numpy as np
 from PIL import Image
@@ -82,13 +81,6 @@ def write_tar(path, members, prefix="cifar-10-batches-bin/"):
             info = tarfile.TarInfo(prefix + name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-    return path
-
-
-def write_zip(path, members, prefix="cifar-10-batches-bin/"):
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in members.items():
-            archive.writestr(prefix + name, content)
     return path
 
 

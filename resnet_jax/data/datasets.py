@@ -43,11 +43,6 @@ class DatasetInfo:
     std: tuple[float, ...]
     digest: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Returns the same as what JSON knows."""
-        values = dataclasses.asdict(self)
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
-
     @classmethod
     def from_json(cls, value: Any) -> "DatasetInfo":
         """Returns what `to_json` made a dict of.

@@ -1,12 +1,11 @@
 """Reads the original CIFAR-10 files where a user keeps them.
 
-Binary or Python batches, in a folder or inside a .tar.gz or .zip. Archives are read in memory and
-only for the expected names: nothing is unpacked to disk, and links are refused.
+Binary or Python batches, in a folder or inside a .tar.gz. Archives are read in memory and only
+for the expected names: nothing is unpacked to disk, and links are refused.
 """
 
 import io
 import tarfile
-import zipfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -95,18 +94,7 @@ def _streams(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[byte
             if file.is_file():
                 with file.open("rb") as stream:
                     yield file.name, stream
-    elif zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                name = entry.filename.rpartition("/")[2]
-                if name in wanted:
-                    with archive.open(entry) as stream:
-                        yield name, stream
-    else:
-        yield from _tar_streams(path, wanted)
-
-
-def _tar_streams(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[bytes]]]:
+        return
     unpacked = 0
     with tarfile.open(path) as archive:
         for count, member in enumerate(archive):

@@ -98,7 +98,7 @@ def train_and_evaluate(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info = task.info.to_json()
+        info = dataclasses.asdict(task.info)
         folders.begin(folder, config, info, checkpoints.run(), terminal.note)
         dataset = dataset or load_dataset(config.data, terminal.note)
         state = checkpoints.restore_newest(task.template)

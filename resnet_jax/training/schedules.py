@@ -29,7 +29,7 @@ class Clock:
     num_epochs: float
     tick: float
 
-    def length(self, num_epochs: float) -> float:
+    def length(self, num_epochs: float = 0.0) -> float:
         """Returns `num_epochs`, or where that is 0 all epochs after the warm-up.
 
         Raises:
@@ -43,14 +43,14 @@ class Clock:
         return length
 
 
-def constant(epoch: np.ndarray, clock: Clock, /) -> np.ndarray:
+def constant(epoch: np.ndarray, clock: Clock) -> np.ndarray:
     """Keeps the peak."""
     del clock
     return np.ones_like(epoch)
 
 
 def cosine(
-    epoch: np.ndarray, clock: Clock, /, *, num_epochs: NonNegative = 0.0, final_factor: Share = 0.0
+    epoch: np.ndarray, clock: Clock, *, num_epochs: NonNegative = 0.0, final_factor: Share = 0.0
 ) -> np.ndarray:
     """Falls along half a cosine (Loshchilov and Hutter 2017, "SGDR").
 
@@ -68,13 +68,12 @@ def cosine(
 def polynomial(
     epoch: np.ndarray,
     clock: Clock,
-    /,
     *,
     num_epochs: NonNegative = 0.0,
     power: Positive = 1.0,
     final_factor: Share = 0.0,
 ) -> np.ndarray:
-    """Falls as a power of the time that is left.
+    """Falls as a power of the time that is left; with power 1, in a straight line.
 
     Args:
       epoch: epochs since the warm-up, float64 `[steps]`.
@@ -87,30 +86,8 @@ def polynomial(
     return final_factor + (1 - final_factor) * left**power
 
 
-def linear(
-    epoch: np.ndarray,
-    clock: Clock,
-    /,
-    *,
-    num_epochs: NonNegative = 0.0,
-    initial_factor: NonNegative = 1.0,
-    final_factor: NonNegative = 0.0,
-) -> np.ndarray:
-    """Moves on a straight line from one factor to another.
-
-    Args:
-      epoch: epochs since the warm-up, float64 `[steps]`.
-      clock: length and resolution of the training.
-      num_epochs: epochs until the end of the line; 0: all.
-      initial_factor: factor at the start.
-      final_factor: factor at the end and after it.
-    """
-    progress = np.minimum(epoch / clock.length(num_epochs), 1.0)
-    return initial_factor + (final_factor - initial_factor) * progress
-
-
 def step(
-    epoch: np.ndarray, clock: Clock, /, *, every_epochs: Positive, factor: Positive = 0.1
+    epoch: np.ndarray, clock: Clock, *, every_epochs: Positive, factor: Positive = 0.1
 ) -> np.ndarray:
     """Multiplies by `factor` every `every_epochs` epochs."""
     del clock
@@ -118,14 +95,14 @@ def step(
 
 
 def milestones(
-    epoch: np.ndarray, clock: Clock, /, *, epochs: tuple[NonNegative, ...], factor: Positive = 0.1
+    epoch: np.ndarray, clock: Clock, *, epochs: tuple[NonNegative, ...], factor: Positive = 0.1
 ) -> np.ndarray:
     """Multiplies by `factor` at each of the `epochs`."""
     del clock
     return factor ** np.searchsorted(np.sort(epochs), epoch + 1e-9, side="right")
 
 
-def exponential(epoch: np.ndarray, clock: Clock, /, *, factor: Positive) -> np.ndarray:
+def exponential(epoch: np.ndarray, clock: Clock, *, factor: Positive) -> np.ndarray:
     """Multiplies by `factor` in the course of every epoch."""
     del clock
     return factor**epoch
@@ -134,7 +111,6 @@ def exponential(epoch: np.ndarray, clock: Clock, /, *, factor: Positive) -> np.n
 def one_cycle(
     epoch: np.ndarray,
     clock: Clock,
-    /,
     *,
     peak_fraction: Share = 0.3,
     initial_factor: Share = 0.04,
@@ -153,8 +129,8 @@ def one_cycle(
       final_factor: factor of the last step.
       anneal: shape of both slopes.
     """
-    end = clock.length(0.0) - clock.tick
-    peak = np.clip(peak_fraction * clock.length(0.0) - clock.tick, 0.0, end)
+    end = clock.length() - clock.tick
+    peak = np.clip(peak_fraction * clock.length() - clock.tick, 0.0, end)
     rise = np.clip(epoch / peak, 0.0, 1.0) if peak > 0 else np.ones_like(epoch)
     fall = np.clip((epoch - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros_like(epoch)
     if anneal == "cosine":
@@ -202,7 +178,6 @@ SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
     "constant": constant,
     "cosine": cosine,
     "exponential": exponential,
-    "linear": linear,
     "milestones": milestones,
     "one_cycle": one_cycle,
     # Its scores are known to the train loop alone, which multiplies by `plateau_factor`.
