@@ -106,7 +106,7 @@ def test_info_survives_json():
     ],
 )
 def test_foreign_descriptions_are_refused_in_one_line(change):
-    value = dataset_info(data()).to_json() | change
+    value = dataclasses.asdict(dataset_info(data())) | change
     for wrong in (value, [value], None, {}):
         with pytest.raises(UserError) as caught:
             DatasetInfo.from_json(wrong)
