@@ -120,6 +120,7 @@ FIELDS: dict[str, Field] = {
         "none", _Views, "whether mirror images are scored too"
     ),
     "evaluate.split": Field("val", Literal["val", "test"], "what is scored while training"),
+    "evaluate.augment": Field(False, bool, "whether validation images are augmented too"),
     "evaluate.select_on_test": Field(False, bool, "whether the test set chooses the checkpoint"),
     "evaluate.every_epochs": Field(1, _EPOCHS, "epochs between scores; 0: after the last only"),
     "evaluate.every_steps": Field(0, _STEPS, "steps between further scores; 0: none"),

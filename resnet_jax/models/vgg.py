@@ -101,6 +101,8 @@ class VGG(layers.StagedClassifier):
         pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
         x = layers.adaptive_avg_pool(x, pool_size).reshape(x.shape[0], -1)
         for index, features in enumerate(hidden_sizes, start=1):
+            if index == 3:  # new layers start as PyTorch's do
+                dense = functools.partial(layers.Dense, **dtypes)
             x = nn.relu(dense(features, name=f"fc{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")(x)
         return layers.apply_head(x, self.num_classes, dense)
