@@ -1,5 +1,6 @@
 """Every config builds, names existing things, and trains on the bundled sample."""
 
+import functools
 import inspect
 import pathlib
 import re
@@ -110,13 +111,18 @@ def test_builds(spec):
     assert logits.shape == (2, config.model.num_classes)
 
 
+@functools.cache
+def parameter_shapes(model):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return shapes["params"]
+
+
 @pytest.mark.parametrize(("spec", "parameters", "fields"), [row[1:] for row in ROWS])
 def test_every_row_of_the_reports_has_its_config(spec, parameters, fields):
     config = load(spec)
-    model = create_model(config.model.name, config.model.num_classes, **config.model.options)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == parameters
+    shapes = parameter_shapes(create_model(config.model.name, **config.model.options))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
     flat = config_lib.flatten(config)
     assert {name: flat[name] for name in fields} == fields
 
@@ -124,9 +130,7 @@ def test_every_row_of_the_reports_has_its_config(spec, parameters, fields):
 def test_transfer_trains_the_new_head_only_with_pytorchs_initialisation():
     config = load("vgg16_transfer.py")
     model = create_model("vgg16", **config.model.options)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    params = traverse_util.flatten_dict(shapes["params"], sep="/")
+    params = traverse_util.flatten_dict(parameter_shapes(model), sep="/")
     frozen = config.optimizer.frozen
     trained = {path: leaf.size for path, leaf in params.items() if not re.search(frozen, path)}
     assert trained == {

@@ -148,7 +148,7 @@ def _begin(
         data = {n: cache_features(network, variables, part, devices) for n, part in data.items()}
         network = dataclasses.replace(network, stage=stage)
     trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
-    if int(state.step) == 0 and task.config.log.tensorboard:
+    if int(state.step) == 0 and task.config.log.tensorboard and task.config.log.images:
         first = task.order.epoch(0)[: task.config.batch_size]
         shown = trainer.augment(images, first, 0, 0, Purpose.AUGMENT).images
         recorder.images(np.asarray(shown[: task.config.log.images]), 0)
