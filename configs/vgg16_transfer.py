@@ -1,51 +1,40 @@
 """R1.f, VGG-16 with ImageNet weights and a new head of ten classes.
 
-  python -m resnet_jax.main --config=configs/vgg16_transfer.py              Adam, lr 0.001
-  python -m resnet_jax.main --config=configs/vgg16_transfer.py:bn           batch norm
-  python -m resnet_jax.main --config=configs/vgg16_transfer.py:rmsprop      RMSprop
-  python -m resnet_jax.main --config=configs/vgg16_transfer.py:lr3e-3       lr 0.003
-  python -m resnet_jax.main --config=configs/vgg16_transfer.py:finetune     all layers, our recipe
+  python -m resnet_jax.main --config=configs/vgg16_transfer.py:vgg16_adam_0.001_10     the default
+  python -m resnet_jax.main --config=configs/vgg16_transfer.py:vgg16_bn_adam_0.001_10
+  python -m resnet_jax.main --config=configs/vgg16_transfer.py:finetune                our recipe
 
-variant   reported test %   expected test %
-adam      89.93             90
-bn        91.03             91
-finetune  -                 93 (bn: 94), a hypothesis
+A variant is <model>_<optimizer>_<learning rate>_<epochs>: vgg16 or vgg16_bn, adam or rmsprop, 0.001
+or 0.003, 10 or 20. Which of them gave the reported figures is not said.
 
-As in the notebook that the report cites: images of 224 pixels, ImageNet mean and deviation, batch
-128, frozen convolutions, 4096-512-logits in place of the last linear layer. The convolutions are
-applied once to all images; --config.data.image_size=64 makes that twelve times cheaper.
+model      reported test %   expected   ours, finetune, a hypothesis
+vgg16      89.93             90         93, by --config.model.name=vgg16
+vgg16_bn   91.03             91         94
 
-The weights are torchvision's published ones, which are downloaded; name a file that you have by
---config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores hours.
+As in the notebook that the report cites, which scores 84.25 once, at its end: images of 224 pixels,
+ImageNet mean and deviation, batch 128, 4096-512-ReLU-dropout-10 in place of the last linear layer,
+with PyTorch's default initialisation. It means to train the linear layer before too, but sets
+`requires_grad` on a module, which does nothing: only the 2.10 M parameters of the new head are
+trained, here as there. Assumed: norms keep their statistics of ImageNet.
+
+The convolutions are applied once to all images; --config.data.image_size=64 makes that twelve times
+cheaper. The weights are torchvision's published ones, which are downloaded; name a file that you
+have by --config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores
+hours.
 """
 
 from ml_collections import ConfigDict
 
 from resnet_jax.config import choose, default_config
 
-
-def _adam(config: ConfigDict) -> None:
-    config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 1e-3
-
-
-def _bn(config: ConfigDict) -> None:
-    _adam(config)
-    config.model.name = "vgg16_bn"
-
-
-def _rmsprop(config: ConfigDict) -> None:
-    config.optimizer.name = "rmsprop"
-    config.optimizer.learning_rate = 1e-3
-
-
-def _faster(config: ConfigDict) -> None:
-    _adam(config)
-    config.optimizer.learning_rate = 3e-3
+MODELS = {"vgg16": "vgg16", "vgg16_bn": "vgg16_bn"}
+OPTIMIZERS = {"adam": "adam", "rmsprop": "rmsprop"}
+LEARNING_RATES = {"0.001": 1e-3, "0.003": 3e-3}
+EPOCHS = {"10": 10, "20": 20}
 
 
 def _finetune(config: ConfigDict) -> None:
-    _bn(config)
+    config.model.name = "vgg16_bn"
     config.data.val_fraction = 0.1
     config.evaluate.split = "val"
     config.init.cached_stage = 0
@@ -61,20 +50,9 @@ def _finetune(config: ConfigDict) -> None:
     config.schedule.warmup_epochs = 1.0
 
 
-VARIANTS = {
-    "adam": _adam,
-    "bn": _bn,
-    "rmsprop": _rmsprop,
-    "lr3e-3": _faster,
-    "finetune": _finetune,
-}
-
-
-def get_config(variant: str = "adam") -> ConfigDict:
+def get_config(variant: str = "vgg16_adam_0.001_10") -> ConfigDict:
     config = default_config()
-    config.model.name = "vgg16"
     config.model.options.classifier = "transfer"
-    config.num_epochs = 10
     config.batch_size = 128
     config.data.val_fraction = 0.0
     config.data.image_size = 224
@@ -82,8 +60,15 @@ def get_config(variant: str = "adam") -> ConfigDict:
     config.data.std = (0.229, 0.224, 0.225)
     config.init.weights = "torchvision"
     config.init.cached_stage = 5
-    config.optimizer.frozen = "^(conv|bn)"
+    config.optimizer.frozen = "^(conv|bn|fc[12]/)"
     config.evaluate.split = "test"
     config.evaluate.batch_size = 100
-    choose(VARIANTS, variant)(config)
+    if variant == "finetune":
+        _finetune(config)
+        return config
+    model, optimizer, learning_rate, num_epochs = [*variant.rsplit("_", 3), "", "", ""][:4]
+    config.model.name = choose(MODELS, model)
+    config.optimizer.name = choose(OPTIMIZERS, optimizer)
+    config.optimizer.learning_rate = choose(LEARNING_RATES, learning_rate)
+    config.num_epochs = choose(EPOCHS, num_epochs)
     return config

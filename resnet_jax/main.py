@@ -141,7 +141,7 @@ def _summarise(settings: "_Settings") -> None:
 
     config = settings.config
     task = create_task(config, dataset_info(config.data))
-    print(format_model(task.network.module, task.input_shape))
+    print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
     print(f"\nlearning rate, {config.schedule.name}")
     print(format_schedule(task.learning_rates, config.num_epochs))
 

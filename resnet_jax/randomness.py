@@ -13,6 +13,7 @@ class Purpose(enum.IntEnum):
     AUGMENT = 2
     DROPOUT = 3
     FLIP = 4
+    VALIDATION = 5
 
 
 def derive(seed_key: jax.Array, purpose: Purpose, index: int | jax.Array = 0) -> jax.Array:

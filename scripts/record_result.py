@@ -54,8 +54,9 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
 def row(result: dict[str, Any]) -> str:
     """Returns a row of the README's table."""
     final, start = result["final"], result["starts"][0]
+    train = "-" if final["train_accuracy"] is None else f"{final['train_accuracy']:.2f}"
     return (
-        f"| `{' '.join([result['config'], *result['overrides']])}` | | "
+        f"| `{' '.join([result['config'], *result['overrides']])}` | | {train} | "
         f"{final['test_accuracy']:.2f} | {final['best_test_accuracy']:.2f} | "
         f"{final['epoch']:g} | {duration(final['seconds'])} | {result['seed']} | "
         f"{start['commit'][:8]} |"

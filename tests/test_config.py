@@ -259,6 +259,18 @@ def test_patience_needs_scores_that_may_choose():
     config_lib.validate(config)
 
 
+@pytest.mark.parametrize(
+    ("group", "field", "value"), [("evaluate", "split", "test"), ("init", "cached_stage", 1)]
+)
+def test_only_validation_images_can_be_augmented(group, field, value):
+    config = tiny_run.get_config()
+    config.evaluate.augment = True
+    config_lib.validate(config)
+    config[group][field] = value
+    with pytest.raises(UserError, match=r"evaluate.augment needs validation images"):
+        config_lib.validate(config)
+
+
 def test_differences():
     old, new = tiny_run.get_config(), tiny_run.get_config()
     new.optimizer.learning_rate = 0.3

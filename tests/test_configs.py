@@ -1,5 +1,6 @@
 """Every config builds, names existing things, and trains on the bundled sample."""
 
+import functools
 import inspect
 import pathlib
 import re
@@ -30,9 +31,60 @@ def commands(path):
 # One of each kind of model, optimizer and augmentation.
 STRUCTURES = (
     *("cnn.py", "quickstart.py", "resnet.py:50", "resnet_custom.py", "resnet_he2015.py:20"),
-    *("resnet_small_tuning.py:better", "vgg16_transfer.py:bn", "vit.py", "wide_resnet.py"),
+    *(
+        "resnet_small_tuning.py:better",
+        "vgg16_transfer.py:vgg16_bn_adam_0.001_10",
+        "vit.py",
+        "wide_resnet.py",
+    ),
 )
 SPECIFICATIONS = [spec for path in sorted(CONFIGS.glob("*.py")) for spec in commands(path)]
+
+GRID = [f"{b}_{r}_{s}" for b in (100, 500, 1000) for r in (0.1, 0.01, 0.001) for s in ("on", "off")]
+VGGS = {"vgg16": 134_260_544 + 2_102_794, "vgg16_bn": 134_268_992 + 2_102_794}
+TRANSFER = {
+    f"{model}_{optimizer}_{rate}_{epochs}": count
+    for model, count in VGGS.items()
+    for optimizer in ("adam", "rmsprop")
+    for rate in (0.001, 0.003)
+    for epochs in (10, 20)
+}
+# Row of the reports -> configs that reproduce it, parameters of their model, and what else is told.
+ROWS = [
+    ("R1.a", "cnn.py", 62_006, {"num_epochs": 10, "batch_size": 5}),
+    ("R1.b", "resnet_small.py:sgd", 195_738, {"num_epochs": 10, "augment.flip": "none"}),
+    ("R1.b", "resnet_small.py:sgd_plain", 195_738, {"augment.crop_padding": 0}),
+    ("R1.b", "resnet_small.py:sgd_augmented", 195_738, {"augment.crop_padding": 4}),
+    ("R1.c", "resnet_small.py", 195_738, {"num_epochs": 20, "augment.flip": "random"}),
+    ("R1.c", "resnet_small.py:adam_plain", 195_738, {"batch_size": 128, "augment.flip": "none"}),
+    ("R1.d", "resnet_small.py:dropout", 195_738, {"augment.flip": "random"}),
+    ("R1.d", "resnet_small.py:dropout_plain", 195_738, {"augment.crop_padding": 0}),
+    ("R1.e", "resnet_small.py:grid", 195_738, {"schedule.name": "constant"}),
+    ("R1.e", "resnet_small.py:grid_decay", 195_738, {"schedule.name": "step"}),
+    *(
+        ("R1.f", f"vgg16_transfer.py:{variant}", count, {"batch_size": 128})
+        for variant, count in TRANSFER.items()
+    ),
+    ("R1.g", "vit.py", 5_362_762, {}),
+    ("R2.18", "resnet.py:18", 11_173_962, {"optimizer.learning_rate": 0.1, "num_epochs": 50}),
+    ("R2.34", "resnet.py:34", 21_282_122, {"optimizer.learning_rate": 0.05, "num_epochs": 50}),
+    ("R2.50", "resnet.py:50", 23_520_842, {"optimizer.learning_rate": 0.03, "num_epochs": 40}),
+    ("R2.50", "resnet.py:50", 23_520_842, {"schedule.name": "constant"}),
+    ("R2.101", "resnet.py:101", 42_512_970, {"optimizer.learning_rate": 0.02, "num_epochs": 40}),
+    ("R2.152", "resnet.py:152", 58_156_618, {"optimizer.learning_rate": 0.02, "num_epochs": 40}),
+    ("R2.V1 SGD", "resnet_v1.py", 4_903_242, {"optimizer.weight_decay": 5e-4}),
+    ("R2.V1 Adam", "resnet_v1.py:adam", 4_903_242, {"optimizer.weight_decay": 0.0}),
+    ("R2.V2 SGD", "resnet_v2.py", 1_891_658, {"optimizer.weight_decay": 5e-4}),
+    ("R2.V2 Adam", "resnet_v2.py:adam", 1_891_658, {"optimizer.name": "adam"}),
+    ("R3.a", "resnet_textbook.py:alexnet", 23_272_266, {"batch_size": 100}),
+    ("R3.b", "resnet_textbook.py", 9_625_994, {"evaluate.every_steps": 250}),
+    ("R3.c", "resnet_textbook.py:10", 17_079_818, {"num_epochs": 18}),
+    ("R3.d", "resnet_textbook.py:5_3", 15_123_146, {"num_epochs": 18}),
+    ("R3.d", "resnet_textbook.py:10_3", 26_303_882, {"num_epochs": 18}),
+    ("R4", "resnet_custom.py", 4_729_610, {"evaluate.augment": True, "num_epochs": 300}),
+    ("R4", "resnet_custom.py:clean", 4_729_610, {"evaluate.augment": False}),
+    *(("R5", f"resnet_small_tuning.py:{point}", 195_738, {"num_epochs": 50}) for point in GRID),
+]
 
 
 def load(spec):
@@ -57,6 +109,42 @@ def test_builds(spec):
         lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
     )
     assert logits.shape == (2, config.model.num_classes)
+
+
+@functools.cache
+def parameter_shapes(model):
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    return shapes["params"]
+
+
+@pytest.mark.parametrize(("spec", "parameters", "fields"), [row[1:] for row in ROWS])
+def test_every_row_of_the_reports_has_its_config(spec, parameters, fields):
+    config = load(spec)
+    shapes = parameter_shapes(create_model(config.model.name, **config.model.options))
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    flat = config_lib.flatten(config)
+    assert {name: flat[name] for name in fields} == fields
+
+
+def test_transfer_trains_the_new_head_only_with_pytorchs_initialisation():
+    config = load("vgg16_transfer.py")
+    model = create_model("vgg16", **config.model.options)
+    params = traverse_util.flatten_dict(parameter_shapes(model), sep="/")
+    frozen = config.optimizer.frozen
+    trained = {path: leaf.size for path, leaf in params.items() if not re.search(frozen, path)}
+    assert trained == {
+        "fc3/kernel": 4096 * 512,
+        "fc3/bias": 512,
+        "head/kernel": 512 * 10,
+        "head/bias": 10,
+    }
+    thin = create_model("vgg11", classifier="transfer", num_filters=[1, 1, 1, 1, 1])
+    params = thin.init(jax.random.key(0), np.zeros((1, 32, 32, 3)), train=False)["params"]
+    for name, fan_in in (("fc3", 4096), ("head", 512)):
+        assert 0.9 * fan_in**-0.5 < np.abs(params[name]["kernel"]).max() <= fan_in**-0.5
+        assert params[name]["bias"].any()
+    assert not params["fc2"]["bias"].any()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

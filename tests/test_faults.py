@@ -19,14 +19,14 @@ from resnet_jax.training.step import StepMetrics
 
 def spoil(monkeypatch, *bad_steps):
     """Makes the images of some steps, from 1, hold a nan."""
-    augmented = steps._augmented
+    augmented = steps.augmented
 
-    def spoilt(network, step, *arguments):
-        images, targets = augmented(network, step, *arguments)
+    def spoilt(config, step, *arguments):
+        images, targets = augmented(config, step, *arguments)
         is_bad = jnp.isin(step + 1, jnp.array(bad_steps))
         return images.at[0, 0, 0, 0].set(jnp.where(is_bad, jnp.nan, images[0, 0, 0, 0])), targets
 
-    monkeypatch.setattr(steps, "_augmented", spoilt)
+    monkeypatch.setattr(steps, "augmented", spoilt)
 
 
 def skipping(limit=100):

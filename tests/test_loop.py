@@ -15,6 +15,7 @@ import tiny_run
 from resnet_jax import evaluate_run, load_run, main, train_and_evaluate
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.driver import Evaluator, Trainer
 
 # A process that kills itself right after it dispatched a step, with saves still in flight.
@@ -81,6 +82,31 @@ def test_the_closing_record_and_the_last_state(plain_run):
     assert final["best_score"] == max(scores(folder).values())
     assert final["train_accuracy"] == [r for r in records if r["kind"] == "train"][-1]["accuracy"]
     assert {"test_loss", "test_accuracy", "best_test_accuracy"} <= final.keys()
+
+
+def test_validation_and_the_grid_of_images_are_augmented_as_training_is(tmp_path, monkeypatch):
+    shown, found = [], {}
+    monkeypatch.setattr(Recorder, "images", lambda self, images, step: shown.append(images))
+    for name, augment, size in (("clean", False, 60), ("augmented", True, 60), ("again", True, 25)):
+        config = tiny_run.get_config()
+        config.num_epochs = 2
+        config.augment.crop_padding, config.augment.flip = 4, "random"
+        config.evaluate.augment, config.evaluate.batch_size = augment, size
+        final, state = train_and_evaluate(config, tmp_path / name)
+        records = tiny_run.records(tmp_path / name)
+        losses = np.array([r["loss"] for r in records if r["kind"] == "score"])
+        found[name] = losses, final["test_accuracy"], tiny_run.leaves(state.params)
+    clean, augmented, again = found.values()
+    assert clean[1:] == augmented[1:]  # the test images are as they are
+    assert (clean[0] != augmented[0]).all()
+    np.testing.assert_allclose(again[0], augmented[0], rtol=1e-5)  # for any size of the batches
+    task = tiny_run.Tiny(config)
+    images = np.asarray(task.data["train"].images)[task.batches(1)[0][:16]]
+    assert shown[0].shape == images.shape and (shown[0] != images).any()
+    padded = np.pad(images, ((0, 0), (4, 4), (4, 4), (0, 0)))
+    for image, source in zip(shown[0], padded, strict=True):
+        crops = (source[y : y + 32, x : x + 32] for y in range(9) for x in range(9))
+        assert any((image == c).all() or (image == c[:, ::-1]).all() for c in crops)
 
 
 def test_moving_average_is_what_is_evaluated(rich_run):

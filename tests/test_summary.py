@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from resnet_jax import main
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
 from resnet_jax.report.summary import format_model, layer_table
@@ -51,15 +52,45 @@ def test_macs_of_attention():
 
 def test_layers_of_cnn():
     layers = layer_table(create_model("cnn"), CIFAR)
-    assert [(layer.path, layer.kind, layer.output_shape) for layer in layers] == [
-        ("conv1", "Conv", (28, 28, 6)),
-        ("conv2", "Conv", (10, 10, 16)),
-        ("fc1", "Dense", (120,)),
-        ("fc2", "Dense", (84,)),
-        ("head", "Dense", (10,)),
+    assert [(layer.path, layer.kind, layer.output_shape, layer.parameters) for layer in layers] == [
+        ("conv1", "Conv", (28, 28, 6), 456),
+        ("relu", "relu", (28, 28, 6), 0),
+        ("max_pool", "max_pool", (14, 14, 6), 0),
+        ("conv2", "Conv", (10, 10, 16), 2_416),
+        ("relu", "relu", (10, 10, 16), 0),
+        ("max_pool", "max_pool", (5, 5, 16), 0),
+        ("fc1", "Dense", (120,), 48_120),
+        ("relu", "relu", (120,), 0),
+        ("fc2", "Dense", (84,), 10_164),
+        ("relu", "relu", (84,), 0),
+        ("head", "Dense", (10,), 850),
     ]
-    assert [layer.parameters for layer in layers] == [456, 2_416, 48_120, 10_164, 850]
     assert layers[0].macs == 28 * 28 * 6 * 5 * 5 * 3
+
+
+def test_dropout_is_a_layer_where_it_drops_anything():
+    for rate, count in ((0.0, 51), (0.2, 52)):
+        layers = layer_table(create_model("resnet_small", dropout_rate=rate), CIFAR)
+        assert len(layers) == count  # as torchsummary lists R5's network
+        assert [layer.kind for layer in layers].count("Dropout") == (rate > 0)
+
+
+@pytest.mark.parametrize(
+    ("spec", "counts", "sizes"),
+    [  # what torchsummary 1.5.1 prints of the same modules in PyTorch
+        ("cnn.py", ["62,006", "62,006", "0"], ["0.01", "0.11", "0.24", "0.36"]),
+        ("resnet_small.py", ["195,738", "195,738", "0"], ["0.01", "3.63", "0.75", "4.38"]),
+        (
+            "vgg16_transfer.py",
+            ["136,363,338", "2,102,794", "134,260,544"],
+            ["0.57", "218.79", "520.18", "739.54"],
+        ),
+    ],
+)
+def test_totals_and_sizes_are_torchsummarys(spec, counts, sizes, capsys):
+    assert main.main(["resnet-jax", "--mode=summary", f"--config=configs/{spec}"]) == 0
+    layers = capsys.readouterr().out.split("\n\n")[0].splitlines()
+    assert [line.rpartition(": ")[2] for line in layers[-7:]] == counts + sizes
 
 
 @pytest.mark.parametrize("name", ["resnet_small", "vgg11_bn", "vit_tiny", "alexnet"])
@@ -72,13 +103,13 @@ def test_parameters_are_all_of_the_models(name):
 
 
 def test_tables_fit_and_add_up():
-    model = create_model("resnet152", 1000, stem="imagenet", squeeze_excitation=16)
+    model = create_model("resnet152", 1000, stem="imagenet")
     assert max(map(len, format_model(model, IMAGENET).splitlines())) <= 100
     layers, parameters = format_model(create_model("resnet_small"), CIFAR).split("\n\n")
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in layers.splitlines()]
     assert cells[1] == ["Path", "Kind", "Output_shape", "Parameters", "Macs"]
     assert cells[3] == ["conv1", "Conv", "(32, 32, 16)", "432", "442,368"]
-    assert layers.splitlines()[-1] == "Total: 28,754,560 multiply-accumulates per image"
+    assert "Multiply-accumulates: 28,754,560 per image" in layers.splitlines()
     assert "| conv1/kernel " in parameters
     assert parameters.splitlines()[-1].startswith("Total: 195,738 --")
 

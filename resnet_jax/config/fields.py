@@ -120,6 +120,7 @@ FIELDS: dict[str, Field] = {
         "none", _Views, "whether mirror images are scored too"
     ),
     "evaluate.split": Field("val", Literal["val", "test"], "what is scored while training"),
+    "evaluate.augment": Field(False, bool, "whether validation images are augmented too"),
     "evaluate.select_on_test": Field(False, bool, "whether the test set chooses the checkpoint"),
     "evaluate.every_epochs": Field(1, _EPOCHS, "epochs between scores; 0: after the last only"),
     "evaluate.every_steps": Field(0, _STEPS, "steps between further scores; 0: none"),
@@ -129,7 +130,7 @@ FIELDS: dict[str, Field] = {
     "checkpoint.keep": Field(2, _whole(1, 1000), "newest checkpoints kept, beside the best"),
     "log.every_steps": Field(100, _STEPS, "steps between training records; 0: one an epoch only"),
     "log.tensorboard": Field(True, bool, "whether TensorBoard events are written"),
-    "log.images": Field(16, _whole(0, 256), "training images shown in TensorBoard; 0: none"),
+    "log.images": Field(16, _whole(0, 256), "augmented images shown in TensorBoard; 0: none"),
     "log.histograms": Field(False, bool, "whether TensorBoard shows parameters and gradients"),
 }
 

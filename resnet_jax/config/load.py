@@ -210,6 +210,11 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.patience needs evaluate.split='val', "
             "or evaluate.select_on_test=True"
         )
+    if config.evaluate.augment and (config.evaluate.split == "test" or config.init.cached_stage):
+        raise UserError(
+            "config field evaluate.augment needs validation images: evaluate.split='val', "
+            "init.cached_stage=0"
+        )
     if config.init.cached_stage and config.evaluate.test_time_augmentation != "none":
         raise UserError(
             "config field evaluate.test_time_augmentation needs images, but init.cached_stage "

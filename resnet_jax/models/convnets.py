@@ -50,11 +50,13 @@ class CNN(nn.Module):
         x = x.astype(self.dtype)
         for stage, features in enumerate((6, 16), start=1):
             conv = layers.Conv(features, (5, 5), use_bias=True, name=f"conv{stage}", **dtypes)
-            x = layers.max_pool(nn.relu(conv(x)), 2)
+            x = layers.Function(nn.relu)(conv(x))
+            x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
             self.sow("intermediates", f"stage{stage}", x)
         x = x.reshape(x.shape[0], -1)
         dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
-        x = nn.relu(dense(84, name="fc2")(nn.relu(dense(120, name="fc1")(x))))
+        for name, features in (("fc1", 120), ("fc2", 84)):
+            x = layers.Function(nn.relu)(dense(features, name=name)(x))
         return layers.apply_head(x, self.num_classes, dense)
 
 
@@ -118,13 +120,13 @@ class AlexNet(nn.Module):
             strides = 2 if index == 1 else 1
             name = f"conv{index}"
             conv = layers.Conv(features, (3, 3), strides, 1, use_bias=True, name=name, **dtypes)
-            x = nn.relu(conv(x))
+            x = layers.Function(nn.relu)(conv(x))
             if index in pooled_stages:
-                x = layers.max_pool(x, 2)
+                x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
                 self.sow("intermediates", pooled_stages[index], x)
         x = x.reshape(x.shape[0], -1)
         dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
         for index, features in enumerate(self.hidden_sizes, start=1):
             dropout = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")
-            x = nn.relu(dense(features, name=f"fc{index}")(dropout(x)))
+            x = layers.Function(nn.relu)(dense(features, name=f"fc{index}")(dropout(x)))
         return layers.apply_head(x, self.num_classes, dense)

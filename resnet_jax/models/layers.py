@@ -140,6 +140,16 @@ class Dense(nn.Module):
         return y if bias is None else y + bias
 
 
+class Function(nn.Module):
+    """A function of one array as a layer, so that a table of the layers shows it."""
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns what the function makes of `x`."""
+        return self.function(x)
+
+
 class SqueezeExcitation(nn.Module):
     """Channel attention of "Squeeze-and-Excitation Networks" (Hu et al. 2018).
 
@@ -159,9 +169,9 @@ class SqueezeExcitation(nn.Module):
         channels = x.shape[-1]
         hidden = max(1, channels // self.reduction)
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        scale = x.mean(axis=(1, 2))
-        scale = nn.relu(Dense(hidden, name="fc1", **dtypes)(scale))
-        scale = nn.sigmoid(Dense(channels, name="fc2", **dtypes)(scale))
+        scale = Function(global_avg_pool)(x)
+        scale = Function(nn.relu)(Dense(hidden, name="fc1", **dtypes)(scale))
+        scale = Function(nn.sigmoid)(Dense(channels, name="fc2", **dtypes)(scale))
         return x * scale[:, None, None, :]
 
 
@@ -274,8 +284,7 @@ def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int
     """
     strides = strides or window
     if strides != window or padding:
-        pads = ((padding, padding), (padding, padding))
-        return nn.max_pool(x, (window, window), (strides, strides), pads)
+        return nn.max_pool(x, (window, window), (strides, strides), [(padding, padding)] * 2)
     rows, columns = x.shape[1] // window * window, x.shape[2] // window * window
     parts = [x[:, i:rows:window, j:columns:window] for i in range(window) for j in range(window)]
 
@@ -285,6 +294,11 @@ def max_pool(x: jax.Array, window: int, strides: int | None = None, padding: int
         return jnp.where((b <= a) | jnp.isnan(a), a, b)
 
     return functools.reduce(larger, parts)
+
+
+def global_avg_pool(x: jax.Array) -> jax.Array:
+    """Averages `[batch, height, width, channels]` to `[batch, channels]`."""
+    return x.mean(axis=(1, 2))
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:

@@ -58,6 +58,10 @@ class ResidualBlock(nn.Module):
     expansion: ClassVar[int] = 1
     pre_activation: ClassVar[bool] = False
 
+    def activate(self, x: jax.Array) -> jax.Array:
+        """Applies the non-linearity, as a layer."""
+        return layers.Function(self.activation)(x)
+
     def last_norm(self, name: str) -> nn.Module:
         """Returns the norm that ends the branch of a block that is not pre-activation."""
         if self.zero_init_residual:
@@ -118,9 +122,9 @@ class BasicBlock(ResidualBlock):
             strides = self.strides if index == 1 else 1
             x = self.conv(self.filters, (3, 3), strides, 1, name=f"conv{index}")(x)
             if index < self.num_convs:
-                x = self.activation(self.norm(name=f"bn{index}")(x, train=train))
+                x = self.activate(self.norm(name=f"bn{index}")(x, train=train))
         x = self.last_norm(f"bn{self.num_convs}")(x, train=train)
-        return self.activation(self.add_shortcut(x, shortcut, train=train))
+        return self.activate(self.add_shortcut(x, shortcut, train=train))
 
 
 class BottleneckBlock(ResidualBlock):
@@ -133,12 +137,12 @@ class BottleneckBlock(ResidualBlock):
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
         shortcut = x if self.same_shape(x) else self.project(x, train=train)
         x = self.conv(self.filters, (1, 1), name="conv1")(x)
-        x = self.activation(self.norm(name="bn1")(x, train=train))
+        x = self.activate(self.norm(name="bn1")(x, train=train))
         x = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(x)
-        x = self.activation(self.norm(name="bn2")(x, train=train))
+        x = self.activate(self.norm(name="bn2")(x, train=train))
         x = self.conv(self.filters * self.expansion, (1, 1), name="conv3")(x)
         x = self.last_norm("bn3")(x, train=train)
-        return self.activation(self.add_shortcut(x, shortcut, train=train))
+        return self.activate(self.add_shortcut(x, shortcut, train=train))
 
 
 class PreActivationBlock(ResidualBlock):
@@ -149,10 +153,10 @@ class PreActivationBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
-        y = self.activation(self.norm(name="bn1")(x, train=train))
+        y = self.activate(self.norm(name="bn1")(x, train=train))
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv1")(y)
-        y = self.activation(self.norm(name="bn2")(y, train=train))
+        y = self.activate(self.norm(name="bn2")(y, train=train))
         y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
         y = self.last_conv(self.filters, 3, "conv2")(y)
         return self.add_shortcut(y, shortcut, train=train)
@@ -167,12 +171,12 @@ class PreActivationBottleneckBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
-        y = self.activation(self.norm(name="bn1")(x, train=train))
+        y = self.activate(self.norm(name="bn1")(x, train=train))
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (1, 1), name="conv1")(y)
-        y = self.activation(self.norm(name="bn2")(y, train=train))
+        y = self.activate(self.norm(name="bn2")(y, train=train))
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(y)
-        y = self.activation(self.norm(name="bn3")(y, train=train))
+        y = self.activate(self.norm(name="bn3")(y, train=train))
         y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
         y = self.last_conv(self.filters * self.expansion, 1, "conv3")(y)
         return self.add_shortcut(y, shortcut, train=train)
@@ -271,8 +275,8 @@ class ResNet(layers.StagedClassifier):
             if stage == stop:
                 return x
         if self.final_norm:
-            x = self.activation(norm(name="final_bn")(x, train=train))
-        x = x.mean(axis=(1, 2))
+            x = layers.Function(self.activation)(norm(name="final_bn")(x, train=train))
+        x = layers.Function(layers.global_avg_pool)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return layers.apply_head(x, self.num_classes, functools.partial(layers.Dense, **dtypes))
 
@@ -290,8 +294,11 @@ class ResNet(layers.StagedClassifier):
         else:
             x = conv(filters, (3, 3), 1, 1, name="conv1")(x)
         if not self.block_cls.pre_activation:
-            x = self.activation(norm(name="bn1")(x, train=train))
-        return layers.max_pool(x, 3, 2, 1) if self.stem == "imagenet" else x
+            x = layers.Function(self.activation)(norm(name="bn1")(x, train=train))
+        if self.stem == "imagenet":
+            pool = functools.partial(layers.max_pool, window=3, strides=2, padding=1)
+            x = layers.Function(pool)(x)
+        return x
 
     def make_block(self, stage: int, index: int, conv: ModuleDef, norm: ModuleDef) -> ResidualBlock:
         """Returns block `index` of `stage`, both counted from 1."""

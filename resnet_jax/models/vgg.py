@@ -93,14 +93,17 @@ class VGG(layers.StagedClassifier):
                 x = conv(filters, name=f"conv{stage}_{index}")(x)
                 if self.batch_norm:
                     x = BatchNorm(name=f"bn{stage}_{index}", **dtypes)(x, train=train)
-                x = nn.relu(x)
-            x = layers.max_pool(x, 2)
+                x = layers.Function(nn.relu)(x)
+            x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
             self.sow("intermediates", f"stage{stage}", x)
             if stage == stop:
                 return x
         pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
-        x = layers.adaptive_avg_pool(x, pool_size).reshape(x.shape[0], -1)
+        pool = functools.partial(layers.adaptive_avg_pool, size=pool_size)
+        x = layers.Function(pool)(x).reshape(x.shape[0], -1)
         for index, features in enumerate(hidden_sizes, start=1):
-            x = nn.relu(dense(features, name=f"fc{index}")(x))
+            if index == 3:  # new layers start as PyTorch's do
+                dense = functools.partial(layers.Dense, **dtypes)
+            x = layers.Function(nn.relu)(dense(features, name=f"fc{index}")(x))
             x = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")(x)
         return layers.apply_head(x, self.num_classes, dense)

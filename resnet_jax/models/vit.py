@@ -79,7 +79,8 @@ class TransformerBlock(nn.Module):
         y = Attention(self.num_heads, name="attention", **dtypes)(y)
         x += layers.StochasticDepth(self.stochastic_depth_rate, name="drop1")(y, train=train)
         y = norm(name="norm2")(x)
-        y = nn.gelu(dense(self.mlp_dim, name="fc1")(y), approximate=False)
+        y = dense(self.mlp_dim, name="fc1")(y)
+        y = layers.Function(functools.partial(nn.gelu, approximate=False))(y)
         y = dense(x.shape[-1], name="fc2")(y)
         return x + layers.StochasticDepth(self.stochastic_depth_rate, name="drop2")(y, train=train)
 

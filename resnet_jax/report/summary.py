@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,35 +12,38 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
+from resnet_jax.models.layers import Function
 from resnet_jax.models.vit import Attention
+from resnet_jax.trees import named_leaves
 
 PLOT_COLUMNS, PLOT_LINES = 72, 8
 
 
 @dataclasses.dataclass
 class Layer:
-    """One module that has parameters of its own, or multiplies.
+    """One module of a model, or the model itself where it has parameters of its own.
 
     Attributes:
       path: names of the module and of those around it, joined by "/"; "." is the model itself.
-      kind: class of the module.
+      kind: class of the module, or name of the function that it applies.
       output_shape: shape of its output for one image, without the batch axis.
-      parameters: number of its own trainable parameters.
+      parameters: number of its own parameters.
       macs: multiply-accumulates of its forward pass for one image.
     """
 
     path: str
     kind: str
-    output_shape: tuple[int, ...] = ()
-    parameters: int = 0
-    macs: int = 0
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
 
 
 def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
-    """Returns the layers of a model in the order in which they are called.
+    """Returns the layers and blocks of a model in the order in which their outputs are ready.
 
     The model is traced, not run. Counted are the multiply-accumulates of convolutions, linear
-    layers and attention; biases, norms, activations and pools are not, as is usual.
+    layers and attention; biases, norms, activations and pools are not, as is usual. Dropout at a
+    rate of zero is left out.
 
     Args:
       model: a classifier of `resnet_jax.models`.
@@ -56,41 +60,61 @@ def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
         kwargs: dict[str, Any],
         context: nn.module.InterceptorContext,
     ) -> Any:
-        if context.method_name != "__call__":
-            return call(*args, **kwargs)
-        module = context.module
-        layer = Layer("/".join(module.path) or ".", type(module).__name__)
-        layers.append(layer)
-        output = call(*args, **kwargs)
+        output, module = call(*args, **kwargs), context.module
+        if context.method_name != "__call__" or getattr(module, "rate", None) == 0:
+            return output
+        kind, path = type(module).__name__, module.path
+        if isinstance(module, Function):
+            kind = getattr(module.function, "func", module.function).__name__
+            path = (*path[:-1], kind)
         params = module.variables.get("params", {})
         own = {name: value for name, value in params.items() if not isinstance(value, dict)}
-        layer.output_shape = output.shape[1:]
-        layer.parameters = sum(math.prod(value.shape) for value in own.values())
-        layer.macs = _macs(module, own, output.shape)
+        if path or own:
+            parameters = sum(math.prod(value.shape) for value in own.values())
+            macs = _macs(module, own, output.shape)
+            layers.append(Layer("/".join(path) or ".", kind, output.shape[1:], parameters, macs))
         return output
 
     with nn.intercept_methods(record):
         _shapes(model, input_shape)
-    return [layer for layer in layers if layer.parameters or layer.macs]
+    return layers
 
 
-def format_model(model: nn.Module, input_shape: Sequence[int]) -> str:
-    """Returns a table of a model's layers and one of its parameters, each with the totals below.
+def format_model(model: nn.Module, input_shape: Sequence[int], frozen: str = "") -> str:
+    """Returns a table of a model's layers, totals and sizes, and a table of its parameters.
+
+    Sizes are for one image in float32, as torchsummary estimates them: each output counts twice,
+    since its gradient is as large.
 
     Args:
       model: a classifier of `resnet_jax.models`.
       input_shape: `(height, width, channels)` of one image.
+      frozen: regular expression of the paths of parameters that are not trained; empty: none.
 
     Raises:
       UserError: if the model can't take such images.
     """
-    layers = layer_table(model, input_shape)
-    macs = sum(layer.macs for layer in layers)
-    parameters = parameter_overview.get_parameter_overview(
-        _shapes(model, input_shape)["params"], include_stats=False
+    layers, params = layer_table(model, input_shape), _shapes(model, input_shape)["params"]
+    counts = {path: math.prod(leaf.shape) for path, leaf in named_leaves(params)}
+    fixed = sum(n for path, n in counts.items() if frozen and re.search(frozen, path))
+    total = sum(counts.values())
+    outputs = sum(math.prod(layer.output_shape) for layer in layers)
+    sizes = [4 * n / 2**20 for n in (math.prod(input_shape), 2 * outputs, total)]
+    return "\n".join(
+        [
+            parameter_overview.make_table(layers),
+            f"Multiply-accumulates: {sum(layer.macs for layer in layers):,} per image",
+            f"Total params: {total:,}",
+            f"Trainable params: {total - fixed:,}",
+            f"Non-trainable params: {fixed:,}",
+            f"Input size (MB): {sizes[0]:.2f}",
+            f"Forward/backward pass size (MB): {sizes[1]:.2f}",
+            f"Params size (MB): {sizes[2]:.2f}",
+            f"Estimated Total Size (MB): {sum(sizes):.2f}",
+            "",
+            parameter_overview.get_parameter_overview(params, include_stats=False),
+        ]
     )
-    table = parameter_overview.make_table(layers)
-    return f"{table}\nTotal: {macs:,} multiply-accumulates per image\n\n{parameters}"
 
 
 def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:

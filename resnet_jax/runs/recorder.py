@@ -160,7 +160,7 @@ class Recorder:
 
     def images(self, images: np.ndarray, step: int) -> None:
         """Shows training images in TensorBoard, uint8 `[count, height, width, channels]`."""
-        if self._events and len(images):
+        if self._events:
             self._events.images("train/images", images, step)
 
     def histograms(self, group: str, arrays: Mapping[str, Any], step: int) -> None:

@@ -7,9 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from ml_collections import ConfigDict
 
+from resnet_jax.data.augment import STRENGTHS
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.order import padded_batches
+from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.optimizers import Optimizer
 from resnet_jax.training.state import Metrics, TrainState, Tree
@@ -19,6 +22,7 @@ from resnet_jax.training.step import (
     Network,
     StepMetrics,
     TrainStep,
+    augmented,
     eval_step,
     make_loss,
     make_train_step,
@@ -30,6 +34,8 @@ class Trainer:
 
     Attributes:
       steps_per_dispatch: largest number of steps that one call takes.
+      augment: `augment(examples, indices, epoch, step, purpose)`, those images, uint8, as the step
+        that follows `step` has them, and their labels, of mixed ones those of the larger share.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class Trainer:
         step = make_train_step(network, optimizer)
         self._train = jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
         self._gradients = jax.jit(functools.partial(_gradients, network))
+        self.augment = jax.jit(functools.partial(_augment, network.config))
 
     def train(
         self,
@@ -200,6 +207,20 @@ def _gradients(
     batch = _batch(examples, indices, epoch)
     loss_fn = make_loss(network, state, batch, hyperparameters, jax.random.key(seed))
     return jax.grad(loss_fn, has_aux=True)(state.params)[0]
+
+
+def _augment(
+    config: ConfigDict,
+    examples: Examples,
+    indices: jax.Array,
+    epoch: jax.Array,
+    step: jax.Array,
+    purpose: Purpose,
+) -> Examples:
+    batch = _batch(examples, indices, epoch)
+    numbers = {f"augment.{name}": config.augment[name] for name in STRENGTHS}
+    images, targets = augmented(config, step, batch, numbers, jax.random.key(config.seed), purpose)
+    return Examples(jnp.round(255 * images).astype(jnp.uint8), targets.argmax(-1))
 
 
 def _batch(examples: Examples, indices: jax.Array, epoch: jax.Array) -> Batch:

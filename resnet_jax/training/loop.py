@@ -24,6 +24,7 @@ from resnet_jax.data.datasets import (
 )
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import check_deterministic
+from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.recorder import Recorder
@@ -111,8 +112,6 @@ def train_and_evaluate(
         stack.enter_context(contextlib.closing(recorder))
         received = stack.enter_context(signals or contextlib.nullcontext(()))
         terminal.note(_announcement(task, dataset, state, folder))
-        if int(state.step) == 0:
-            recorder.images(np.asarray(dataset.train.images[: config.log.images]), 0)
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
         state = _train(run, state, received)
@@ -142,13 +141,17 @@ def _begin(
 ) -> _Run:
     """Puts the data on the devices, as the features of the frozen stage if the config says so."""
     data = {name: devices.put(part) for name, part in split(dataset, task.config.data).items()}
-    network, stage = task.network, task.config.init.cached_stage
+    images, network, stage = data["train"], task.network, task.config.init.cached_stage
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
         variables = state.variables()
         data = {n: cache_features(network, variables, part, devices) for n, part in data.items()}
         network = dataclasses.replace(network, stage=stage)
     trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
+    if int(state.step) == 0 and task.config.log.tensorboard and task.config.log.images:
+        first = task.order.epoch(0)[: task.config.batch_size]
+        shown = trainer.augment(images, first, 0, 0, Purpose.AUGMENT).images
+        recorder.images(np.asarray(shown[: task.config.log.images]), 0)
     evaluator = Evaluator(network, devices)
     return _Run(task, devices, data, trainer, evaluator, recorder, checkpoints, terminal)
 
@@ -228,7 +231,11 @@ def _score(run: _Run, state: TrainState) -> Record:
 def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     """Returns mean loss and accuracy on a split, or stops a run whose loss is not finite."""
     batch_size = run.task.config.evaluate.batch_size
-    means = run.evaluator.score(state.variables(), run.data[split], batch_size).means()
+    examples = run.data[split]
+    if split == "val" and run.task.config.evaluate.augment:
+        every, epoch = np.arange(len(examples)), int(state.step) // run.task.agenda.steps_per_epoch
+        examples = run.trainer.augment(examples, every, epoch, state.step, Purpose.VALIDATION)
+    means = run.evaluator.score(state.variables(), examples, batch_size).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
         raise _stopped(run, why, state)

@@ -158,7 +158,12 @@ def make_loss(
 
     Beside the loss it returns the metrics of the batch and the new statistics.
     """
-    images, targets = _augmented(network, state.step, batch, hyperparameters, key)
+    if network.stage:
+        images = batch.images
+        targets = jax.nn.one_hot(batch.labels, network.config.model.num_classes)
+    else:
+        images, targets = augmented(network.config, state.step, batch, hyperparameters, key)
+        images = network.normalized(images)
     frozen = network.config.optimizer.frozen
     dropout_key = randomness.derive(key, randomness.Purpose.DROPOUT, state.step)
 
@@ -213,19 +218,17 @@ def eval_step(
     return Metrics.single_from_model_output(losses=losses, logits=logits, labels=labels, mask=mask)
 
 
-def _augmented(
-    network: Network,
+def augmented(
+    config: ConfigDict,
     step: jax.Array,
     batch: Batch,
     hyperparameters: Hyperparameters,
     key: jax.Array,
+    purpose: randomness.Purpose = randomness.Purpose.AUGMENT,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns what the module takes for a training batch, and the targets."""
-    config = network.config
-    if network.stage:
-        return batch.images, jax.nn.one_hot(batch.labels, config.model.num_classes)
-    images, targets = augment(
-        randomness.derive(key, randomness.Purpose.AUGMENT, step),
+    """Returns the images of a step, float32 in [0, 1], and the targets that the config makes."""
+    return augment(
+        randomness.derive(key, purpose, step),
         batch.images.astype(jnp.float32) / 255,
         batch.labels,
         batch.indices,
@@ -236,4 +239,3 @@ def _augmented(
         num_classes=config.model.num_classes,
         flip_key=randomness.derive(key, randomness.Purpose.FLIP),
     )
-    return network.normalized(images), targets
