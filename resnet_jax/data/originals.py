@@ -92,8 +92,8 @@ def _streams(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[byte
     if path.is_dir():
         for file in map(path.joinpath, sorted(wanted)):
             if file.is_file():
-                with file.open("rb") as stream:
-                    yield file.name, stream
+                with file.open("rb") as content:
+                    yield file.name, content
         return
     unpacked = 0
     with tarfile.open(path) as archive:
