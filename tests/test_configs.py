@@ -177,12 +177,12 @@ def narrowed(config):
     config.init.weights = ""
     config.init.cached_stage = 0
     config.batch_size = 8
-    config.data.source = "sample"
+    config.data.name = "sample"
     return config
 
 
 def tiny(config):
-    config.data.source = "sample"
+    config.data.name = "sample"
     return tiny_run.Tiny(config)
 
 

@@ -53,7 +53,7 @@ BAD_FLAGS = [
     ("--config.optimizer.options.momentun=0.1", "did you mean momentum"),
     ("--config.schedule.name=cosin", "unknown schedule 'cosin'; did you mean cosine"),
     ("--config.schedule.options.factor=2", "schedule 'constant' has no options"),
-    ("--config.data.source=samples", "did you mean sample?"),
+    ("--config.data.name=samples", "did you mean sample?"),
     ("--confg=x", "confg"),
     ("--mode=trian", "did you mean train?"),
     ("--workdir", "workdir"),

@@ -10,7 +10,8 @@ import numpy as np
 from resnet_jax import main
 from resnet_jax.config import choose, default_config
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, load_dataset, split
+from resnet_jax.data.datasets import Dataset, split
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, Trainer
@@ -57,7 +58,7 @@ def get_config(variant="plain"):
     config.model.name = "resnet_small"
     config.model.options.stage_sizes = (1,)
     config.model.options.num_filters = (8,)
-    config.data.source = "sample"
+    config.data.name = "sample"
     config.data.val_fraction = 0.25  # 480 images remain
     config.evaluate.batch_size = 160
     choose({"plain": _plain, "rich": _rich}, variant)(config)
