@@ -136,5 +136,5 @@ def test_a_run_takes_classes_and_colours_from_the_folder(tmp_path):
     assert found.class_names[0] == "cyan"
     write(tmp_path / "more", {"amber": 20, "blue": 20, "cyan": 21}, size=(16, 16))
     config.data.name = f"folder:{tmp_path / 'more'}"
-    with pytest.raises(UserError, match="another config"):
+    with pytest.raises(UserError, match="on other data"):
         train_and_evaluate(config, tmp_path / "run")

@@ -69,9 +69,10 @@ class Tiny:
     """A task with all that steps need, without a folder; each use starts from `state()` anew."""
 
     def __init__(self, config, dataset=None):
-        self.config = config = validate(config)
+        config = validate(config)
         self.dataset = dataset or load_dataset(config.data, print)
         self.task = create_task(config, self.dataset.info)
+        self.config = self.task.config
         self.devices = Devices()
         parts = split(self.dataset, config.data)
         self.data = {name: self.devices.put(part) for name, part in parts.items()}

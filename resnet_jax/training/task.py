@@ -180,7 +180,8 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     with config.unlocked():
         config.model.num_classes = config.model.num_classes or len(info.class_names)
         config.data.mean = config.data.mean or info.mean
-        config.data.std = config.data.std or info.std
+        # A channel that never varies has no deviation to be divided by.
+        config.data.std = config.data.std or tuple(std or 1.0 for std in info.std)
     for name in ("mean", "std"):
         if len(config.data[name]) != info.image_shape[-1]:
             raise UserError(
