@@ -78,6 +78,7 @@ FIELDS: dict[str, Field] = {
     "data.mean": Field((), tuple[_Shift, ...], "channel means of pixels in [0, 1]; (): the data's"),
     "data.std": Field((), tuple[_Scale, ...], "their deviations; (): the data's"),
     # Augmentation, in the order in which it is applied
+    "augment.resized_crop": Field(0.0, Share, "least share of the area that is cut out; 0: no cut"),
     "augment.crop_padding": Field(
         0, _whole(0, 64), "pixels added before a random crop; 0: no crop"
     ),
@@ -139,5 +140,12 @@ FIELDS: dict[str, Field] = {
 # Fields that a resumed run may change: they alter neither the result nor the files of the run. Of
 # the data, a digest says whether they are the same.
 RESUMABLE = frozenset(
-    ["data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep", "on_nan_limit"]
+    [
+        "data.name",
+        "data.source",
+        "data.dir",
+        "evaluate.batch_size",
+        "checkpoint.keep",
+        "on_nan_limit",
+    ]
 )
