@@ -135,12 +135,12 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def _summarise(settings: "_Settings") -> None:
-    from resnet_jax.data.datasets import dataset_info
+    from resnet_jax.data.registry import open_dataset
     from resnet_jax.report.summary import format_model, format_schedule
     from resnet_jax.training.task import create_task
 
     config = settings.config
-    task = create_task(config, dataset_info(config.data))
+    task = create_task(config, open_dataset(config.data).info)
     print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
     print(f"\nlearning rate, {config.schedule.name}")
     print(format_schedule(task.learning_rates, config.num_epochs))

@@ -18,7 +18,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from resnet_jax.data import sample, sources
+from resnet_jax.data import sources
 from resnet_jax.data.download import PlainProgress
 from resnet_jax.errors import UserError
 
@@ -65,9 +65,6 @@ def _fetch(
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> str:
-    if source == "sample":
-        sample.load("train"), sample.load("test")
-        return sample.PHRASE
     return sources.fetch(source, directory, say, progress)[1]
 
 

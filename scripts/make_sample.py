@@ -12,7 +12,8 @@ from PIL import Image
 
 from resnet_jax.config import default_config
 from resnet_jax.data import sample
-from resnet_jax.data.datasets import Examples, load_dataset
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.registry import load_dataset
 
 
 def select(part: Examples, per_class: int) -> tuple[np.ndarray, np.ndarray]:

@@ -17,7 +17,7 @@ if ! .venv/bin/python scripts/fetch_cifar10.py; then
   #  SAMPLE of 640 images: its accuracy says nothing about the model.       #
   ###########################################################################
 WARNING
-  data=(--config.data.source=sample)
+  data=(--config.data.name=sample)
 fi
 
 # An interrupted run is resumed; a finished one is kept, and a new one begins beside it.

@@ -41,7 +41,8 @@ import numpy as np
 import optax
 
 from resnet_jax.config import default_config
-from resnet_jax.data.datasets import Examples, load_dataset
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.platform import enable_cache, keep_freed_memory
 from resnet_jax.runs.folder import provenance
@@ -586,7 +587,10 @@ def speedrun(arguments: argparse.Namespace) -> None:
 def _load(source: str, directory: str | None) -> tuple[Examples, Examples, str]:
     """Returns what to train on, what to test on, and where they come from."""
     config = default_config().data
-    config.source, config.dir = source, directory or ""
+    if source == "sample":
+        config.name = source
+    else:
+        config.source, config.dir = source, directory or ""
     data = load_dataset(config, print)
     return data.train, data.test, data.source
 

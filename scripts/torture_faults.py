@@ -19,7 +19,7 @@ SECONDS_TO_END = 180.0  # a start, or its end after a signal, that takes longer 
 # A run of seconds, with a save every third step, so that saves and deletions are most of what it
 # does; the best checkpoint is neither the first nor the last.
 TRAINING = (
-    *("-m", "resnet_jax.main", "--config=configs/quickstart.py", "--config.data.source=sample"),
+    *("-m", "resnet_jax.main", "--config=configs/quickstart.py", "--config.data.name=sample"),
     *("--config.num_epochs=3", "--config.batch_size=64", "--config.log.every_steps=2"),
     *("--config.checkpoint.every_steps=3", "--config.optimizer.learning_rate=2.0"),
 )

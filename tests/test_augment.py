@@ -439,3 +439,18 @@ def test_strengths_may_be_traced_numbers():
     for traced, expected in zip(outputs[0], static, strict=True):
         np.testing.assert_allclose(traced, expected, atol=1e-5)
     assert (outputs[1][0] != outputs[0][0]).any()
+
+
+def test_resized_crops_show_a_part_of_the_image_stretched():
+    height, width = 16, 24
+    y, x = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
+    ramps = np.stack([y, x, np.ones_like(x)], axis=-1).astype(np.float32)
+    found = np.asarray(room.random_resized_crop(jax.random.key(0), jnp.stack([ramps] * 64), 0.25))
+    assert found.shape == (64, height, width, 3)
+    np.testing.assert_allclose(found[..., 2], 1, rtol=1e-5)  # nothing from outside
+    inner = found[:, 2:-2, 2:-2]
+    down, right = np.diff(inner[..., 0], axis=1), np.diff(inner[..., 1], axis=2)
+    for slopes in (down, right):  # the share of the side that is shown
+        assert np.abs(slopes - slopes[:, :1, :1]).max() < 1e-3
+    area = down[:, 0, 0] * right[:, 0, 0]
+    assert 0.24 < area.min() < 0.4 and 0.8 < area.max() <= 1.001 and len(np.unique(area)) > 50

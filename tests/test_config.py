@@ -218,7 +218,7 @@ def test_validation_returns_a_locked_copy():
         ("seed", -1, "seed must be at least 0"),
         ("data.std", (0.1, 0.0, 0.1), "data.std must be above 0"),
         ("data.mean", "x", "data.mean takes a list"),
-        ("data.classes", [10], "data.classes must be at least 0 and at most 9, not 10"),
+        ("data.classes", [-1], "data.classes must be at least 0 and at most 999,999, not -1"),
         ("model.dtype", "float16", "config field model.dtype: unknown value 'float16'"),
         ("optimizer.learning_rate", 10**400, "learning_rate takes a number"),
         ("optimizer.options", 3, "optimizer.options takes names with values"),

@@ -103,12 +103,12 @@ def test_builds(spec):
     )
     rates = schedule(np.arange(391 * config.num_epochs))
     assert np.isfinite(rates).all() and 0 < rates.max() <= config.optimizer.learning_rate * 1.0001
-    model = create_model(config.model.name, config.model.num_classes, **config.model.options)
+    model = create_model(config.model.name, config.model.num_classes or 10, **config.model.options)
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), np.float32)
     logits, _ = jax.eval_shape(
         lambda x: model.init_with_output(jax.random.key(0), x, train=False), images
     )
-    assert logits.shape == (2, config.model.num_classes)
+    assert logits.shape == (2, config.model.num_classes or 10)
 
 
 @functools.cache
@@ -177,12 +177,12 @@ def narrowed(config):
     config.init.weights = ""
     config.init.cached_stage = 0
     config.batch_size = 8
-    config.data.source = "sample"
+    config.data.name = "sample"
     return config
 
 
 def tiny(config):
-    config.data.source = "sample"
+    config.data.name = "sample"
     return tiny_run.Tiny(config)
 
 

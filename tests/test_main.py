@@ -41,7 +41,10 @@ BAD_FLAGS = [
     ("--config.optimizer.learning_rate=-1", "optimizer.learning_rate must be at least 0"),
     ("--config.optimizer.learning_rate=", "optimizer.learning_rate"),
     ("--config.data.shuffle=maybe", "data.shuffle"),
-    ("--config.data.mean=(1.0,)", "config field data.mean takes 3 values"),
+    (
+        "--config.data.mean=(1.0,)",
+        "data.mean has 1 numbers but the images have 3 channels",
+    ),
     ("--config.augment.flip=randm", "did you mean random?"),
     ("--config.data.val_fraction=0.0", "evaluate.split is 'val' but data.val_fraction is 0"),
     ("--config.optimizer.no_decay=(", "bad pattern '('"),
@@ -53,7 +56,7 @@ BAD_FLAGS = [
     ("--config.optimizer.options.momentun=0.1", "did you mean momentum"),
     ("--config.schedule.name=cosin", "unknown schedule 'cosin'; did you mean cosine"),
     ("--config.schedule.options.factor=2", "schedule 'constant' has no options"),
-    ("--config.data.source=samples", "did you mean sample?"),
+    ("--config.data.name=samples", "did you mean sample?"),
     ("--confg=x", "confg"),
     ("--mode=trian", "did you mean train?"),
     ("--workdir", "workdir"),
@@ -200,8 +203,8 @@ def test_mode_predict(plain_run, tmp_path, capsys):
         assert re.fullmatch(f"{path}: {one}, {one}, {one}", line)
     found = resnet_jax.predict(plain_run[0], paths)
     assert [sum(p.probabilities) for p in found] == pytest.approx([1] * len(paths))
-    model, variables, *_ = resnet_jax.load_run(plain_run[0])
-    data = tiny_run.get_config().data
+    model, variables, _, config = resnet_jax.load_run(plain_run[0])
+    data = config.data
     images = sample.test.images[::5] / np.float32(255)
     images = (images - np.float32(data.mean)) / np.float32(data.std)
     logits = np.asarray(model.apply(variables, images, train=False))

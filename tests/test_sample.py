@@ -8,7 +8,8 @@ from PIL import Image
 
 from resnet_jax.config import default_config
 from resnet_jax.data import sample
-from resnet_jax.data.datasets import Examples, load_dataset
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 
 FOLDER = Path(sample.__file__).parent / "sample"

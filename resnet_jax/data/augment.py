@@ -54,6 +54,8 @@ def augment(
       Images, float32 of the same shape, and targets, float32 `[batch, num_classes]`.
     """
     keys = dict(zip(_PURPOSES, jax.random.split(key, len(_PURPOSES)), strict=True))
+    if config.resized_crop:
+        images = random_resized_crop(keys["crop"], images, config.resized_crop)
     if config.crop_padding:
         images = random_crop(keys["crop"], images, config.crop_padding, config.crop_mode)
     if config.flip == "random":
@@ -124,6 +126,34 @@ def random_crop(key: Array, images: Array, padding: int, mode: str) -> Array:
         return lax.dynamic_slice(image, (offset[0], offset[1], 0), shape)
 
     return jax.vmap(crop)(padded, offsets)
+
+
+def random_resized_crop(key: Array, images: Array, smallest: float) -> Array:
+    """Cuts a random rectangle out of each image and brings it to the old size, bilinearly.
+
+    Its area is uniform from `smallest` to 1 of the image's, its sides' ratio log-uniform from 3/4
+    to 4/3 (Szegedy et al. 2015, "Going Deeper with Convolutions").
+
+    Args:
+      key: PRNG key.
+      images: float32 `[batch, height, width, channels]`.
+      smallest: least area, as a share of the image's.
+    """
+    batch, *shape = images.shape
+    keys = jax.random.split(key, 3)
+    area = jax.random.uniform(keys[0], (batch, 1), minval=smallest, maxval=1.0)
+    spread = jnp.log(4 / 3)
+    ratio = jnp.exp(jax.random.uniform(keys[1], (batch, 1), minval=-spread, maxval=spread))
+    share = jnp.minimum(jnp.sqrt(area * jnp.concatenate([ratio, 1 / ratio], axis=1)), 1.0)
+    start = jax.random.uniform(keys[2], (batch, 2)) * (1 - share)
+
+    def cut(image: Array, share: Array, start: Array) -> Array:
+        offset = -start * jnp.array(shape[:2]) / share
+        return jax.image.scale_and_translate(
+            image, shape, (0, 1), 1 / share, offset, "linear", antialias=False
+        )
+
+    return jax.vmap(cut)(images, share, start)
 
 
 def flip_where(flipped: Array, images: Array) -> Array:

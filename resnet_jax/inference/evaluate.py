@@ -2,7 +2,8 @@
 
 import os
 
-from resnet_jax.data.datasets import Dataset, load_dataset
+from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.inference.restore import restore
 from resnet_jax.training.devices import Devices

@@ -52,7 +52,7 @@ def predict(
     """
     task, state = restore(workdir, which)
     config = task.config
-    pixels = image_files.read(paths, task.info.image_shape[0])
+    pixels = image_files.read(paths, task.info.image_shape)
     names = [*task.info.class_names]
     names += [f"class {label}" for label in range(len(names), config.model.num_classes)]
     evaluator = Evaluator(task.network, Devices())

@@ -88,15 +88,15 @@ def begin(
       UserError: if the checkpoint is of another config or of other data.
     """
     if saved is not None:
-        if changed := config_lib.differences(saved["config"], config):
-            raise UserError(
-                f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
-                "name another --workdir"
-            )
         if saved["dataset"].get("digest") != info["digest"]:
             raise UserError(
                 f"--workdir {folder} holds a run on other data: {_data(saved['dataset'])}, not "
                 f"{_data(info)}; name another --workdir"
+            )
+        if changed := config_lib.differences(saved["config"], config):
+            raise UserError(
+                f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
+                "name another --workdir"
             )
     views = {CONFIG: ("config", config.to_dict()), DATASET: ("dataset", info)}
     for name, (key, content) in views.items():

@@ -14,14 +14,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import (
-    Dataset,
-    Examples,
-    dataset_info,
-    load_dataset,
-    split,
-    split_sizes,
-)
+from resnet_jax.data.datasets import Dataset, Examples, split, split_sizes
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import check_deterministic
 from resnet_jax.randomness import Purpose
@@ -87,7 +81,9 @@ def train_and_evaluate(
     config = validate(config)
     if config.deterministic:
         check_deterministic()
-    task = create_task(config, dataset.info if dataset else dataset_info(config.data))
+    opened = dataset.opened() if dataset else open_dataset(config.data)
+    task = create_task(config, opened.info)
+    config = task.config
     devices = Devices()
     devices.check_batch_size(config.batch_size)
     if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
@@ -99,15 +95,16 @@ def train_and_evaluate(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info = dataclasses.asdict(task.info)
+        info = dataclasses.asdict(opened.info)
         folders.begin(folder, config, info, checkpoints.run(), terminal.note)
-        dataset = dataset or load_dataset(config.data, terminal.note)
+        dataset = opened.load(terminal.note)
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
         if state is None:
             state = _first_state(task, terminal)
+        steps_per_epoch = task.agenda.steps_per_epoch
         recorder = Recorder(
-            *(folder, config, info, task.agenda.steps_per_epoch, int(state.step), terminal, saved)
+            *(folder, config, info, steps_per_epoch, int(state.step), terminal, saved)
         )
         stack.enter_context(contextlib.closing(recorder))
         received = stack.enter_context(signals or contextlib.nullcontext(()))

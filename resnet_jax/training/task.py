@@ -130,6 +130,7 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
       UserError: if model, optimizer or schedule are unknown, their options don't suit them, or
         config and dataset don't suit each other.
     """
+    config = _completed(config, info)
     if len(info.class_names) > config.model.num_classes:
         raise UserError(
             f"config field model.num_classes is {config.model.num_classes} but the data has "
@@ -171,6 +172,23 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         template=template,
         initial_state=create,
     )
+
+
+def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
+    """Returns the config with what it leaves to the data: classes, mean and deviation."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model.num_classes = config.model.num_classes or len(info.class_names)
+        config.data.mean = config.data.mean or info.mean
+        # A channel that never varies has no deviation to be divided by.
+        config.data.std = config.data.std or tuple(std or 1.0 for std in info.std)
+    for name in ("mean", "std"):
+        if len(config.data[name]) != info.image_shape[-1]:
+            raise UserError(
+                f"config field data.{name} has {len(config.data[name])} numbers but the images "
+                f"have {info.image_shape[-1]} channels"
+            )
+    return config
 
 
 def _model_options(config: ConfigDict) -> dict[str, object]:

@@ -1,0 +1,140 @@
+"""Images in folders: the layouts, the splits, what is refused, and a training with them."""
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_run import get_config
+
+from resnet_jax.config import default_config
+from resnet_jax.data.datasets import split, split_sizes
+from resnet_jax.data.registry import load_dataset, open_dataset
+from resnet_jax.errors import UserError
+from resnet_jax.inference.predict import predict
+from resnet_jax.training.loop import train_and_evaluate
+
+COLORS = {"amber": (255, 190, 0), "blue": (0, 0, 255), "cyan": (0, 255, 255)}
+
+
+def write(folder, counts, size=(12, 10)):
+    """Writes images of one colour, of each class as many as `counts` says."""
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for index in range(count):
+            image = Image.new("RGB", size, COLORS[name])
+            image.putpixel((0, 0), (index, index, index))
+            image.save(folder / name / f"{index}.png")
+
+
+def data(folder, **fields):
+    config = default_config().data
+    config.name = f"folder:{folder}"
+    config.update(fields)
+    return config
+
+
+def colour(image):
+    return tuple(image[5, 5])
+
+
+@pytest.mark.parametrize(
+    ("places", "expected"),
+    [
+        (["train", "test"], {"train": 6, "val": 3, "test": 3}),
+        (["train", "val"], {"train": 6, "val": 3, "test": 3}),
+        (["train", "val", "test"], {"train": 9, "val": 3, "test": 3}),
+        (["train"], {"train": 3, "val": 3, "test": 3}),
+        ([""], {"train": 3, "val": 3, "test": 3}),
+    ],
+)
+def test_layouts(tmp_path, places, expected):
+    for place in places:
+        write(tmp_path / place, dict.fromkeys(COLORS, 3 if place in ("", "train") else 1))
+    config = data(tmp_path, val_fraction=1 / 3)
+    opened = open_dataset(config)
+    assert opened.info.class_names == ("amber", "blue", "cyan")
+    assert opened.info.image_shape == (10, 12, 3)
+    dataset = opened.load(lambda line: None)
+    parts = split(dataset, config)
+    assert {name: len(part) for name, part in parts.items()} == expected
+    assert split_sizes(opened.info, config) == expected
+    for part in parts.values():
+        for image, label in zip(part.images, part.labels, strict=True):
+            assert colour(image) == [*COLORS.values()][label]
+
+
+def test_a_share_of_a_folder_without_test_images_is_set_aside_once(tmp_path):
+    write(tmp_path, {"amber": 10, "blue": 5})
+    first, again = (load_dataset(data(tmp_path)) for _ in range(2))
+    assert first.info == again.info
+    assert (first.info.train_counts, first.info.test_counts) == ((8, 4), (2, 1))
+    np.testing.assert_array_equal(first.test.images, again.test.images)
+    marks = [image[0, 0, 0] for part in (first.train, first.test) for image in part.images]
+    assert sorted(marks) == sorted([*range(10), *range(5)])
+
+
+def test_images_of_several_sizes_need_one_to_be_named(tmp_path):
+    write(tmp_path, {"amber": 2, "blue": 2})
+    Image.new("RGB", (40, 30)).save(tmp_path / "amber" / "other.jpg")
+    with pytest.raises(UserError, match=r"different sizes.*data\.image_size"):
+        open_dataset(data(tmp_path))
+    dataset = load_dataset(data(tmp_path, image_size=16))
+    assert dataset.train.images.shape[1:] == (16, 16, 3)
+
+
+def test_mean_and_deviation_are_those_of_the_images(tmp_path):
+    write(tmp_path / "train", {"amber": 2, "blue": 2})
+    write(tmp_path / "test", {"amber": 1, "blue": 1})
+    dataset = load_dataset(data(tmp_path))
+    pixels = dataset.train.images / 255
+    assert dataset.info.mean == pytest.approx(pixels.mean(axis=(0, 1, 2)))
+    assert dataset.info.std == pytest.approx(pixels.std(axis=(0, 1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda place: None, "there is no folder"),
+        (lambda place: place.mkdir(), "no two folders, one for each class"),
+        (
+            lambda place: (write(place, {"amber": 1, "blue": 1}), (place / "cyan").mkdir()),
+            "no image",
+        ),
+        (
+            lambda place: (
+                write(place / "train", {"amber": 1, "blue": 1}),
+                write(place / "val", {"amber": 1, "cyan": 1}),
+            ),
+            "other classes \\('blue'\\)",
+        ),
+    ],
+)
+def test_what_is_no_such_folder_is_refused(tmp_path, change, message):
+    change(tmp_path / "images")
+    with pytest.raises(UserError, match=message):
+        open_dataset(data(tmp_path / "images"))
+
+
+def test_a_file_that_is_no_image_stops_or_is_left_out(tmp_path):
+    write(tmp_path, {"amber": 5, "blue": 5})
+    (tmp_path / "amber" / "notes.txt").write_text("no image, and not taken for one")
+    (tmp_path / "amber" / "broken.png").write_bytes(b"words")
+    with pytest.raises(UserError, match=r"amber.broken\.png"):
+        load_dataset(data(tmp_path))
+    dataset = load_dataset(data(tmp_path, on_bad_image="skip"))
+    assert (dataset.info.train_counts, dataset.info.test_counts) == ((4, 4), (1, 1))
+
+
+def test_a_run_takes_classes_and_colours_from_the_folder(tmp_path):
+    write(tmp_path / "images", dict.fromkeys(COLORS, 20), size=(16, 16))
+    config = get_config()
+    config.data.name, config.batch_size = f"folder:{tmp_path / 'images'}", 12
+    config.optimizer.learning_rate = 0.03
+    final, state = train_and_evaluate(config, tmp_path / "run")
+    assert state.params["head"]["bias"].shape == (3,)
+    assert final["test_accuracy"] == 100
+    (found,) = predict(tmp_path / "run", [tmp_path / "images" / "cyan" / "3.png"])
+    assert found.class_names[0] == "cyan"
+    write(tmp_path / "more", {"amber": 20, "blue": 20, "cyan": 21}, size=(16, 16))
+    config.data.name = f"folder:{tmp_path / 'more'}"
+    with pytest.raises(UserError, match="on other data"):
+        train_and_evaluate(config, tmp_path / "run")
