@@ -163,7 +163,7 @@ def provenance() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
-        "version": importlib.metadata.version("resnet-jax"),
+        "version": importlib.metadata.version("resnet-flax-cifar"),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
