@@ -15,14 +15,15 @@ modes
   export    write a run's best checkpoint for PyTorch, as .safetensors
 
 flags
-  --config          a file of configs/, with a variant after a colon where it has any
+  --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
                     resnet_jax/config/fields.py lists all fields
-  --workdir         the folder of the run; default: runs/<config>-seed<seed>
+  --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
   --mode            one of the above; default: train
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -212,11 +213,26 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     if values.output:
         raise UserError("--output is for --mode=export only")
     if not values.config:
-        raise UserError("--config is missing, a file such as configs/resnet_v2.py; see --help")
-    config = config_lib.validate(override(config_lib.load(values.config), rest))
-    name = values.config.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-")
-    workdir = values.workdir or f"runs/{name}-seed{config.seed}"
+        raise UserError("--config is missing, such as --config=resnet_v2; see --help")
+    config = config_lib.load(values.config)
+    named = config.copy_and_resolve_references()
+    config = config_lib.validate(override(config, rest))
+    workdir = values.workdir or _default_workdir(values.config, named, config)
     return _Settings(values.mode, workdir, config)
+
+
+def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
+    """Returns the folder of a run, named by its config and by what flags changed of it."""
+    changed = [
+        f"{field}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for field, (_, value) in config_lib.changes(named, config).items()
+        if field != "seed"
+    ]
+    wanted = "-".join([path.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-"), *changed])
+    name = re.sub(r"[^\w.,=+-]+", "_", wanted, flags=re.ASCII)[:150]
+    if name != wanted:  # two that differ in what is lost must not share a folder
+        name += f"-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    return f"runs/{name}-seed{config.seed}"
 
 
 def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:

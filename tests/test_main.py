@@ -147,6 +147,23 @@ def test_good_flags():
 
 def test_default_workdir():
     assert parsed("--config.seed=3").workdir == "runs/tiny_run-seed3"
+    rate, size = "--config.optimizer.learning_rate=.5", "--config.batch_size=32"
+    name = "runs/tiny_run-batch_size=32-optimizer.learning_rate=0.5-seed0"
+    assert parsed(rate, size).workdir == parsed(size, rate).workdir == name
+    # What may change in a folder is no other run.
+    assert parsed("--config.data.dir=/a b", "--config.batch_size=120").workdir == parsed().workdir
+    option = "--config.optimizer.options.momentum=0.5"
+    assert parsed(option).workdir == "runs/tiny_run-optimizer.options.momentum=0.5-seed0"
+    shape = parsed("--config.model.options.num_filters=(8,16,16)")
+    assert shape.workdir == "runs/tiny_run-model.options.num_filters=8,16,16-seed0"
+
+
+def test_points_of_a_grid_have_folders_of_their_own():
+    patterns = ["bn|bias", "bn.bias", "a/b", *("x" * n for n in (150, 300, 301))]
+    folders = {parsed(f"--config.optimizer.no_decay={pattern}").workdir for pattern in patterns}
+    assert len(folders) == len(patterns)
+    for folder in folders:
+        assert re.fullmatch(r"runs/[\w.,=+-]{1,200}", folder, re.ASCII), folder
 
 
 def test_unwritable_workdir(tmp_path, capsys):
