@@ -5,6 +5,7 @@
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
+  python -m resnet_jax.main --list=models|configs|fields|optimizers|schedules
 
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
@@ -16,8 +17,7 @@ modes
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
-  --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
-                    resnet_jax/config/fields.py lists all fields
+  --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
   --mode            one of the above; default: train
 """
@@ -106,7 +106,13 @@ def _run_mode(settings: "_Settings") -> None:
     platform.enable_cache()
     platform.quieten_libraries()
     with platform.memory_errors():
-        _ACTIONS[settings.mode](settings)
+        (_list if settings.listed else _ACTIONS[settings.mode])(settings)
+
+
+def _list(settings: "_Settings") -> None:
+    from resnet_jax.report.listing import format_list
+
+    print(format_list(settings.listed))
 
 
 def _train(settings: "_Settings") -> None:
@@ -182,6 +188,7 @@ class _Settings(NamedTuple):
     config: ConfigDict
     output: str = ""
     images: Sequence[str] = ()
+    listed: str = ""
 
 
 _ACTIONS: dict[str, Callable[[_Settings], None]] = {
@@ -197,8 +204,8 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for name, default in (("config", ""), ("workdir", ""), ("mode", "train"), ("output", "")):
-        flags.DEFINE_string(name, default, "", flag_values=values)
+    for name in ("config", "workdir", "mode", "output", "list"):
+        flags.DEFINE_string(name, "train" if name == "mode" else "", "", flag_values=values)
     try:
         rest = values(arguments, known_only=True)
     except flags.Error as error:
@@ -206,6 +213,10 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     for name in values:
         if values[name].present > 1:
             raise UserError(f"--{name} is given {values[name].present} times")
+    if values.list:
+        if rest[1:] or [name for name in values if values[name].present] != ["list"]:
+            raise UserError("--list takes nothing else; see --help")
+        return _Settings("list", "", ConfigDict(), listed=values.list)
     if values.mode not in _ACTIONS:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:

@@ -28,7 +28,7 @@ BAD_FLAGS = [
     ("--config.optimizer.learnin_rate=1", "did you mean optimizer.learning_rate?"),
     ("--config.learning_rate=1", "; did you mean optimizer.learning_rate?"),
     ("--config.modle.name=x", "did you mean model.name"),
-    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; resnet_jax/config/fields.py lists all"),
+    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; --list=fields shows all"),
     ("--config.batch_size=big", "batch_size"),
     ("--config.batch_size=0", "config field batch_size must be at least 1 and at most 1,000,000"),
     ("--config.batch_size=2.5", "batch_size"),
@@ -112,6 +112,8 @@ def test_bad_config_file(tmp_path, capsys, name):
         (["--mode=eval", "--mode=train", "--workdir=x"], "--mode is given 2 times"),
         (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no checkpoint"),
         (["--workdir=x"], "--config is missing"),
+        (["--list=model"], "unknown --list 'model'; did you mean models?"),
+        (["--list=models", "--mode=train"], "--list takes nothing else"),
         (["--config=nowhere.py"], "--config nowhere.py does not exist"),
         ([f"--config={str(tiny_run.CONFIG_FILE)[:-5]}x.py"], "did you mean"),
         ([f"--config={tiny_run.CONFIG_FILE}:riche"], "did you mean rich?"),
@@ -202,6 +204,26 @@ def test_modes_eval_and_summary(plain_run, capsys):
     assert newest.endswith("on 320 images")
     assert run("--mode=summary", f"--config={tiny_run.CONFIG_FILE}") == 0
     assert "Total: 1,506 -- 6,024 bytes" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "models",
+            ["resnet18  ", "ResNet(stage_sizes=(2, 2, 2, 2), num_filters=("],
+        ),
+        ("configs", ["quickstart  ", "The first result: "]),
+        ("fields", ["optimizer.learning_rate  ", "peak learning rate (default: 0.1)"]),
+        ("optimizers", ["sgd  ", "Stochastic gradient descent", " Options: momentum, "]),
+        ("schedules", ["plateau  ", " Options: factor, patience, "]),
+    ],
+)
+def test_list(capsys, kind, lines):
+    assert run(f"--list={kind}") == 0
+    found = capsys.readouterr().out.splitlines()
+    assert any(row.startswith(lines[0]) and all(part in row for part in lines) for row in found)
+    assert all(re.match(r"\S+ +\S", row) for row in found), "every name has its line"
 
 
 def test_mode_predict(plain_run, tmp_path, capsys):

@@ -129,7 +129,7 @@ def check_field(path: str) -> None:
     alike += [own for own in names.values() if name == "".join(w[0] for w in own.split("_"))]
     near = [field for field, own in names.items() if own in alike]
     near = near or difflib.get_close_matches(path, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config/fields.py lists all"
+    hint = f"did you mean {' or '.join(near)}?" if near else "--list=fields shows all"
     raise UserError(f"unknown config field {shown(path)}; {hint}")
 
 
