@@ -134,8 +134,11 @@ FIELDS: dict[str, Field] = {
     "log.histograms": Field(False, bool, "whether TensorBoard shows parameters and gradients"),
 }
 
-# Fields that a resumed run may change: they alter neither the result nor the files of the run. Of
-# the data, a digest says whether they are the same.
+# Fields that a resumed run may change, since they don't alter its result. Whether the data are the
+# same, their digest says.
 RESUMABLE = frozenset(
-    ["data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep", "on_nan_limit"]
+    {
+        *("on_nan_limit", "data.source", "data.dir", "evaluate.batch_size", "checkpoint.keep"),
+        *(path for path in FIELDS if path.startswith("log.")),
+    }
 )

@@ -36,7 +36,7 @@ from resnet_jax.training.faults import Watch
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.state import Metrics, TrainState, not_finite
-from resnet_jax.training.task import Task, create_task
+from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves
 from resnet_jax.weights.load import initial_variables
 from resnet_jax.weights.pretrained import weights_file
@@ -67,7 +67,8 @@ def train_and_evaluate(
     """Trains a model, or goes on training it, and scores it on the test set.
 
     A run whose folder holds the beginning of the same run resumes, and ends with the same bits as
-    one that was never interrupted.
+    one that was never interrupted. One that is finished goes on if num_epochs is larger now, where
+    that does not change what came before.
 
     Args:
       config: what to train and how; see `resnet_jax.config`.
@@ -99,8 +100,10 @@ def train_and_evaluate(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info = dataclasses.asdict(task.info)
-        folders.begin(folder, config, info, checkpoints.run(), terminal.note)
+        info, newest = dataclasses.asdict(task.info), checkpoints.run()
+        if newest is not None:
+            check_extension(task, newest["config"].get("num_epochs"))
+        folders.begin(folder, config, info, newest, terminal.note)
         dataset = dataset or load_dataset(config.data, terminal.note)
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
