@@ -43,7 +43,7 @@ import optax
 from resnet_jax.config import default_config
 from resnet_jax.data.datasets import Examples, load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.platform import enable_cache, keep_freed_memory
+from resnet_jax.platform import enable_cache, keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 
 Tree = Any  # nested dicts of arrays
@@ -624,7 +624,8 @@ def main() -> int:
         arguments = parser.parse_args()
         keep_freed_memory()
         enable_cache()
-        speedrun(arguments)
+        with memory_errors("this record needs a larger device"):
+            speedrun(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -224,6 +225,20 @@ def test_list(capsys, kind, lines):
     found = capsys.readouterr().out.splitlines()
     assert any(row.startswith(lines[0]) and all(part in row for part in lines) for row in found)
     assert all(re.match(r"\S+ +\S", row) for row in found), "every name has its line"
+
+
+@pytest.mark.parametrize("mode", main._ACTIONS)
+def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
+    def exhausted(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setitem(main._ACTIONS, mode, exhausted)
+    rest = {"predict": ["x.png"], "export": ["--output=x.safetensors"]}.get(mode, [])
+    config = [f"--config={tiny_run.CONFIG_FILE}"] if mode in ("train", "summary") else []
+    assert run(f"--mode={mode}", "--workdir=x", *config, *rest) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: there is too little memory; lower batch_size")
+    assert err.count("\n") == 1
 
 
 def test_mode_predict(plain_run, tmp_path, capsys):

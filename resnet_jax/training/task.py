@@ -216,11 +216,13 @@ def _model_options(config: ConfigDict) -> dict[str, object]:
 
 
 def _check_memory(template: TrainState) -> None:
-    """Refuses a state that no device here can hold; to try would take long, or the machine down."""
+    """Refuses a state that can't be held here; to try would take long, or the machine down."""
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise UserError(
-            f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB and "
-            f"this machine has {there / 2**30:,.1f}; take a smaller model.name or model.options"
-        )
+    device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for place, there in (("the device", device), ("this machine", machine)):
+        if there and needed > there:
+            raise UserError(
+                f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB "
+                f"and {place} has {there / 2**30:,.1f}; take a smaller model.name or model.options"
+            )
