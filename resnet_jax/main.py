@@ -162,9 +162,11 @@ def _export(settings: "_Settings") -> None:
 
 def _evaluate(settings: "_Settings") -> None:
     from resnet_jax.inference.evaluate import evaluate_run
+    from resnet_jax.runs.terminal import Terminal
 
     for which in ("newest", "best"):
-        score = evaluate_run(settings.workdir, which)
+        with contextlib.closing(Terminal()) as terminal:
+            score = evaluate_run(settings.workdir, which, progress=terminal.bar)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
             f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import Bounds, Count, checked
 from resnet_jax.data import cifar10, sample, sources
-from resnet_jax.data.download import PlainProgress
+from resnet_jax.data.download import PlainProgress, Progress
 from resnet_jax.errors import UserError, shown, unknown
 
 Size = Annotated[int, Bounds(0)]
@@ -177,12 +177,15 @@ def dataset_info(config: ConfigDict) -> DatasetInfo:
     return _selected(_whole(config.source), config.classes)
 
 
-def load_dataset(config: ConfigDict, notify: Callable[[str], None] = print) -> Dataset:
+def load_dataset(
+    config: ConfigDict, notify: Callable[[str], None] = print, progress: Progress | None = None
+) -> Dataset:
     """Returns the dataset that a config names, with the `info` of `dataset_info`.
 
     Args:
       config: the group `data` of a config.
       notify: told what is passed over and fetched.
+      progress: told about every piece of a download; None: `notify` is, in plain lines.
 
     Raises:
       UserError: if it can't be had, or a class is named twice.
@@ -190,7 +193,7 @@ def load_dataset(config: ConfigDict, notify: Callable[[str], None] = print) -> D
     if config.source == "sample":
         parts, phrase = [sample.load("train"), sample.load("test")], sample.PHRASE
     else:
-        progress = PlainProgress(notify)
+        progress = progress or PlainProgress(notify)
         content, phrase = sources.fetch(config.source, config.dir or None, notify, progress)
         names = cifar10.TRAIN_NAMES, cifar10.TEST_NAMES
         parts = [cifar10.unpack(content, split) for split in names]

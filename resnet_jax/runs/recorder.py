@@ -81,7 +81,7 @@ class Recorder:
         """
         self._clock.tick(step)
         if self._terminal.is_live:
-            self._terminal.progress(self._row(step, means()))
+            self._terminal.epoch(self._row(step, means()))
 
     def training(self, step: int, means: Means, learning_rate: float, scored: bool = False) -> None:
         """Records loss and accuracy over the epoch so far.

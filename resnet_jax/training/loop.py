@@ -91,10 +91,10 @@ def train_and_evaluate(
     task = create_task(config, dataset.info if dataset else dataset_info(config.data))
     devices = Devices()
     devices.check_batch_size(config.batch_size)
-    if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
-        weights_file(config.init.weights, config.model.name, print)  # refused before all else
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
+        if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
+            _weights_file(config, terminal)  # refused before all else
         folder = stack.enter_context(folders.claim(workdir))
         checkpoints = Checkpoints(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
@@ -104,7 +104,7 @@ def train_and_evaluate(
         if newest is not None:
             check_extension(task, newest["config"].get("num_epochs"))
         folders.begin(folder, config, info, newest, terminal.note)
-        dataset = dataset or load_dataset(config.data, terminal.note)
+        dataset = dataset or load_dataset(config.data, terminal.note, terminal.bar)
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
         if state is None:
@@ -127,10 +127,15 @@ def train_and_evaluate(
 def _first_state(task: Task, terminal: Terminal) -> TrainState:
     config, variables = task.config, None
     if config.init.weights:
-        path = weights_file(config.init.weights, config.model.name, terminal.note)
+        path = _weights_file(config, terminal)
         model, shape = task.network.module, task.input_shape
         variables = initial_variables(path, model, shape, config.seed, terminal.note)
     return task.create_state(variables)
+
+
+def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
+    init, model = config.init.weights, config.model.name
+    return weights_file(init, model, terminal.note, terminal.bar)
 
 
 def _begin(
@@ -148,7 +153,10 @@ def _begin(
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
         variables = state.variables()
-        data = {n: cache_features(network, variables, part, devices) for n, part in data.items()}
+        data = {
+            name: cache_features(network, variables, part, devices, terminal.bar)
+            for name, part in data.items()
+        }
         network = dataclasses.replace(network, stage=stage)
     trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
     if int(state.step) == 0 and task.config.log.tensorboard and task.config.log.images:
@@ -238,7 +246,8 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     if split == "val" and run.task.config.evaluate.augment:
         every, epoch = np.arange(len(examples)), int(state.step) // run.task.agenda.steps_per_epoch
         examples = run.trainer.augment(examples, every, epoch, state.step, Purpose.VALIDATION)
-    means = run.evaluator.score(state.variables(), examples, batch_size).means()
+    arguments = state.variables(), examples, batch_size, run.terminal.bar
+    means = run.evaluator.score(*arguments).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
         raise _stopped(run, why, state)
