@@ -5,6 +5,7 @@
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
+  python -m resnet_jax.main --list=models|configs|fields|optimizers|schedules
 
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
@@ -15,14 +16,14 @@ modes
   export    write a run's best checkpoint for PyTorch, as .safetensors
 
 flags
-  --config          a file of configs/, with a variant after a colon where it has any
-  --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05;
-                    resnet_jax/config/fields.py lists all fields
-  --workdir         the folder of the run; default: runs/<config>-seed<seed>
+  --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
+  --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
+  --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
   --mode            one of the above; default: train
 """
 
 import contextlib
+import hashlib
 import os
 import re
 import shlex
@@ -105,7 +106,13 @@ def _run_mode(settings: "_Settings") -> None:
     platform.enable_cache()
     platform.quieten_libraries()
     with platform.memory_errors():
-        _ACTIONS[settings.mode](settings)
+        (_list if settings.listed else _ACTIONS[settings.mode])(settings)
+
+
+def _list(settings: "_Settings") -> None:
+    from resnet_jax.report.listing import format_list
+
+    print(format_list(settings.listed))
 
 
 def _train(settings: "_Settings") -> None:
@@ -155,9 +162,11 @@ def _export(settings: "_Settings") -> None:
 
 def _evaluate(settings: "_Settings") -> None:
     from resnet_jax.inference.evaluate import evaluate_run
+    from resnet_jax.runs.terminal import Terminal
 
     for which in ("newest", "best"):
-        score = evaluate_run(settings.workdir, which)
+        with contextlib.closing(Terminal()) as terminal:
+            score = evaluate_run(settings.workdir, which, progress=terminal.bar)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
             f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"
@@ -181,6 +190,7 @@ class _Settings(NamedTuple):
     config: ConfigDict
     output: str = ""
     images: Sequence[str] = ()
+    listed: str = ""
 
 
 _ACTIONS: dict[str, Callable[[_Settings], None]] = {
@@ -196,8 +206,8 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for name, default in (("config", ""), ("workdir", ""), ("mode", "train"), ("output", "")):
-        flags.DEFINE_string(name, default, "", flag_values=values)
+    for name in ("config", "workdir", "mode", "output", "list"):
+        flags.DEFINE_string(name, "train" if name == "mode" else "", "", flag_values=values)
     try:
         rest = values(arguments, known_only=True)
     except flags.Error as error:
@@ -205,6 +215,10 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     for name in values:
         if values[name].present > 1:
             raise UserError(f"--{name} is given {values[name].present} times")
+    if values.list:
+        if rest[1:] or [name for name in values if values[name].present] != ["list"]:
+            raise UserError("--list takes nothing else; see --help")
+        return _Settings("list", "", ConfigDict(), listed=values.list)
     if values.mode not in _ACTIONS:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
@@ -212,11 +226,26 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     if values.output:
         raise UserError("--output is for --mode=export only")
     if not values.config:
-        raise UserError("--config is missing, a file such as configs/resnet_v2.py; see --help")
-    config = config_lib.validate(override(config_lib.load(values.config), rest))
-    name = values.config.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-")
-    workdir = values.workdir or f"runs/{name}-seed{config.seed}"
+        raise UserError("--config is missing, such as --config=resnet_v2; see --help")
+    config = config_lib.load(values.config)
+    named = config.copy_and_resolve_references()
+    config = config_lib.validate(override(config, rest))
+    workdir = values.workdir or _default_workdir(values.config, named, config)
     return _Settings(values.mode, workdir, config)
+
+
+def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
+    """Returns the folder of a run, named by its config and by what flags changed of it."""
+    changed = [
+        f"{field}={','.join(map(str, value)) if isinstance(value, list) else value}"
+        for field, (_, value) in config_lib.changes(named, config).items()
+        if field != "seed"
+    ]
+    wanted = "-".join([path.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-"), *changed])
+    name = re.sub(r"[^\w.,=+-]+", "_", wanted, flags=re.ASCII)[:150]
+    if name != wanted:  # two that differ in what is lost must not share a folder
+        name += f"-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+    return f"runs/{name}-seed{config.seed}"
 
 
 def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:

@@ -71,21 +71,23 @@ def _missing_flags() -> list[str]:
 
 
 @contextlib.contextmanager
-def memory_errors() -> Iterator[None]:
-    """Turns a device's lack of memory into one line.
+def memory_errors(
+    advice: str = "lower batch_size or evaluate.batch_size, or take a smaller model",
+) -> Iterator[None]:
+    """Turns lack of memory, on a device or on this machine, into one line.
+
+    Args:
+      advice: what to do about it.
 
     Raises:
       UserError: if it was short.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        raise UserError(
-            "the device has too little memory; lower batch_size or evaluate.batch_size, or take "
-            "a smaller model"
-        ) from error
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+            raise UserError(f"there is too little memory; {advice}") from error
+        raise
 
 
 def keep_freed_memory() -> None:

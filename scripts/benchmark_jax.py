@@ -13,7 +13,7 @@ from benchmark_worker import Answer, compile_seconds, obey, say
 
 from resnet_jax.config.load import default_config, validate
 from resnet_jax.data.datasets import Dataset
-from resnet_jax.platform import keep_freed_memory
+from resnet_jax.platform import keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, Trainer
@@ -142,4 +142,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with memory_errors("lower --batch"):
+        main()

@@ -4,41 +4,18 @@ python scripts/fetch_cifar10.py [--source auto] [--dir DIR]
 """
 
 import argparse
+import contextlib
 import sys
 import time
-from collections.abc import Callable
-
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
 from resnet_jax.data import sources
 from resnet_jax.data.download import PlainProgress
 from resnet_jax.errors import UserError
-
-
-class _Bars:
-    """A progress bar per download, in rich."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Moves the bar of `what`, which appears the first time."""
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done)
+from resnet_jax.runs.terminal import Terminal
 
 
 def fetch(source: str, directory: str | None) -> str:
-    """Fetches the data with a progress bar in a terminal, in plain lines elsewhere.
+    """Fetches the data with a bar in a terminal, in plain lines elsewhere.
 
     Args:
       source: a name of `sources.SOURCES`.
@@ -47,25 +24,9 @@ def fetch(source: str, directory: str | None) -> str:
     Returns:
       A phrase that says where the data came from.
     """
-    console = Console()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=not console.is_terminal)
-
-    if not console.is_terminal:
-        return _fetch(source, directory, say, PlainProgress(say))
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
-        return _fetch(source, directory, say, _Bars(progress))
-
-
-def _fetch(
-    source: str,
-    directory: str | None,
-    say: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
-) -> str:
-    return sources.fetch(source, directory, say, progress)[1]
+    with contextlib.closing(Terminal()) as terminal:
+        progress = terminal.bar or PlainProgress(terminal.note)
+        return sources.fetch(source, directory, terminal.note, progress)[1]
 
 
 def main() -> int:

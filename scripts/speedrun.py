@@ -44,7 +44,7 @@ from resnet_jax.config import default_config
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.platform import enable_cache, keep_freed_memory
+from resnet_jax.platform import enable_cache, keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 
 Tree = Any  # nested dicts of arrays
@@ -628,7 +628,8 @@ def main() -> int:
         arguments = parser.parse_args()
         keep_freed_memory()
         enable_cache()
-        speedrun(arguments)
+        with memory_errors("this record needs a larger device"):
+            speedrun(arguments)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

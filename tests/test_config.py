@@ -279,8 +279,18 @@ def test_differences():
     new.data.source = "npm"  # whether the data are the same, their digest says
     assert config_lib.differences(old, new) == [
         "optimizer.learning_rate was 0.1, is 0.3",
-        "optimizer.options was {'momentum': 0.9}, is {'momentum': 0.8}",
+        "optimizer.options.momentum was 0.9, is 0.8",
     ]
+
+
+def test_a_name_stands_for_a_file_of_configs(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    by_name = config_lib.load("resnet_v2:adam")
+    assert by_name == config_lib.load(f"{config_lib.CONFIGS}/resnet_v2.py:adam")
+    with pytest.raises(UserError, match="--config resnet_w2 does not exist; did you mean resnet_v"):
+        config_lib.load("resnet_w2")
+    with pytest.raises(UserError, match=r"nothing\.py does not exist; choose from cnn, quickstart"):
+        config_lib.load("nothing.py")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,22 @@ def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     assert tiny.evaluator._classify._cache_size() == 2  # one for each batch size
 
 
+def test_weights_are_handed_to_the_devices_once(tiny, monkeypatch):
+    given, classify = [], tiny.evaluator._classify
+
+    def classify_and_note(variables, images):
+        given.append(jax.tree.leaves(variables))
+        return classify(variables, images)
+
+    monkeypatch.setattr(tiny.evaluator, "_classify", classify_and_note)
+    variables = jax.tree.map(np.asarray, tiny.state().variables())
+    tiny.evaluator.probabilities(variables, tiny.dataset.test.images[:50], 20)
+    assert len(given) == 3
+    for leaves in zip(*given, strict=True):
+        assert isinstance(leaves[0], jax.Array)
+        assert all(leaf is leaves[0] for leaf in leaves)
+
+
 def test_other_numbers_and_seeds_need_no_other_program():
     config = tiny_run.get_config("rich")
     config.optimizer.accumulate_steps = 1

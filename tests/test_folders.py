@@ -53,7 +53,7 @@ def test_layouts(tmp_path, places, expected):
     opened = open_dataset(config)
     assert opened.info.class_names == ("amber", "blue", "cyan")
     assert opened.info.image_shape == (10, 12, 3)
-    dataset = opened.load(lambda line: None)
+    dataset = opened.load(print, None)
     parts = split(dataset, config)
     assert {name: len(part) for name, part in parts.items()} == expected
     assert split_sizes(opened.info, config) == expected

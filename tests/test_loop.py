@@ -13,10 +13,12 @@ import pytest
 import tiny_run
 
 from resnet_jax import evaluate_run, load_run, main, train_and_evaluate
+from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.task import check_extension, create_task
 
 # A process that kills itself right after it dispatched a step, with saves still in flight.
 KILLED = """
@@ -185,13 +187,55 @@ def test_lost_records_of_a_finished_run_are_scored_again(plain_run, tmp_path):
         assert final[field] == plain_run[1][field]
 
 
-def test_resuming_may_change_what_does_not_alter_the_result(plain_run, tmp_path):
+def test_resuming_may_change_what_does_not_alter_the_result(plain_run, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(plain_run[0], workdir)
     config = tiny_run.get_config()
     config.evaluate.batch_size = 7
     config.checkpoint.keep = 5
-    assert train_and_evaluate(config, workdir)[0] == plain_run[1]
+    config.log.tensorboard = False
+    for _ in range(2):
+        assert train_and_evaluate(config, workdir)[0] == plain_run[1]
+    assert "written anew" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("schedule", ["constant", "plateau"])
+def test_extended_run_ends_as_if_it_had_been_longer_from_the_start(tmp_path, schedule):
+    config = tiny_run.get_config("rich")
+    config.schedule.name = schedule
+    if schedule == "constant":
+        config.schedule.options = {}
+    config.num_epochs = 3
+    _, whole = train_and_evaluate(config, tmp_path / "whole")
+    for config.num_epochs in (1, 3):
+        final, extended = train_and_evaluate(config, tmp_path / "extended")
+    assert tiny_run.leaves(extended) == tiny_run.leaves(whole)
+    assert tiny_run.records(tmp_path / "extended") == tiny_run.records(tmp_path / "whole")
+    assert train_and_evaluate(config, tmp_path / "extended")[0] == final
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"schedule.name": "cosine"}, "was 2, is 3, on which .* schedule.name='cosine' depend"),
+        ({"schedule.name": "one_cycle"}, "schedule.name='one_cycle' depend"),
+        ({"evaluate.every_epochs": 3, "evaluate.patience": 1}, "evaluate.every_epochs=3"),
+        ({"num_epochs": 4}, "num_epochs was 4, is 3; a run can only be extended"),
+        ({"schedule.name": "cosine", "schedule.options.num_epochs": 5}, None),
+        ({"schedule.name": "step", "schedule.options.every_epochs": 1}, None),
+    ],
+)
+def test_a_run_is_extended_where_nothing_before_would_differ(changed, message):
+    config = tiny_run.get_config()
+    config.num_epochs = 2
+    config.update_from_flattened_dict(changed)
+    before, config.num_epochs = config.num_epochs, 3
+    task = create_task(config_lib.validate(config), tiny_run.sample().info)
+    if message is None:
+        check_extension(task, before)
+    else:
+        with pytest.raises(UserError, match=message):
+            check_extension(task, before)
 
 
 def test_other_images_are_refused_and_remembered(tmp_path):

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 import tiny_run
@@ -28,7 +29,7 @@ BAD_FLAGS = [
     ("--config.optimizer.learnin_rate=1", "did you mean optimizer.learning_rate?"),
     ("--config.learning_rate=1", "; did you mean optimizer.learning_rate?"),
     ("--config.modle.name=x", "did you mean model.name"),
-    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; resnet_jax/config/fields.py lists all"),
+    ("--config.qqqqqq=1", "unknown config field 'qqqqqq'; --list=fields shows all"),
     ("--config.batch_size=big", "batch_size"),
     ("--config.batch_size=0", "config field batch_size must be at least 1 and at most 1,000,000"),
     ("--config.batch_size=2.5", "batch_size"),
@@ -115,6 +116,8 @@ def test_bad_config_file(tmp_path, capsys, name):
         (["--mode=eval", "--mode=train", "--workdir=x"], "--mode is given 2 times"),
         (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no checkpoint"),
         (["--workdir=x"], "--config is missing"),
+        (["--list=model"], "unknown --list 'model'; did you mean models?"),
+        (["--list=models", "--mode=train"], "--list takes nothing else"),
         (["--config=nowhere.py"], "--config nowhere.py does not exist"),
         ([f"--config={str(tiny_run.CONFIG_FILE)[:-5]}x.py"], "did you mean"),
         ([f"--config={tiny_run.CONFIG_FILE}:riche"], "did you mean rich?"),
@@ -150,6 +153,23 @@ def test_good_flags():
 
 def test_default_workdir():
     assert parsed("--config.seed=3").workdir == "runs/tiny_run-seed3"
+    rate, size = "--config.optimizer.learning_rate=.5", "--config.batch_size=32"
+    name = "runs/tiny_run-batch_size=32-optimizer.learning_rate=0.5-seed0"
+    assert parsed(rate, size).workdir == parsed(size, rate).workdir == name
+    # What may change in a folder is no other run.
+    assert parsed("--config.data.dir=/a b", "--config.batch_size=120").workdir == parsed().workdir
+    option = "--config.optimizer.options.momentum=0.5"
+    assert parsed(option).workdir == "runs/tiny_run-optimizer.options.momentum=0.5-seed0"
+    shape = parsed("--config.model.options.num_filters=(8,16,16)")
+    assert shape.workdir == "runs/tiny_run-model.options.num_filters=8,16,16-seed0"
+
+
+def test_points_of_a_grid_have_folders_of_their_own():
+    patterns = ["bn|bias", "bn.bias", "a/b", *("x" * n for n in (150, 300, 301))]
+    folders = {parsed(f"--config.optimizer.no_decay={pattern}").workdir for pattern in patterns}
+    assert len(folders) == len(patterns)
+    for folder in folders:
+        assert re.fullmatch(r"runs/[\w.,=+-]{1,200}", folder, re.ASCII), folder
 
 
 def test_unwritable_workdir(tmp_path, capsys):
@@ -188,6 +208,40 @@ def test_modes_eval_and_summary(plain_run, capsys):
     assert newest.endswith("on 320 images")
     assert run("--mode=summary", f"--config={tiny_run.CONFIG_FILE}") == 0
     assert "Total: 1,506 -- 6,024 bytes" in capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("kind", "lines"),
+    [
+        (
+            "models",
+            ["resnet18  ", "ResNet(stage_sizes=(2, 2, 2, 2), num_filters=("],
+        ),
+        ("configs", ["quickstart  ", "The first result: "]),
+        ("fields", ["optimizer.learning_rate  ", "peak learning rate (default: 0.1)"]),
+        ("optimizers", ["sgd  ", "Stochastic gradient descent", " Options: momentum, "]),
+        ("schedules", ["plateau  ", " Options: factor, patience, "]),
+    ],
+)
+def test_list(capsys, kind, lines):
+    assert run(f"--list={kind}") == 0
+    found = capsys.readouterr().out.splitlines()
+    assert any(row.startswith(lines[0]) and all(part in row for part in lines) for row in found)
+    assert all(re.match(r"\S+ +\S", row) for row in found), "every name has its line"
+
+
+@pytest.mark.parametrize("mode", main._ACTIONS)
+def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
+    def exhausted(_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setitem(main._ACTIONS, mode, exhausted)
+    rest = {"predict": ["x.png"], "export": ["--output=x.safetensors"]}.get(mode, [])
+    config = [f"--config={tiny_run.CONFIG_FILE}"] if mode in ("train", "summary") else []
+    assert run(f"--mode={mode}", "--workdir=x", *config, *rest) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: there is too little memory; lower batch_size")
+    assert err.count("\n") == 1
 
 
 def test_mode_predict(plain_run, tmp_path, capsys):

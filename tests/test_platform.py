@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 import tiny_run
 
 from resnet_jax import platform
+from resnet_jax.config.load import validate
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train_and_evaluate
+from resnet_jax.training.task import create_task
 
 FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
@@ -58,8 +61,31 @@ def test_a_cpu_needs_no_flags():
 def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():
     with pytest.raises(UserError, match="too little memory; lower"), platform.memory_errors():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nAllocating ...")
+    with (
+        pytest.raises(UserError, match="memory; lower --batch"),
+        platform.memory_errors("lower --batch"),
+    ):
+        raise MemoryError
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), platform.memory_errors():
         raise jax.errors.JaxRuntimeError("INTERNAL: other")
+
+
+@pytest.mark.parametrize(
+    ("device", "machine", "short"),
+    [(None, 10, "this machine"), (2**40, 10, "this machine"), (2**20, 2**30, "the device")],
+)
+def test_a_state_too_large_for_device_or_machine_is_refused(monkeypatch, device, machine, short):
+    stats = None if device is None else {"bytes_limit": device}
+    found = types.SimpleNamespace(memory_stats=lambda: stats)
+    monkeypatch.setattr(jax, "local_devices", lambda: [found])
+    monkeypatch.setattr(os, "sysconf", lambda name: machine)  # pages and their size
+    config = tiny_run.get_config()
+    config.model.options.num_filters = (512,)
+    with pytest.raises(UserError, match=rf"take 0\.\d GiB and {short} has 0\.0; take a smaller"):
+        create_task(validate(config), tiny_run.sample().info)
+    monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=dict)])
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**30)
+    create_task(validate(config), tiny_run.sample().info)
 
 
 def test_two_runs_on_a_cpu_give_equal_bits(tmp_path):

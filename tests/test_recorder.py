@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import pytest
 import tiny_run
@@ -154,7 +155,7 @@ def test_plain_lines(monkeypatch):
     stream = io.StringIO()
     terminal = Terminal("val", stream)
     terminal.note("data [bold]x[/bold] " + "y" * 200)
-    terminal.progress(ROW)
+    terminal.epoch(ROW)
     terminal.row(ROW)
     terminal.row(ROW | {"score": 50.0, "is_best": True, "seconds_left": None})
     terminal.row(ROW | {"score": 50.0, "is_best": False, "seconds_left": 7200})
@@ -179,6 +180,25 @@ def test_live_row(tmp_path, config, monkeypatch):
     recorder._terminal.close()
     recorder.close()
     assert stream.getvalue().count("\x1b[?25l") == stream.getvalue().count("\x1b[?25h") == 1
+
+
+def test_bars(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "100")
+    stream = Screen()
+    terminal = Terminal("val", stream)
+    terminal.epoch(ROW | {"step": 2})
+    terminal.bar("features", 25, 100)
+    terminal.close()
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", stream.getvalue())
+    assert "      1/3 ━━━━━━━╸━━━━━━━   2.5000    10.00              1,234      1:01" in text
+    assert " features ━━━╸━━━━━━━━━━━ 25 %" in text
+    drawn = len(stream.getvalue())
+    terminal.bar("features", 100, 100)
+    terminal.row(ROW)
+    terminal.close()
+    assert "━" not in stream.getvalue()[drawn:], "what is done has no bar"
+    assert Terminal("val", io.StringIO()).bar is None, "nor has what is no terminal"
 
 
 def test_progress_asks_for_no_numbers_without_a_screen(tmp_path, config):

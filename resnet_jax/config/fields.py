@@ -57,7 +57,7 @@ FIELDS: dict[str, Field] = {
     "on_nan": Field("stop", _OnFault, "at a loss or gradient that is not finite: stop, or skip it"),
     "on_nan_limit": Field(100, _whole(1, 10**9), "steps that a run may skip; one more ends it"),
     # Model
-    "model.name": Field("resnet_v2", str, "a name of resnet_jax.list_models()"),
+    "model.name": Field("resnet_v2", str, "a name of --list=models"),
     "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
     "model.dtype": Field("float32", _Dtype, "of the computation; parameters and loss are float32"),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
@@ -100,7 +100,7 @@ FIELDS: dict[str, Field] = {
     "augment.cutmix": Field(0.0, _ALPHA, "alpha of cutmix's; 0: none; with mixup: one of the two"),
     # Loss and optimizer
     "loss.label_smoothing": Field(0.0, Rate, "share of each target spread over all classes"),
-    "optimizer.name": Field("sgd", str, "a name of resnet_jax.training.optimizers.OPTIMIZERS"),
+    "optimizer.name": Field("sgd", str, "a name of --list=optimizers"),
     "optimizer.learning_rate": Field(0.1, _number(0, 1e6), "peak learning rate"),
     "optimizer.weight_decay": Field(0.0, _number(0, 1e3), "weight decay"),
     "optimizer.decoupled_weight_decay": Field(
@@ -113,7 +113,7 @@ FIELDS: dict[str, Field] = {
     "optimizer.accumulate_steps": Field(1, _whole(1, 100_000), "steps averaged into one update"),
     "optimizer.ema_decay": Field(0.0, Rate, "decay of the moving average that is scored; 0: none"),
     "optimizer.options": Field({}, dict, "keyword arguments of the optimizer, such as momentum"),
-    "schedule.name": Field("constant", str, "a name of resnet_jax.training.schedules.SCHEDULES"),
+    "schedule.name": Field("constant", str, "a name of --list=schedules"),
     "schedule.per": Field("step", Literal["step", "epoch"], "when the learning rate changes"),
     "schedule.warmup_epochs": Field(0.0, _number(0, 1e5), "epochs of linear growth before it"),
     "schedule.options": Field({}, dict, "keyword arguments of the schedule, in epochs"),
@@ -137,15 +137,12 @@ FIELDS: dict[str, Field] = {
     "log.histograms": Field(False, bool, "whether TensorBoard shows parameters and gradients"),
 }
 
-# Fields that a resumed run may change: they alter neither the result nor the files of the run. Of
-# the data, a digest says whether they are the same.
+# Fields that a resumed run may change, since they don't alter its result. Whether the data are the
+# same, their digest says.
 RESUMABLE = frozenset(
-    [
-        "data.name",
-        "data.source",
-        "data.dir",
-        "evaluate.batch_size",
-        "checkpoint.keep",
-        "on_nan_limit",
-    ]
+    {
+        *("data.name", "data.source", "data.dir"),
+        *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit"),
+        *(path for path in FIELDS if path.startswith("log.")),
+    }
 )

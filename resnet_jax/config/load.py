@@ -24,6 +24,11 @@ Variant = TypeVar("Variant")
 
 _MAX_CHARACTERS = 100_000
 
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_INSTALLED = _PACKAGE / "configs"
+# The files that `--config` finds by name: those of the installation, or of the clone.
+CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
+
 
 def default_config() -> ConfigDict:
     """Returns a new config of all fields at their defaults."""
@@ -49,15 +54,19 @@ def load(path: str) -> ConfigDict:
     """Returns the config of a file, not yet validated.
 
     Args:
-      path: a Python file with a function `get_config`; after a colon, the variant passed to it.
+      path: a Python file with a function `get_config`, or the name of one in `CONFIGS`; after a
+        colon, the variant passed to it.
 
     Raises:
       UserError: if there is no such file, or it does not make a config.
     """
     file, _, variant = path.partition(":")
+    named = {found.stem: str(found) for found in CONFIGS.glob("*.py")}
+    file = named.get(file, file)
     if not os.path.isfile(file):
-        near = difflib.get_close_matches(file, map(str, pathlib.Path(file).parent.glob("*.py")))
-        hint = f"did you mean {near[0]}?" if near else "name a file such as configs/resnet_v2.py"
+        beside = map(str, pathlib.Path(file).parent.glob("*.py"))
+        near = difflib.get_close_matches(file, [*beside, *named])
+        hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(named))}"
         raise UserError(f"--config {file} does not exist; {hint}")
     try:
         get_config = runpy.run_path(file).get("get_config")
@@ -120,7 +129,7 @@ def check_field(path: str) -> None:
     alike += [own for own in names.values() if name == "".join(w[0] for w in own.split("_"))]
     near = [field for field, own in names.items() if own in alike]
     near = near or difflib.get_close_matches(path, names)
-    hint = f"did you mean {' or '.join(near)}?" if near else "resnet_jax/config/fields.py lists all"
+    hint = f"did you mean {' or '.join(near)}?" if near else "--list=fields shows all"
     raise UserError(f"unknown config field {shown(path)}; {hint}")
 
 
@@ -154,12 +163,26 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
       old: the config of the run so far, or its dict read from JSON.
       new: the config asked for now.
     """
-    before, after = _plain(flatten(old)), _plain(flatten(new))
     return [
-        f"{path} was {shown(before.get(path))}, is {shown(after.get(path))}"
-        for path in sorted(before.keys() | after.keys())
-        if path not in RESUMABLE and before.get(path) != after.get(path)
+        f"{path} was {shown(before)}, is {shown(after)}"
+        for path, (before, after) in changes(old, new).items()
     ]
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Returns the values before and after of each field that makes another run, by sorted paths."""
+    before, after = _leaves(old), _leaves(new)
+    values = {path: (before.get(path), after.get(path)) for path in sorted(before | after)}
+    return {p: pair for p, pair in values.items() if p not in RESUMABLE and pair[0] != pair[1]}
+
+
+def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values of a config as JSON has them, by paths, those of open fields too."""
+    leaves: dict[str, Any] = {}
+    for path, value in _plain(flatten(config)).items():
+        is_open = isinstance(value, dict)
+        leaves |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
+    return leaves
 
 
 def selects(config: ConfigDict) -> bool:

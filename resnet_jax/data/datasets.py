@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import Bounds, Count, checked
+from resnet_jax.data.download import Progress
 from resnet_jax.errors import UserError, shown
 
 Size = Annotated[int, Bounds(0)]
@@ -148,7 +149,7 @@ class Dataset:
 
     def opened(self) -> "Opened":
         """Returns it as datasets by name are: loading it is done."""
-        return Opened(self.info, lambda notify: self)
+        return Opened(self.info, lambda notify, progress: self)
 
 
 def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:
@@ -175,11 +176,12 @@ class Opened(NamedTuple):
 
     Attributes:
       info: what it is.
-      load: returns it in memory; called with a function that lines for people are given to.
+      load: returns it in memory; called with what takes lines for people, and with what is told
+        about every piece of a download (None: the first is, in plain lines).
     """
 
     info: DatasetInfo
-    load: Callable[[Notify], Dataset]
+    load: Callable[[Notify, Progress | None], Dataset]
 
 
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:

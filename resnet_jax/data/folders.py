@@ -19,6 +19,7 @@ from resnet_jax.data.datasets import (
     count_labels,
     set_aside,
 )
+from resnet_jax.data.download import Progress
 from resnet_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
@@ -66,7 +67,8 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
         digest=_digest(root, parts, shape),
     )
 
-    def load(notify: Notify) -> Dataset:
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        del progress
         notify(f"reading {len(everything):,} images in {root}")
         read = {
             name: Examples(

@@ -17,7 +17,7 @@ from resnet_jax.data.datasets import (
     select_classes,
     select_info,
 )
-from resnet_jax.data.download import PlainProgress
+from resnet_jax.data.download import PlainProgress, Progress
 from resnet_jax.errors import UserError, unknown
 
 
@@ -28,8 +28,8 @@ def open_cifar10(rest: str, config: ConfigDict) -> Opened:
         raise unknown("data source (data.source)", config.source, sources.SOURCES)
     info = _cifar10_info("cifar10", cifar10.MD5, 5_000, 1_000)
 
-    def load(notify: Notify) -> Dataset:
-        progress = PlainProgress(notify)
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        progress = progress or PlainProgress(notify)
         content, phrase = sources.fetch(config.source, config.dir or None, notify, progress)
         names = cifar10.TRAIN_NAMES, cifar10.TEST_NAMES
         train, test = (Examples(*cifar10.unpack(content, split)) for split in names)
@@ -43,8 +43,8 @@ def open_sample(rest: str, config: ConfigDict) -> Opened:
     del rest, config
     info = _cifar10_info("cifar10_sample", sample.SHA256, *sample.PER_CLASS.values())
 
-    def load(notify: Notify) -> Dataset:
-        del notify
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        del notify, progress
         train, test = (Examples(*sample.load(split)) for split in sample.PER_CLASS)
         return Dataset(info, train, test, sample.PHRASE)
 
@@ -65,7 +65,7 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
     count = 1 + int(np.max(arrays["train_labels"], initial=0))
     names = arrays.pop("class_names", np.arange(count))
     dataset = Dataset.from_arrays(**arrays, class_names=[str(name) for name in names], name=path)
-    return Opened(dataset.info, lambda notify: dataset)
+    return Opened(dataset.info, lambda notify, progress: dataset)
 
 
 DATASETS: Mapping[str, Callable[[str, ConfigDict], Opened]] = {
@@ -93,24 +93,27 @@ def open_dataset(config: ConfigDict) -> Opened:
     info, load = DATASETS[name](rest, config)
     return Opened(
         select_info(info, config.classes),
-        lambda notify: select_classes(load(notify), config.classes),
+        lambda notify, progress: select_classes(load(notify, progress), config.classes),
     )
 
 
 _PATTERNS = ("folder:PATH", "npz:FILE", "tfds:NAME")
 
 
-def load_dataset(config: ConfigDict, notify: Notify = print) -> Dataset:
+def load_dataset(
+    config: ConfigDict, notify: Notify = print, progress: Progress | None = None
+) -> Dataset:
     """Returns the dataset that a config names, in memory.
 
     Args:
       config: the group `data` of a config.
       notify: called with what is passed over and fetched.
+      progress: told about every piece of a download; None: `notify` is, in plain lines.
 
     Raises:
       UserError: if it can't be had.
     """
-    return open_dataset(config).load(notify)
+    return open_dataset(config).load(notify, progress)
 
 
 def _cifar10_info(name: str, digests: Mapping[str, str], train: int, test: int) -> DatasetInfo:

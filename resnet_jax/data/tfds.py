@@ -24,7 +24,7 @@ from resnet_jax.data.datasets import (
     channel_statistics,
     count_labels,
 )
-from resnet_jax.data.download import reading
+from resnet_jax.data.download import Progress, reading
 from resnet_jax.errors import UserError
 
 
@@ -79,7 +79,8 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
         digest=hashlib.sha256(f"{builder.info.full_name} {counts} {shape}".encode()).hexdigest(),
     )
 
-    def load(notify: Notify) -> Dataset:
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        del progress
         notify(f"reading {sum(map(sum, counts.values())):,} images in {folder}")
         with reading(folder):
             read = {name: Examples(p.images(shape), p.labels) for name, p in parts.items()}

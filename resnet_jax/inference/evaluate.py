@@ -3,6 +3,7 @@
 import os
 
 from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.inference.restore import restore
@@ -15,6 +16,7 @@ def evaluate_run(
     which: str = "best",
     batch_size: int | None = None,
     dataset: Dataset | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Scores a checkpoint of a run on the test set, each image exactly once.
 
@@ -23,6 +25,7 @@ def evaluate_run(
       which: see `resnet_jax.load_run`.
       batch_size: images per step, which does not change the result; None: that of the run.
       dataset: the images; None: those that the run's config names.
+      progress: called with what goes on, how much of it is done and all of it.
 
     Returns:
       "step", "loss", "accuracy" in percent, and "count", the number of images.
@@ -34,7 +37,7 @@ def evaluate_run(
     task, state = restore(workdir, which)
     config = task.config
     if dataset is None:
-        dataset = load_dataset(config.data, print)
+        dataset = load_dataset(config.data, print, progress)
         if dataset.info.digest != task.info.digest:
             raise UserError(
                 f"--workdir {workdir} was trained on {task.info.name!r}, which its config does not "
@@ -43,5 +46,6 @@ def evaluate_run(
     devices = Devices()
     evaluator = Evaluator(task.network, devices)
     variables, test = devices.put((state.variables(), dataset.test))
-    metrics = evaluator.score(variables, test, batch_size or config.evaluate.batch_size)
+    batch_size = batch_size or config.evaluate.batch_size
+    metrics = evaluator.score(variables, test, batch_size, progress)
     return {"step": int(state.step), **metrics.means(), "count": len(dataset.test)}

@@ -49,7 +49,7 @@ def load_run(workdir: str | os.PathLike[str], which: str = "best") -> Restored:
 
 
 def restore(workdir: str | os.PathLike[str], which: str) -> tuple[Task, TrainState]:
-    """Returns what a run is made of and the state of one of its checkpoints; see `load_run`."""
+    """Returns what a run is made of and a state without that of the optimizer; see `load_run`."""
     config, info = folders.read_run(workdir)
     task = create_task(config, DatasetInfo.from_json(info))
     directory = pathlib.Path(workdir) / folders.CHECKPOINTS
@@ -62,7 +62,7 @@ def restore(workdir: str | os.PathLike[str], which: str) -> tuple[Task, TrainSta
         steps = ranked(run["scores"], steps)
     for step in steps:
         try:
-            return task, checkpoints.restore(task.template, step)
+            return task, checkpoints.restore(task.template, step, without="opt_state")
         except DamagedError as error:
             checkpoints.notify(f"checkpoint {step} is damaged: {error}")
     raise UserError(f"no {which} checkpoint in {directory} can be used")

@@ -12,7 +12,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -110,7 +110,7 @@ class Checkpoints:
         digests = {name: _digest(array) for name, array in arrays.items()}
         run = {"format": FORMAT, **run}
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(arrays),
+            state=ocp.args.PyTreeSave(arrays),
             run=ocp.args.JsonSave(run),
             digests=ocp.args.JsonSave(digests | {_RUN: _run_digest(run)}),
         )
@@ -141,12 +141,13 @@ class Checkpoints:
         if writing is not None:
             writing.result()
 
-    def restore(self, template: Tree, step: int) -> Tree:
+    def restore(self, template: Tree, step: int, without: str | None = None) -> Tree:
         """Returns the state saved at a step.
 
         Args:
           template: a tree of arrays of the right names, shapes and dtypes.
           step: one of `steps()`.
+          without: part of the state that is not read: the template's stands in its place.
 
         Raises:
           DamagedError: if the checkpoint can't be read, was altered, or is of another model.
@@ -156,12 +157,11 @@ class Checkpoints:
         # Read first, a few bytes could become any number of gigabytes.
         if problem := mismatch(template, self._declared(step)):
             raise DamagedError(problem)
-        arrays = self.read(step)
-        if problem := mismatch(template, arrays):
+        leaves = dict(named_leaves(template))
+        leaves |= self.read(step, [name for name in leaves if name.partition("/")[0] != without])
+        if problem := mismatch(template, leaves):
             raise DamagedError(problem)
-        return jax.tree.unflatten(
-            jax.tree.structure(template), [arrays[name] for name, _ in named_leaves(template)]
-        )
+        return jax.tree.unflatten(jax.tree.structure(template), leaves.values())
 
     def restore_newest(self, template: Tree) -> Tree | None:
         """Returns the newest state that is whole; None if nothing was ever saved.
@@ -187,9 +187,11 @@ class Checkpoints:
         self._refuse(steps)
         return None
 
-    def read(self, step: int) -> dict[str, np.ndarray]:
-        """Returns the arrays saved at a step, by their paths; see `restore`."""
-        arrays, digests = self._load(step, "state", ocp.args.StandardRestore())
+    def read(self, step: int, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+        """Returns arrays saved at a step by their paths, None: all; see `restore`."""
+        kinds = dict.fromkeys(names or self._declared(step), ocp.RestoreArgs(np.ndarray))
+        args = ocp.args.PyTreeRestore(dict(kinds), restore_args=kinds, partial_restore=True)
+        arrays, digests = self._load(step, "state", args)
         for name, array in arrays.items():
             if digests.get(name) != _digest(np.asarray(array)):
                 raise DamagedError(f"the digest of {name} differs")

@@ -93,7 +93,9 @@ def begin(
                 f"--workdir {folder} holds a run on other data: {_data(saved['dataset'])}, not "
                 f"{_data(info)}; name another --workdir"
             )
-        if changed := config_lib.differences(saved["config"], config):
+        # Whether a run may become longer is for the training to say.
+        extended = {**saved["config"], "num_epochs": config.num_epochs}
+        if changed := config_lib.differences(extended, config):
             raise UserError(
                 f"--workdir {folder} holds a run of another config: {'; '.join(changed)}; "
                 "name another --workdir"
@@ -101,7 +103,8 @@ def begin(
     views = {CONFIG: ("config", config.to_dict()), DATASET: ("dataset", info)}
     for name, (key, content) in views.items():
         file = folder / name
-        if saved is not None and (not file.exists() or file.read_bytes() != _text(saved[key])):
+        known = [_text(saved[key]), _text(content)] if saved else []  # resumed twice without a step
+        if saved and (not file.exists() or file.read_bytes() not in known):
             notify(f"{file} was not what the newest checkpoint holds: written anew")
         write_atomically(file, _text(content))
     _log_start(folder)
@@ -163,7 +166,7 @@ def provenance() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": shlex.join(sys.argv),
         "commit": _commit(),
-        "version": importlib.metadata.version("resnet-jax"),
+        "version": importlib.metadata.version("resnet-flax-cifar"),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],

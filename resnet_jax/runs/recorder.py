@@ -54,7 +54,10 @@ class Recorder:
             [(s, accuracy) for s, accuracy in saved["scores"]] if saved else []
         )
         last, count = (step, saved["num_records"]) if saved else (-1, 0)
-        self._history = History(folder / folder_lib.METRICS, last, count, terminal.note)
+        is_longer = saved is not None and saved["config"].get("num_epochs") != config.num_epochs
+        self._history = History(
+            folder / folder_lib.METRICS, last, count, terminal.note, reopen=is_longer
+        )
         self._events = (
             Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
         )
@@ -78,7 +81,7 @@ class Recorder:
         """
         self._clock.tick(step)
         if self._terminal.is_live:
-            self._terminal.progress(self._row(step, means()))
+            self._terminal.epoch(self._row(step, means()))
 
     def training(self, step: int, means: Means, learning_rate: float, scored: bool = False) -> None:
         """Records loss and accuracy over the epoch so far.

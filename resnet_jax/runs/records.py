@@ -43,6 +43,7 @@ class History:
         step: int = -1,
         count: int = 0,
         notify: Callable[[str], None] = print,
+        reopen: bool = False,
     ) -> None:
         """Opens the file to append to it, and drops what was recorded after a step.
 
@@ -51,10 +52,14 @@ class History:
           step: number of steps taken by the state that training resumes from; -1: none.
           count: number of records that the run had when this state was saved.
           notify: called with a line if lines are bad or records lost.
+          reopen: whether to drop the closing record of a run that is extended.
         """
         found, bad = read(path)
         self.records = [record for record in found if record["step"] <= step]
-        kept = sum(record["kind"] != "final" for record in self.records)
+        going_on = [record for record in self.records if record["kind"] != "final"]
+        kept = len(going_on)
+        if reopen:
+            self.records = going_on
         if bad or kept != count:
             notify(
                 f"{path} was damaged: {bad} torn or altered lines are left out, and {kept} of "

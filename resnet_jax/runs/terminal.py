@@ -1,14 +1,16 @@
-"""What the user sees while a run goes on: a live table in a terminal, plain lines elsewhere."""
+"""What the user sees: a table, with bars below it in a terminal and plain lines elsewhere."""
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
-from rich.live import Live
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
 Row = Mapping[str, Any]
+
+_EPOCH = "epoch"  # name of its bar
 
 
 def duration(seconds: float) -> str:
@@ -52,55 +54,81 @@ COLUMNS = (
 
 
 class Terminal:
-    """Prints notes and table rows; in a terminal the row in progress is redrawn in place.
+    """Prints notes and table rows; in a terminal, bars below them show what is going on.
 
     A row is a record of what `COLUMNS` show: "epoch" of "num_epochs", "step" of "num_steps", mean
     "loss" and "accuracy" in percent over the epoch so far, "images_per_second", "seconds_left"
     (None: not known yet) and, where the model was scored, "score" in percent and "is_best".
     """
 
-    def __init__(self, split: str, stream: TextIO | None = None) -> None:
+    def __init__(self, split: str = "val", stream: TextIO | None = None) -> None:
         """Binds the terminal.
 
         Args:
           split: name of the split that is scored, a column of the table.
           stream: where to print; None: standard output.
         """
-        self._header: str | None = " ".join(
-            f"{column.header.format(split=split):>{column.width}}" for column in COLUMNS
-        )
+        self._header: str | None = _format(COLUMNS, lambda c: c.header.format(split=split))
         self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
-        self._live: Live | None = None
+        epoch, step = (column.width for column in COLUMNS[:2])  # where an epoch's bar lies
+        title = TextColumn(f"{{task.description:>{epoch}}}", markup=False)
+        columns = title, BarColumn(step), _State()
+        self._progress = Progress(*columns, console=self._console, transient=True)
+        self._bars: dict[str, TaskID] = {}
 
     @property
     def is_live(self) -> bool:
-        """Whether rows in progress are shown."""
-        return self._console.is_terminal
+        """Whether there are bars."""
+        return self._console.is_interactive
+
+    @property
+    def bar(self) -> Callable[[str, int, int], None] | None:
+        """Draws a bar (what, how much is done, how much there is); None: there are no bars."""
+        return self._bar if self.is_live else None
 
     def note(self, text: str) -> None:
-        """Prints a line above the row in progress."""
+        """Prints a line above the bars."""
         self._console.print(text, markup=False)
 
-    def progress(self, row: Row) -> None:
-        """Redraws the row in progress; does nothing without a terminal."""
+    def epoch(self, row: Row) -> None:
+        """Draws the bar of the epoch in hand, its numbers in their columns, if there are bars."""
         if not self.is_live:
             return
         self._show_header()
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, refresh_per_second=8)
-            self._live.start()
-        self._live.update(Text(_format(row), style="dim"))
+        length = row["num_steps"] // row["num_epochs"]
+        done = row["step"] - (row["epoch"] - 1) * length
+        numbers = _format(COLUMNS[2:], lambda column: column.text(row))
+        self._draw(_EPOCH, COLUMNS[0].text(row), done, length, numbers=numbers)
 
     def row(self, row: Row) -> None:
         """Prints a row that stays."""
         self._show_header()
-        self._console.print(Text(_format(row), style="bold" if row.get("is_best") else ""))
+        self._remove(_EPOCH)
+        text = _format(COLUMNS, lambda column: column.text(row))
+        self._console.print(Text(text, style="bold" if row.get("is_best") else ""))
 
     def close(self) -> None:
-        """Removes the row in progress and gives the terminal back."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        """Removes the bars and gives the terminal back."""
+        if self._progress.live.is_started:
+            self._progress.stop()
+
+    def _bar(self, what: str, done: int, total: int) -> None:
+        if done < total:
+            self._draw(what, what, done, total)
+        else:
+            self._remove(what)
+
+    def _draw(self, name: str, title: str, done: int, total: int, **fields: Any) -> None:
+        self._progress.start()
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(title, total=total, **fields)
+        bar = self._bars[name]
+        self._progress.update(bar, description=title, completed=done, total=total, **fields)
+
+    def _remove(self, name: str) -> None:
+        if name in self._bars:
+            self._progress.remove_task(self._bars.pop(name))
+            self._progress.refresh()
 
     def _show_header(self) -> None:
         if self._header is not None:
@@ -108,5 +136,15 @@ class Terminal:
             self._header = None
 
 
-def _format(row: Row) -> str:
-    return " ".join(f"{column.text(row):>{column.width}}" for column in COLUMNS)
+class _State(ProgressColumn):
+    """What stands after a bar: an epoch's numbers, or the share that is done and the time left."""
+
+    def render(self, task: Task) -> Text:
+        if "numbers" in task.fields:
+            return Text(task.fields["numbers"])
+        left = "" if task.time_remaining is None else f", {duration(task.time_remaining)} left"
+        return Text(f"{task.percentage:.0f} %{left}")
+
+
+def _format(columns: Sequence[Column], text: Callable[[Column], str]) -> str:
+    return " ".join(f"{text(column):>{column.width}}" for column in columns)

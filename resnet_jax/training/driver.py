@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data.augment import STRENGTHS
 from resnet_jax.data.datasets import Examples
+from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
@@ -129,13 +130,16 @@ class Evaluator:
             lambda variables, images: jax.nn.softmax(network.logits(variables, images))
         )
 
-    def score(self, variables: Tree, examples: Examples, batch_size: int) -> Metrics:
+    def score(
+        self, variables: Tree, examples: Examples, batch_size: int, progress: Progress | None = None
+    ) -> Metrics:
         """Scores every image exactly once, for any batch size and number of devices.
 
         Args:
           variables: the model's parameters and statistics, on the devices.
           examples: the images, on the devices.
           batch_size: images per evaluation step; rounded up to a multiple of the devices.
+          progress: called with "scoring", the batches done and all of them.
         """
         count = self._devices.mesh.size
         batch_size = -(-min(batch_size, len(examples)) // count) * count
@@ -146,6 +150,8 @@ class Evaluator:
             indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
             rows = self._devices.split(indices), self._devices.split(masks)
             metrics = self._score(metrics, variables, examples, *rows)
+            if progress:
+                progress("scoring", first + len(indices), len(batches))
         return metrics
 
     def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:

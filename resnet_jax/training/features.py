@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import default_config
 from resnet_jax.data.datasets import Examples
+from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
 from resnet_jax.errors import UserError
 from resnet_jax.training.devices import Devices
@@ -18,7 +19,11 @@ from resnet_jax.trees import named_leaves
 
 
 def cache_features(
-    network: Network, variables: Tree, examples: Examples, devices: Devices
+    network: Network,
+    variables: Tree,
+    examples: Examples,
+    devices: Devices,
+    progress: Progress | None = None,
 ) -> Examples:
     """Returns examples whose images are the outputs of the config's frozen stage.
 
@@ -27,6 +32,7 @@ def cache_features(
       variables: its parameters and statistics, on the devices.
       examples: the images, on the devices.
       devices: the devices.
+      progress: called with "features", the images done and all of them.
 
     Returns:
       Examples on the devices, their images in the dtype of the model's computation.
@@ -41,7 +47,11 @@ def cache_features(
         found: jax.Array = network.module.apply(variables, inputs, **options)  # type: ignore
         return found
 
-    batches = [features(variables, examples, i) for i, _ in padded_batches(len(examples), size)]
+    batches = []
+    for indices, _ in padded_batches(len(examples), size):
+        batches.append(features(variables, examples, indices))
+        if progress:
+            progress("features", len(batches) * size, len(examples))
     images = devices.put(jnp.concatenate(batches)[: len(examples)])
     return Examples(images, examples.labels)
 

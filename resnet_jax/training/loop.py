@@ -30,7 +30,7 @@ from resnet_jax.training.faults import Watch
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.state import Metrics, TrainState, not_finite
-from resnet_jax.training.task import Task, create_task
+from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves
 from resnet_jax.weights.load import initial_variables
 from resnet_jax.weights.pretrained import weights_file
@@ -61,7 +61,8 @@ def train_and_evaluate(
     """Trains a model, or goes on training it, and scores it on the test set.
 
     A run whose folder holds the beginning of the same run resumes, and ends with the same bits as
-    one that was never interrupted.
+    one that was never interrupted. One that is finished goes on if num_epochs is larger now, where
+    that does not change what came before.
 
     Args:
       config: what to train and how; see `resnet_jax.config`.
@@ -86,18 +87,20 @@ def train_and_evaluate(
     config = task.config
     devices = Devices()
     devices.check_batch_size(config.batch_size)
-    if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
-        weights_file(config.init.weights, config.model.name, print)  # refused before all else
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
+        if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
+            _weights_file(config, terminal)  # refused before all else
         folder = stack.enter_context(folders.claim(workdir))
         checkpoints = Checkpoints(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info = dataclasses.asdict(opened.info)
-        folders.begin(folder, config, info, checkpoints.run(), terminal.note)
-        dataset = opened.load(terminal.note)
+        info, newest = dataclasses.asdict(opened.info), checkpoints.run()
+        if newest is not None:
+            check_extension(task, newest["config"].get("num_epochs"))
+        folders.begin(folder, config, info, newest, terminal.note)
+        dataset = opened.load(terminal.note, terminal.bar)
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
         if state is None:
@@ -121,10 +124,15 @@ def train_and_evaluate(
 def _first_state(task: Task, terminal: Terminal) -> TrainState:
     config, variables = task.config, None
     if config.init.weights:
-        path = weights_file(config.init.weights, config.model.name, terminal.note)
+        path = _weights_file(config, terminal)
         model, shape = task.network.module, task.input_shape
         variables = initial_variables(path, model, shape, config.seed, terminal.note)
     return task.create_state(variables)
+
+
+def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
+    init, model = config.init.weights, config.model.name
+    return weights_file(init, model, terminal.note, terminal.bar)
 
 
 def _begin(
@@ -142,7 +150,10 @@ def _begin(
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
         variables = state.variables()
-        data = {n: cache_features(network, variables, part, devices) for n, part in data.items()}
+        data = {
+            name: cache_features(network, variables, part, devices, terminal.bar)
+            for name, part in data.items()
+        }
         network = dataclasses.replace(network, stage=stage)
     trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
     if int(state.step) == 0 and task.config.log.tensorboard and task.config.log.images:
@@ -232,7 +243,8 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     if split == "val" and run.task.config.evaluate.augment:
         every, epoch = np.arange(len(examples)), int(state.step) // run.task.agenda.steps_per_epoch
         examples = run.trainer.augment(examples, every, epoch, state.step, Purpose.VALIDATION)
-    means = run.evaluator.score(state.variables(), examples, batch_size).means()
+    arguments = state.variables(), examples, batch_size, run.terminal.bar
+    means = run.evaluator.score(*arguments).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
         raise _stopped(run, why, state)

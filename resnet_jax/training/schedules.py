@@ -187,6 +187,11 @@ SCHEDULES: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
+def options_of(name: str) -> Callable[..., object]:
+    """Returns the function whose keyword arguments are the options of a schedule."""
+    return plateau_factor if name == "plateau" else SCHEDULES[name]
+
+
 def create_schedule(
     config: ConfigDict, *, learning_rate: float, steps_per_epoch: int, num_epochs: float
 ) -> Callable[[np.ndarray], np.ndarray]:
@@ -218,8 +223,7 @@ def create_schedule(
             "lower it, or raise num_epochs"
         )
     function = SCHEDULES[config.name]
-    signature = plateau_factor if config.name == "plateau" else function
-    options = check_options("schedule", config.name, signature, config.options)
+    options = check_options("schedule", config.name, options_of(config.name), config.options)
     options = {} if config.name == "plateau" else options
     warmup, per_epoch = config.warmup_epochs, config.per == "epoch"
     tick = 1.0 if per_epoch else 1.0 / steps_per_epoch

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data.datasets import DatasetInfo, input_shape, split_sizes
 from resnet_jax.data.order import TrainingOrder
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, shown
 from resnet_jax.models.registry import create_model
 from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
@@ -154,12 +154,6 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     if config.init.cached_stage:
         check_cached_stage(model, template.variables(), shape, config)
     agenda = Agenda(config, order.steps_per_epoch)
-    schedule = create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=order.steps_per_epoch,
-        num_epochs=config.num_epochs,
-    )
     return Task(
         config=config,
         info=info,
@@ -167,7 +161,7 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         optimizer=optimizer,
         order=order,
         agenda=agenda,
-        learning_rates=schedule(np.arange(agenda.total_steps)),
+        learning_rates=_learning_rates(config, config.num_epochs, order.steps_per_epoch),
         hyperparameters=hyperparameters(config, optimizer),
         template=template,
         initial_state=create,
@@ -191,6 +185,47 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     return config
 
 
+def check_extension(task: Task, num_epochs: object) -> None:
+    """Refuses to go on with a run that would have been another one with the new num_epochs.
+
+    Args:
+      task: what is asked for now.
+      num_epochs: those of the run so far.
+
+    Raises:
+      UserError: if the run would become shorter, or what has been trained would have been trained
+        in another way: at other learning rates, or steered by other scores.
+    """
+    config = task.config
+    if num_epochs == config.num_epochs:
+        return
+    asked = f"config field num_epochs was {shown(num_epochs)}, is {config.num_epochs}"
+    if type(num_epochs) is not int or num_epochs > config.num_epochs:
+        raise UserError(f"{asked}; a run can only be extended, name another --workdir")
+    before = _learning_rates(config, num_epochs, task.agenda.steps_per_epoch)
+    if not np.array_equal(before, task.learning_rates[: len(before)]):
+        raise UserError(
+            f"{asked}, on which the learning rates of schedule.name={config.schedule.name!r} "
+            "depend from the first epoch on; name another --workdir"
+        )
+    is_steered = config.schedule.name == "plateau" or config.evaluate.patience
+    if is_steered and not task.agenda.score_due(len(before)):
+        raise UserError(
+            f"{asked}, and the run was scored at its end, which it would not have been with "
+            f"evaluate.every_epochs={config.evaluate.every_epochs}; name another --workdir"
+        )
+
+
+def _learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) -> np.ndarray:
+    schedule = create_schedule(
+        config.schedule,
+        learning_rate=config.optimizer.learning_rate,
+        steps_per_epoch=steps_per_epoch,
+        num_epochs=num_epochs,
+    )
+    return schedule(np.arange(num_epochs * steps_per_epoch))
+
+
 def _model_options(config: ConfigDict) -> dict[str, object]:
     options = config.model.options.to_dict()
     for name in options.keys() & {"name", "num_classes", "dtype"}:
@@ -199,11 +234,13 @@ def _model_options(config: ConfigDict) -> dict[str, object]:
 
 
 def _check_memory(template: TrainState) -> None:
-    """Refuses a state that no device here can hold; to try would take long, or the machine down."""
+    """Refuses a state that can't be held here; to try would take long, or the machine down."""
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
-    there = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > there:
-        raise UserError(
-            f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB and "
-            f"this machine has {there / 2**30:,.1f}; take a smaller model.name or model.options"
-        )
+    device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for place, there in (("the device", device), ("this machine", machine)):
+        if there and needed > there:
+            raise UserError(
+                f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB "
+                f"and {place} has {there / 2**30:,.1f}; take a smaller model.name or model.options"
+            )

@@ -9,6 +9,7 @@ from resnet_jax.data import cache
 from resnet_jax.data.download import (
     TIMEOUT,
     PlainProgress,
+    Progress,
     Remote,
     Unavailable,
     complete,
@@ -36,13 +37,16 @@ FILES = {
 }
 
 
-def weights_file(weights: str, model: str, notify: Callable[[str], None]) -> Path:
+def weights_file(
+    weights: str, model: str, notify: Callable[[str], None], progress: Progress | None = None
+) -> Path:
     """Returns the file that `init.weights` of a config stands for.
 
     Args:
       weights: a path, or "torchvision": its file of the model, from the cache or downloaded.
       model: name of the model.
-      notify: called with lines on the download.
+      notify: called with a line if another process is downloading.
+      progress: told about every piece of the download; None: `notify` is, in plain lines.
 
     Raises:
       UserError: if there is no such file, torchvision publishes none, its host is out of reach, or
@@ -62,14 +66,15 @@ def weights_file(weights: str, model: str, notify: Callable[[str], None]) -> Pat
     if not path.is_file():
         with cache.lock(root, notify):
             if not path.is_file():  # another process may have fetched it meanwhile
-                _download(cache.prepare(root) / f"{path.name}.part", path, notify)
+                part = cache.prepare(root) / f"{path.name}.part"
+                _download(part, path, progress or PlainProgress(notify))
     return path
 
 
-def _download(part: Path, path: Path, notify: Callable[[str], None]) -> None:
+def _download(part: Path, path: Path, progress: Progress) -> None:
     url, digest = URL + path.name, path.stem.rpartition("-")[2]
     try:
-        complete(Remote(url, _remote_size(url), "sha256", digest), part, PlainProgress(notify))
+        complete(Remote(url, _remote_size(url), "sha256", digest), part, progress)
     except Unavailable as error:
         raise UserError(
             f"{error}; name a file that you have by --config.init.weights=FILE"

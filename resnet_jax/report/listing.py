@@ -1,0 +1,65 @@
+"""What can be named on the command line, a line for each name."""
+
+import ast
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from resnet_jax.config.fields import FIELDS
+from resnet_jax.config.load import CONFIGS
+from resnet_jax.errors import unknown
+from resnet_jax.models.registry import MODELS
+from resnet_jax.training.schedules import SCHEDULES, options_of
+from resnet_jax.training.update_rules import OPTIMIZERS
+
+
+def format_list(kind: str) -> str:
+    """Returns the names of a kind, each with a line on what it stands for.
+
+    Args:
+      kind: "models", "configs", "fields", "optimizers" or "schedules".
+
+    Raises:
+      UserError: if there is no such kind.
+    """
+    if kind not in _KINDS:
+        raise unknown("--list", kind, _KINDS)
+    lines = _KINDS[kind]()
+    width = max(map(len, lines))
+    return "\n".join(f"{name:{width}}  {line}" for name, line in lines.items())
+
+
+def _models() -> dict[str, str]:
+    def shown(value: Any) -> str:
+        return value.__name__ if isinstance(value, type) else repr(value)
+
+    def described(model: Any) -> str:
+        options = ", ".join(f"{name}={shown(value)}" for name, value in model.keywords.items())
+        return f"{model.func.__name__}({options})"
+
+    return {name: described(model) for name, model in MODELS.items()}
+
+
+def _configs() -> dict[str, str]:
+    trees = {file.stem: ast.parse(file.read_text()) for file in sorted(CONFIGS.glob("*.py"))}
+    return {n: (ast.get_docstring(tree) or "").partition("\n")[0] for n, tree in trees.items()}
+
+
+def _fields() -> dict[str, str]:
+    return {path: f"{field.help} (default: {field.default!r})" for path, field in FIELDS.items()}
+
+
+def _with_options(function: Callable[..., Any]) -> str:
+    line = (inspect.getdoc(function) or "").partition("\n")[0]
+    parameters = inspect.signature(function).parameters.values()
+    options = ", ".join(p.name for p in parameters if p.kind == p.KEYWORD_ONLY)
+    return f"{line} Options: {options}." if options else line
+
+
+_KINDS: dict[str, Callable[[], dict[str, str]]] = {
+    "models": _models,
+    "configs": _configs,
+    "fields": _fields,
+    "optimizers": lambda: {name: _with_options(rule) for name, rule in OPTIMIZERS.items()},
+    "schedules": lambda: {name: _with_options(options_of(name)) for name in SCHEDULES},
+}
