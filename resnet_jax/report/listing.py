@@ -7,6 +7,7 @@ from typing import Any
 
 from resnet_jax.config.fields import FIELDS
 from resnet_jax.config.load import CONFIGS
+from resnet_jax.data.registry import DATASETS
 from resnet_jax.errors import unknown
 from resnet_jax.models.registry import MODELS
 from resnet_jax.training.schedules import SCHEDULES, options_of
@@ -17,7 +18,7 @@ def format_list(kind: str) -> str:
     """Returns the names of a kind, each with a line on what it stands for.
 
     Args:
-      kind: "models", "configs", "fields", "optimizers" or "schedules".
+      kind: "models", "configs", "datasets", "fields", "optimizers" or "schedules".
 
     Raises:
       UserError: if there is no such kind.
@@ -59,6 +60,7 @@ def _with_options(function: Callable[..., Any]) -> str:
 _KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _models,
     "configs": _configs,
+    "datasets": lambda: {name: _with_options(opened) for name, opened in DATASETS.items()},
     "fields": _fields,
     "optimizers": lambda: {name: _with_options(rule) for name, rule in OPTIMIZERS.items()},
     "schedules": lambda: {name: _with_options(options_of(name)) for name in SCHEDULES},
