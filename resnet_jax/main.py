@@ -40,6 +40,8 @@ from resnet_jax.errors import Interrupted, UserError, unknown
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
+_COMPUTING_MODES = ("train", "eval", "predict")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line.
@@ -97,13 +99,17 @@ def run() -> None:
 
 def _run_mode(settings: "_Settings") -> None:
     # jax takes a second to import: only here, when the command line is known to be good.
-    from resnet_jax import platform
+    import jax
+
+    from resnet_jax import cpu, platform
 
     if settings.config.get("deterministic"):
         platform.request_determinism()
     platform.keep_freed_memory()
     platform.enable_cache()
     platform.quieten_libraries()
+    if settings.mode in _COMPUTING_MODES and jax.default_backend() == "cpu":
+        cpu.enable()
     with platform.memory_errors():
         _ACTIONS[settings.mode](settings)
 

@@ -143,15 +143,14 @@ SHARDED = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax import linen as nn
-from resnet_jax.models.conv import conv_general_dilated
 from resnet_jax.models.normalization import BatchNorm
 
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(8, (3, 3), 2, padding=1, conv_general_dilated=conv_general_dilated)(x)
+        x = nn.Conv(8, (3, 3), 2, padding=1)(x)
         x = BatchNorm()(x, train=True)
-        return nn.Conv(8, (3, 3), padding=1, conv_general_dilated=conv_general_dilated)(x)
+        return nn.Conv(8, (3, 3), padding=1)(x)
 
 net, x = Net(), jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
 x = x * np.arange(1, 9)[:, None, None, None]
