@@ -92,8 +92,10 @@ class VGG(layers.StagedClassifier):
             for index in range(1, size + 1):
                 x = conv(filters, name=f"conv{stage}_{index}")(x)
                 if self.batch_norm:
-                    x = BatchNorm(name=f"bn{stage}_{index}", **dtypes)(x, train=train)
-                x = nn.relu(x)
+                    norm = BatchNorm(name=f"bn{stage}_{index}", **dtypes)
+                    x = norm(x, train=train, activation=nn.relu)
+                else:
+                    x = nn.relu(x)
             x = layers.max_pool(x, 2)
             self.sow("intermediates", f"stage{stage}", x)
             if stage == stop:
