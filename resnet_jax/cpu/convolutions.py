@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.interpreters import mlir
 
 from resnet_jax.cpu import lowering
 from resnet_jax.cpu.patches import kernel_gradient
@@ -52,6 +53,7 @@ def use_onednn(library: ctypes.CDLL) -> None:
     """Makes convolutions and their gradients calls of oneDNN by way of our library."""
     lowering.offer(library, *(f"resnet_jax_{kind}" for kind in KINDS))
     _replace(functools.partial(_onednn, library))
+    _keep_float32()
 
 
 def use_matrix_products() -> None:
@@ -66,8 +68,7 @@ def _replace(choose: Callable[["Convolution"], lowering.Function | None]) -> Non
         convolution = recognise(operands, results[0], params)
         return convolution and choose(convolution)
 
-    usual = lowering.usual_convolution()
-    lowering.replace(lax.conv_general_dilated_p, usual, choose_known)
+    lowering.replace(lax.conv_general_dilated_p, choose_known)
 
 
 def recognise(operands: Sequence[Any], result: Any, params: dict[str, Any]) -> Convolution | None:
@@ -119,7 +120,6 @@ def _onednn(library: ctypes.CDLL, convolution: Convolution) -> lowering.Function
     if input.dtype not in (jnp.float32, jnp.bfloat16):
         return None
     half, number = input.dtype == jnp.bfloat16, KINDS.index(kind)
-    # Many terms are added up: for once XLA may keep the precision, if it is to be float32 anyway.
     precise = kind == "kernel_gradient"
     geometry = np.array([*strides, *pads[0], *pads[1]])
     shapes = np.array([*input.shape, *kernel.shape, *output.shape, *geometry])
@@ -136,6 +136,28 @@ def _onednn(library: ctypes.CDLL, convolution: Convolution) -> lowering.Function
         return function(lhs, rhs, geometry=geometry).astype(result.dtype)
 
     return call
+
+
+def _keep_float32() -> None:
+    """Leaves out that a kernel's gradient is rounded to bfloat16 and back to float32.
+
+    To JAX a bfloat16 convolution has a bfloat16 kernel, the cast of a float32 parameter. oneDNN
+    returns its gradient in float32, which the cast of the gradient takes as it was before rounding.
+    """
+    usual = lowering.usual_lowering(lax.convert_element_type_p)
+
+    def lower(ctx: Any, operand: Any, **params: Any) -> Any:
+        rounding = operand.owner
+        if getattr(rounding, "name", "") == "stablehlo.convert":
+            exact = rounding.operands[0]
+            call = getattr(exact.owner, "attributes", {})
+            ours = "call_target_name" in call and "kernel_gradient" in str(call["call_target_name"])
+            if ours and exact.type == mlir.aval_to_ir_type(ctx.avals_out[0]):
+                return [exact]
+        return usual(ctx, operand, **params)
+
+    # Where a lowering may be cached, it does not see where its operands come from.
+    mlir.register_lowering(lax.convert_element_type_p, lower, platform="cpu", cacheable=False)
 
 
 def _matrix_products(convolution: Convolution) -> lowering.Function | None:

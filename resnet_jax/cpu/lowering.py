@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -18,15 +17,15 @@ Function = Callable[..., Any]
 Choose = Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Function | None]
 
 
-def replace(primitive: Primitive, usual: Callable[..., Any], choose: Choose) -> None:
+def replace(primitive: Primitive, choose: Choose) -> None:
     """Makes programs that are lowered for a CPU from now on compute a primitive otherwise.
 
     Args:
       primitive: the primitive.
-      usual: what it is lowered to where `choose` returns None.
       choose: returns the function that computes it, from the shapes and dtypes of its operands and
         results, and its parameters; None: leave it as it is.
     """
+    usual = usual_lowering(primitive)
 
     def lower(ctx: Any, *operands: Any, **params: Any) -> Any:
         module = ctx.module_context
@@ -42,9 +41,10 @@ def replace(primitive: Primitive, usual: Callable[..., Any], choose: Choose) -> 
 
 
 @functools.cache  # so that it is never ours
-def usual_convolution() -> Callable[..., Any]:
-    """Returns what JAX lowers convolutions to on a CPU, which has no public name."""
-    return mlir._platform_specific_lowerings["cpu"][lax.conv_general_dilated_p].rule
+def usual_lowering(primitive: Primitive) -> Callable[..., Any]:
+    """Returns what JAX lowers a primitive to on a CPU, for which there is no public name."""
+    of_cpu = mlir._platform_specific_lowerings["cpu"]
+    return (of_cpu.get(primitive) or mlir._lowerings[primitive]).rule
 
 
 def offer(library: ctypes.CDLL, *names: str) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.interpreters import mlir
 
 from resnet_jax.cpu import lowering
 from resnet_jax.models import normalization
@@ -19,11 +18,8 @@ _NORM, _GRADIENT = "resnet_jax_normalize", "resnet_jax_normalize_gradient"
 def use(library: ctypes.CDLL) -> None:
     """Makes batch norms and their gradients calls of our library."""
     lowering.offer(library, _NORM, _GRADIENT)
-    for name, primitive, usual in (
-        (_NORM, normalization.normalize_p, normalization.normalize),
-        (_GRADIENT, normalization.normalize_gradient_p, normalization.normalize_gradient),
-    ):
-        lowering.replace(primitive, mlir.lower_fun(usual), functools.partial(_call, name))
+    lowering.replace(normalization.normalize_p, functools.partial(_call, _NORM))
+    lowering.replace(normalization.normalize_gradient_p, functools.partial(_call, _GRADIENT))
 
 
 def _call(
