@@ -142,10 +142,12 @@ def stop_signals() -> Iterator[list[int]]:
 
 def _summarise(settings: "_Settings") -> None:
     from resnet_jax.data.datasets import dataset_info
+    from resnet_jax.platform import compute_dtype
     from resnet_jax.report.summary import format_model, format_schedule
     from resnet_jax.training.task import create_task
 
     config = settings.config
+    config.model.dtype = compute_dtype(config.model.dtype)
     task = create_task(config, dataset_info(config.data))
     print(format_model(task.network.module, task.input_shape))
     print(f"\nlearning rate, {config.schedule.name}")

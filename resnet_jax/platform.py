@@ -144,6 +144,27 @@ def cpu_features() -> frozenset[str]:
     return frozenset()
 
 
+def compute_dtype(wanted: str) -> str:
+    """Returns the dtype that a training computes in here: "float32" or "bfloat16".
+
+    Args:
+      wanted: one of both, or "auto": bfloat16 where the device has instructions for it.
+
+    Raises:
+      UserError: if it is to be bfloat16 and the device would have to emulate it.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    has_bfloat16 = not on_cpu or bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
+    if wanted == "bfloat16" and not has_bfloat16:
+        raise UserError(
+            "config field model.dtype is 'bfloat16', for which this processor has no instructions "
+            "(AVX-512 BF16, AMX); set it to 'float32', or to 'auto'"
+        )
+    if wanted == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    return wanted
+
+
 @functools.cache
 def quieten_libraries() -> None:
     """Keeps off the screen what orbax and its threads say of errors that they raise too."""

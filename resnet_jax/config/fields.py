@@ -58,8 +58,9 @@ FIELDS: dict[str, Field] = {
     "model.num_classes": Field(10, Count, "number of logits"),
     "model.dtype": Field(
         "float32",
-        Literal["float32", "bfloat16"],
-        "dtype of the computation; parameters, statistics and loss stay float32",
+        Literal["float32", "bfloat16", "auto"],
+        "dtype of the computation; parameters, statistics and loss stay float32; 'auto': bfloat16 "
+        "on GPUs and on CPUs that have instructions for it",
     ),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
     "init.weights": Field(

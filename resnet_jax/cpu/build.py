@@ -92,7 +92,7 @@ def _find_onednn() -> pathlib.Path:
             for folder in ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH')}"):
                 if (path := pathlib.Path(prefix, folder, "libdnnl.so.3")).is_file():
                     return path
-    raise Unavailable(f"found no oneDNN; {_HOW}")
+    raise Unavailable(f"there is no oneDNN; {_HOW}")
 
 
 def _key(command: Sequence[str]) -> str:
@@ -109,11 +109,11 @@ def _compile(command: Sequence[str], path: pathlib.Path) -> None:
     try:
         subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True)
     except FileNotFoundError:
-        raise Unavailable(f"found no compiler {command[0]}; {_HOW}") from None
+        raise Unavailable(f"there is no compiler {command[0]}; {_HOW}") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
         what = f": {said[0]}" if said else ""
-        raise Unavailable(f"{command[0]} failed on {path.stem}{what}; {_HOW}") from None
+        raise Unavailable(f"{command[0]} failed{what}; {_HOW}") from None
     os.replace(unfinished, path)
 
 

@@ -23,7 +23,7 @@ from resnet_jax.data.datasets import (
     split_sizes,
 )
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.platform import check_deterministic
+from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.recorder import Recorder
@@ -84,6 +84,7 @@ def train_and_evaluate(
       Interrupted: if a signal arrived; the state was saved.
     """
     config = validate(config)
+    config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()
     task = create_task(config, dataset.info if dataset else dataset_info(config.data))
