@@ -53,7 +53,9 @@ def test_without_a_compiler(tmp_path, monkeypatch, script, reason):
 
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(Unavailable, match="can't write to .*cache/resnet_jax/cpu: Not a directory"):
+    with pytest.raises(
+        Unavailable, match=r"can't write to .*cache/resnet_jax/cpu: Not a directory"
+    ):
         build._built(lambda line: None)
 
 

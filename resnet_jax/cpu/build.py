@@ -55,9 +55,9 @@ def _built(notify: Callable[[str], None]) -> pathlib.Path:
     command = _command()
     folder = pathlib.Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False), "cpu")
     path = folder / f"{_key(command)}.so"
-    if path.exists():
-        return path
     try:
+        if path.exists():
+            return path
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles, the others wait
