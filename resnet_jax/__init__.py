@@ -55,6 +55,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("resnet-flax-cifar")
+    if name == "cpu":
+        return importlib.import_module("resnet_jax.cpu")
     if name not in _HOMES:
         raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
     return getattr(importlib.import_module(f"resnet_jax.{_HOMES[name]}"), name)

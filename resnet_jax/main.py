@@ -41,6 +41,8 @@ from resnet_jax.errors import Interrupted, UserError, unknown
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
+_COMPUTING_MODES = ("train", "eval", "predict")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command line.
@@ -98,13 +100,17 @@ def run() -> None:
 
 def _run_mode(settings: "_Settings") -> None:
     # jax takes a second to import: only here, when the command line is known to be good.
-    from resnet_jax import platform
+    import jax
+
+    from resnet_jax import cpu, platform
 
     if settings.config.get("deterministic"):
         platform.request_determinism()
     platform.keep_freed_memory()
     platform.enable_cache()
     platform.quieten_libraries()
+    if settings.mode in _COMPUTING_MODES and jax.default_backend() == "cpu":
+        cpu.enable()
     with platform.memory_errors():
         (_list if settings.listed else _ACTIONS[settings.mode])(settings)
 
@@ -143,10 +149,12 @@ def stop_signals() -> Iterator[list[int]]:
 
 def _summarise(settings: "_Settings") -> None:
     from resnet_jax.data.registry import open_dataset
+    from resnet_jax.platform import compute_dtype
     from resnet_jax.report.summary import format_model, format_schedule
     from resnet_jax.training.task import create_task
 
     config = settings.config
+    config.model.dtype = compute_dtype(config.model.dtype)
     task = create_task(config, open_dataset(config.data).info)
     print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
     print(f"\nlearning rate, {config.schedule.name}")

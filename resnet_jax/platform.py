@@ -4,7 +4,9 @@ import contextlib
 import ctypes
 import functools
 import logging
+import math
 import os
+import pathlib
 import platform
 import sys
 import warnings
@@ -107,6 +109,62 @@ def keep_freed_memory() -> None:
     mallopt(_M_MMAP_MAX, 0)
     mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def num_threads() -> int:
+    """Returns how many threads this process may keep busy.
+
+    The environment variable OMP_NUM_THREADS decides; otherwise its affinity and its control group.
+    """
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    if given.isdecimal() and int(given):
+        return int(given)
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, _cpu_quota())))
+
+
+def _cpu_quota(root: str = "/sys/fs/cgroup", process: str = "/proc/self/cgroup") -> float:
+    """Returns the number of cores that the process's control group (version 2) may use at once."""
+    quota = math.inf
+    with contextlib.suppress(OSError, ValueError):
+        group = pathlib.Path(root, pathlib.Path(process).read_text().split("::", 1)[1].strip("/\n"))
+        for folder in (group, *group.parents):
+            if (folder / "cpu.max").is_file():
+                most, period = (folder / "cpu.max").read_text().split()
+                quota = min(quota, math.inf if most == "max" else int(most) / int(period))
+    return quota
+
+
+@functools.cache
+def cpu_features() -> frozenset[str]:
+    """Returns the names of the processor's features, as Linux has them; elsewhere none."""
+    with contextlib.suppress(OSError):
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def compute_dtype(wanted: str) -> str:
+    """Returns the dtype that a training computes in here: "float32" or "bfloat16".
+
+    Args:
+      wanted: one of both, or "auto": bfloat16 where the device has instructions for it.
+
+    Raises:
+      UserError: if it is to be bfloat16 and the device would have to emulate it.
+    """
+    on_cpu = jax.default_backend() == "cpu"
+    has_bfloat16 = not on_cpu or bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
+    if wanted == "bfloat16" and not has_bfloat16:
+        raise UserError(
+            "config field model.dtype is 'bfloat16', for which this processor has no instructions "
+            "(AVX-512 BF16, AMX); set it to 'float32', or to 'auto'"
+        )
+    if wanted == "auto":
+        return "bfloat16" if has_bfloat16 else "float32"
+    return wanted
 
 
 @functools.cache

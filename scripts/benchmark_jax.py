@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from benchmark_worker import Answer, compile_seconds, obey, say
 
+from resnet_jax import cpu
 from resnet_jax.config.load import default_config, validate
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.platform import keep_freed_memory, memory_errors
@@ -122,6 +123,8 @@ def main() -> None:
     """Reads what to measure from standard input, says what it is, and obeys."""
     spec = json.loads(sys.stdin.readline())
     keep_freed_memory()
+    if jax.default_backend() == "cpu":
+        cpu.enable()
     measurement = Measurement(spec)
     unit = measurement.trainer.steps_per_dispatch
     where = provenance()

@@ -27,24 +27,19 @@ def pytest_configure(config):
 
 @pytest.fixture(autouse=True, scope="session")
 def quick_programs():
-    """Models take XLA's convolution, which compiles sooner than ours, and all programs are kept."""
-    import jax
-
+    """The command line compiles nothing of ours, convolutions are XLA's; all programs are kept."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("resnet_jax.models.layers.conv_general_dilated", jax.lax.conv_general_dilated)
+        patch.setattr("resnet_jax.cpu.enable", lambda: False)
         # The command line would keep only what takes long to compile.
         patch.setattr("resnet_jax.platform.enable_cache", lambda: None)
         yield
 
 
 @pytest.fixture
-def optimized_programs(monkeypatch):
-    """Models and programs of this test are those that users get: our convolution, optimised."""
+def optimized_programs():
+    """Programs of this test are optimised."""
     import jax
 
-    from resnet_jax.models import conv
-
-    monkeypatch.setattr("resnet_jax.models.layers.conv_general_dilated", conv.conv_general_dilated)
     jax.config.update("jax_disable_most_optimizations", False)
     yield
     jax.config.update("jax_disable_most_optimizations", True)

@@ -13,7 +13,7 @@ FLOORS = (
     {"runs", "weights"},
     {"training"},
     {"inference"},
-    {"report"},
+    {"cpu", "report"},
     {"main", "resnet_jax"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

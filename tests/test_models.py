@@ -217,6 +217,32 @@ def test_gradients_at_full_size(name):
 
 @pytest.mark.usefixtures("narrow_classifiers")
 @pytest.mark.parametrize("name", ["cnn", "resnet_small", "preact_resnet18", "vgg11_bn", "vit_tiny"])
+def test_derivatives_of_any_kind_can_be_traced(name):
+    model, images = small(name), np.zeros((2, 32, 32, 3), np.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), KEY, images)
+    params = variables.pop("params")
+
+    def loss(params, images):
+        rngs = {"dropout": KEY}
+        everything = {**jax.tree.map(lambda s: jnp.zeros(s.shape), variables), "params": params}
+        logits = model.apply(everything, images, train=True, mutable=["batch_stats"], rngs=rngs)[0]
+        return (logits**2).sum()
+
+    def all_kinds(params, images):
+        gradient = jax.grad(loss)
+        forward = jax.jvp(loss, (params, images), (params, images))[1]
+        over_reverse = jax.jvp(lambda p: gradient(p, images), (params,), (params,))[1]
+        twice = jax.grad(lambda p: sum(map(jnp.sum, jax.tree.leaves(gradient(p, images)))))(params)
+        mapped = jax.vmap(gradient, (None, 0))(params, jnp.stack([images, images]))
+        scanned = jax.lax.scan(lambda p, _: (gradient(p, images), None), params, None, length=2)[0]
+        return forward, over_reverse, twice, mapped, scanned
+
+    forward, *trees = jax.eval_shape(all_kinds, params, images)
+    assert forward.shape == ()
+    assert all(jax.tree.structure(tree) == jax.tree.structure(params) for tree in trees)
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet_small", "preact_resnet18", "vgg11_bn", "vit_tiny"])
 def test_bfloat16_is_near_float32(name):
     images = random_images(4, 32, 32, 3)
     model, half = small(name), small(name, dtype="bfloat16")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from resnet_jax.models.normalization import BatchNorm
 
@@ -64,6 +65,57 @@ def test_scale_and_bias_are_optional():
     assert "params" not in v
     y, _ = norm.apply(v, x, train=True, mutable="batch_stats")
     np.testing.assert_allclose(y, reference(x, 1, 0)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("with_shortcut", [False, True])
+@pytest.mark.parametrize("activation", [None, nn.relu, nn.gelu])
+def test_shortcut_and_activation_follow(activation, with_shortcut):
+    x, v = sample((6, 5, 4)), variables(4)
+    other = sample((6, 5, 4), offset=0.0) if with_shortcut else None
+    ends = {"shortcut": other, "activation": activation}
+
+    def ours(x, train):
+        return BatchNorm().apply(v, x, train=train, mutable="batch_stats", **ends)[0]
+
+    def theirs(x, train):
+        y = BatchNorm().apply(v, x, train=train, mutable="batch_stats")[0]
+        y = y + other if with_shortcut else y
+        return activation(y) if activation else y
+
+    for train in (True, False):
+        (a, slope), (b, slope_b) = (
+            jax.value_and_grad(lambda x, f=f, train=train: (f(x, train) ** 2).sum())(x)
+            for f in (ours, theirs)
+        )
+        np.testing.assert_allclose(a, b, rtol=1e-5)
+        np.testing.assert_allclose(slope, slope_b, rtol=1e-4, atol=1e-4)
+
+
+def test_derivatives_of_any_kind_are_those_of_the_formula():
+    x, v, direction = sample((6, 5, 4)), variables(4), sample((6, 5, 4), offset=0.0) / 5
+
+    def ours(x):
+        norm = BatchNorm()
+        y, after = norm.apply(v, x, train=True, mutable="batch_stats", activation=nn.relu)
+        return (y**3).sum() + after["batch_stats"]["var"].sum()
+
+    def theirs(x):
+        y, _, var = reference(x, **v["params"])
+        running = 0.9 * v["batch_stats"]["var"] + 0.1 * var * 30 / 29
+        return (nn.relu(y) ** 3).sum() + running.sum()
+
+    def forward(f):
+        return jax.jvp(f, (x,), (direction,))
+
+    def forward_over_reverse(f):
+        return jax.jvp(jax.grad(f), (x,), (direction,))
+
+    def reverse_over_reverse(f):
+        return jax.grad(lambda x: (jax.grad(f)(x) * direction).sum())(x)
+
+    for derivative in (forward, forward_over_reverse, reverse_over_reverse):
+        a, b = derivative(ours), derivative(theirs)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3), a, b)
 
 
 @pytest.mark.parametrize("shape", [(6, 4), (6, 5, 7, 4)])
@@ -143,15 +195,17 @@ SHARDED = """
 import jax, numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from flax import linen as nn
-from resnet_jax.models.conv import conv_general_dilated
+from resnet_jax import cpu
 from resnet_jax.models.normalization import BatchNorm
+
+cpu.enable()
 
 class Net(nn.Module):
     @nn.compact
     def __call__(self, x):
-        x = nn.Conv(8, (3, 3), 2, padding=1, conv_general_dilated=conv_general_dilated)(x)
+        x = nn.Conv(8, (3, 3), 2, padding=1)(x)
         x = BatchNorm()(x, train=True)
-        return nn.Conv(8, (3, 3), padding=1, conv_general_dilated=conv_general_dilated)(x)
+        return nn.Conv(8, (3, 3), padding=1)(x)
 
 net, x = Net(), jax.random.normal(jax.random.key(0), (8, 8, 8, 3))
 x = x * np.arange(1, 9)[:, None, None, None]

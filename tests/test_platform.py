@@ -21,8 +21,10 @@ FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 # A run in a process of its own: a digest of every leaf at the end.
 RUN = """
 import hashlib, json, sys, tiny_run
+from resnet_jax import cpu
 from resnet_jax.training.loop import train_and_evaluate
 
+cpu.enable()
 config = tiny_run.get_config()
 config.num_epochs = 1
 _, state = train_and_evaluate(config, sys.argv[1])
@@ -56,6 +58,47 @@ def test_a_gpu_without_the_flags_is_refused(monkeypatch, tmp_path):
 
 def test_a_cpu_needs_no_flags():
     platform.check_deterministic()
+
+
+def test_threads_are_those_that_the_process_may_use(monkeypatch, tmp_path):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert platform.num_threads() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "")
+    monkeypatch.setattr(platform, "_cpu_quota", lambda: 2.5)
+    assert platform.num_threads() == 3
+    monkeypatch.setattr(platform, "_cpu_quota", lambda: float("inf"))
+    assert platform.num_threads() == 8
+
+
+def test_a_control_group_and_those_above_it_limit_the_threads(tmp_path):
+    process, group = tmp_path / "cgroup", tmp_path / "root" / "a" / "b"
+    process.write_text("4:memory:/x\n0::/a/b\n")
+    group.mkdir(parents=True)
+    for folder, limit in ((group, "max 100000"), (group.parent, "150000 100000")):
+        (folder / "cpu.max").write_text(f"{limit}\n")
+    assert platform._cpu_quota(str(tmp_path / "root"), str(process)) == 1.5
+    assert platform._cpu_quota(str(tmp_path / "none"), str(process)) == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("backend", "features", "auto"),
+    [
+        ("gpu", set(), "bfloat16"),
+        ("cpu", {"avx2", "avx512_bf16"}, "bfloat16"),
+        ("cpu", {"avx2", "avx512f"}, "float32"),
+    ],
+)
+def test_bfloat16_is_for_devices_with_instructions_for_it(monkeypatch, backend, features, auto):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(platform, "cpu_features", lambda: frozenset(features))
+    assert platform.compute_dtype("auto") == auto
+    assert platform.compute_dtype("float32") == "float32"
+    if auto == "bfloat16":
+        assert platform.compute_dtype("bfloat16") == "bfloat16"
+    else:
+        with pytest.raises(UserError, match=r"model\.dtype is 'bfloat16', for which"):
+            platform.compute_dtype("bfloat16")
 
 
 def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():

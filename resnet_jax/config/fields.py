@@ -41,7 +41,7 @@ _Part = Annotated[float, Bounds(above=0, high=1)]
 _Area = tuple[_Part, _Part]
 _Side = Annotated[float, Bounds(above=0, high=100)]
 _Ratio = tuple[_Side, _Side]
-_Dtype = Literal["float32", "bfloat16"]
+_Dtype = Literal["float32", "bfloat16", "auto"]
 _OnFault = Literal["stop", "skip"]
 _Crop = Literal["zero", "reflect"]
 _Flip = Literal["none", "random", "alternating"]
@@ -59,7 +59,7 @@ FIELDS: dict[str, Field] = {
     # Model
     "model.name": Field("resnet_v2", str, "a name of --list=models"),
     "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
-    "model.dtype": Field("float32", _Dtype, "of the computation; parameters and loss are float32"),
+    "model.dtype": Field("float32", _Dtype, "of the computation; auto: bfloat16 where it is fast"),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
     "init.weights": Field("", str, "file of PyTorch weights, or 'torchvision'; empty: random ones"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),

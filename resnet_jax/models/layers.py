@@ -16,7 +16,6 @@ from flax.typing import Dtype, Initializer
 
 from resnet_jax.config.checks import Bounds, Count, Total
 from resnet_jax.errors import UserError, shown
-from resnet_jax.models.conv import conv_general_dilated
 
 
 def _floating(what: str, value: Any) -> jnp.dtype:
@@ -95,7 +94,7 @@ class Conv(nn.Module):
             bias_init = self.bias_init or torch_bias_init(fan_in)
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = conv_general_dilated(
+        y = jax.lax.conv_general_dilated(
             x,
             kernel,
             window_strides=(self.strides, self.strides),

@@ -1,12 +1,99 @@
-"""Batch normalization with the numerics of PyTorch."""
+"""Batch normalization with the numerics of PyTorch, and what follows it in a network.
+
+It is three primitives of JAX: the norm, its forward derivative and its gradient. Their rules and
+what they are lowered to are plain JAX; a platform may have other lowerings of them (see
+`resnet_jax.cpu`), and whatever differentiates or batches a network need not know.
+"""
 
 import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+
+def normalize(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    *shortcut: jax.Array,
+    epsilon: float,
+    relu: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `relu(x normalised over its batch * scale + bias + shortcut)`, and the statistics.
+
+    Args:
+      x: `[..., features]`.
+      scale: float32 `[features]`.
+      bias: float32 `[features]`.
+      *shortcut: nothing, or an array like `x`.
+      epsilon: added to the variance.
+      relu: whether there is a ReLU; with a shortcut there must be.
+
+    Returns:
+      An array like `x`; mean and biased variance, float32 `[features]`.
+    """
+    x32 = x.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    mean = _sum(x32) / count
+    var = _sum(jnp.square(x32 - mean)) / count
+    y = (x32 - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    for other in shortcut:
+        y = y + other.astype(jnp.float32)
+    return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
+
+
+def _tangent(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, *rest: jax.Array, epsilon: float, relu: bool
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the derivatives of what `normalize` returns in the direction of the tangents.
+
+    `rest` is the mean, the variance, `y` if there is a ReLU, and the tangents of all arguments.
+    """
+    y, tangents = rest[2 : 2 + relu], rest[2 + relu :]
+    norm = functools.partial(normalize, epsilon=epsilon, relu=False)
+    dy, dmean, dvar = jax.jvp(norm, (x, scale, bias), tangents[:3])[1]
+    dy = sum(tangents[3:], dy)
+    return (jnp.where(y[0] > 0, dy, 0) if relu else dy), dmean, dvar
+
+
+def normalize_gradient(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    dy: jax.Array,
+    dmean: jax.Array,
+    dvar: jax.Array,
+    *y: jax.Array,
+    epsilon: float,
+    relu: bool,
+    shortcut: bool,
+) -> tuple[jax.Array, ...]:
+    """Returns the gradients of the arguments of `normalize`, from those of its results.
+
+    `y` is what `normalize` returned if there is a ReLU, else nothing.
+    """
+    if relu:
+        dy = jnp.where(y[0] > 0, dy, 0)
+    dy32 = dy.astype(jnp.float32)
+    count = x.size // x.shape[-1]
+    centred = x.astype(jnp.float32) - mean
+    rstd = lax.rsqrt(var + epsilon)
+    dbias = _sum(dy32)
+    dscale = _sum(dy32 * centred) * rstd
+    # Three numbers per feature, so that one pass over the two arrays gives dx.
+    factor = rstd * scale
+    slope = (2 * dvar - factor * rstd * dscale) / count
+    offset = (dmean - factor * dbias) / count
+    dx = factor * dy32 + slope * centred + offset
+    return (dx.astype(x.dtype), dscale, dbias, *([dy] if shortcut else []))
 
 
 def _sum(x: jax.Array) -> jax.Array:
@@ -23,49 +110,64 @@ def _sum(x: jax.Array) -> jax.Array:
     return lax.platform_dependent(x, cpu=in_two_steps, default=at_once)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype: Any
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns `x` normalised over its batch, in `dtype`, and the mean and biased variance."""
-    return _normalize_fwd(x, scale, bias, epsilon, dtype)[0]
+def _primitive(name: str, function: Callable[..., Sequence[jax.Array]]) -> Primitive:
+    """Returns a primitive that is lowered, differentiated and batched as `function` is."""
+    primitive = Primitive(name)
+    primitive.multiple_results = True
+
+    @functools.partial(jax.jit, static_argnames="params")
+    def run(*args: jax.Array, params: tuple[tuple[str, Any], ...]) -> Sequence[jax.Array]:
+        return primitive.bind(*args, **dict(params))
+
+    def shapes(*args: Any, **params: Any) -> list[jax.core.ShapedArray]:
+        results = jax.eval_shape(functools.partial(function, **params), *args)
+        return [jax.core.ShapedArray(result.shape, result.dtype) for result in results]
+
+    def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
+        tangents = tuple(map(ad.instantiate_zeros, tangents))
+        return jax.jvp(functools.partial(function, **params), tuple(primals), tangents)
+
+    def batch(args: Any, axes: Any, **params: Any) -> Any:
+        results = jax.vmap(functools.partial(function, **params), axes)(*args)
+        return results, [0] * len(results)
+
+    primitive.def_impl(lambda *args, **params: run(*args, params=tuple(params.items())))
+    primitive.def_abstract_eval(shapes)
+    ad.primitive_jvps[primitive] = jvp
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(function))
+    return primitive
 
 
-def _normalize_fwd(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float, dtype: Any
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, ...]]:
-    x32 = x.astype(jnp.float32)
-    count = x.size // x.shape[-1]
-    mean = _sum(x32) / count
-    var = _sum(jnp.square(x32 - mean)) / count
-    factor = lax.rsqrt(var + epsilon) * scale.astype(jnp.float32)
-    y = (x32 - mean) * factor + bias.astype(jnp.float32)
-    return (y.astype(dtype), mean, var), (x, scale, bias, mean, var)
+normalize_p = _primitive("batch_norm", normalize)
+normalize_tangent_p = _primitive("batch_norm_tangent", _tangent)
+normalize_gradient_p = _primitive("batch_norm_gradient", normalize_gradient)
 
 
-def _normalize_bwd(
-    epsilon: float,
-    dtype: Any,
-    residuals: tuple[jax.Array, ...],
-    cotangents: tuple[jax.Array, jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    x, scale, bias, mean, var = residuals
-    dy, dmean, dvar = cotangents
-    dy = dy.astype(jnp.float32)
-    count = x.size // x.shape[-1]
-    centred = x.astype(jnp.float32) - mean
-    rstd = lax.rsqrt(var + epsilon)
-    dbias = _sum(dy)
-    dscale = _sum(dy * centred) * rstd
-    # Three numbers per feature, so that one pass over the two arrays gives dx.
-    factor = rstd * scale.astype(jnp.float32)
-    slope = (2 * dvar - factor * rstd * dscale) / count
-    offset = (dmean - factor * dbias) / count
-    dx = factor * dy + slope * centred + offset
-    return dx.astype(x.dtype), dscale.astype(scale.dtype), dbias.astype(bias.dtype)
+def _jvp(primals: Any, tangents: Any, epsilon: float, relu: bool) -> Any:
+    y, mean, var = results = normalize_p.bind(*primals, epsilon=epsilon, relu=relu)
+    known = (*primals[:3], mean, var, *([y] if relu else []))
+    tangents = map(ad.instantiate_zeros, tangents)
+    return results, normalize_tangent_p.bind(*known, *tangents, epsilon=epsilon, relu=relu)
 
 
-_normalize.defvjp(_normalize_fwd, _normalize_bwd)
+def _transpose(cotangents: Any, *args: Any, epsilon: float, relu: bool) -> Any:
+    known, tangents = args[: 5 + relu], args[5 + relu :]
+    gradients = normalize_gradient_p.bind(
+        *known[:5],
+        *map(ad.instantiate_zeros, cotangents),
+        *known[5:],
+        epsilon=epsilon,
+        relu=relu,
+        shortcut=len(tangents) == 4,
+    )
+    wanted = map(ad.is_undefined_primal, tangents)
+    found = [g if want else None for g, want in zip(gradients, wanted, strict=True)]
+    return [None] * len(known) + found
+
+
+ad.primitive_jvps[normalize_p] = _jvp
+ad.primitive_transposes[normalize_tangent_p] = _transpose
 
 
 class BatchNorm(nn.Module):
@@ -98,13 +200,22 @@ class BatchNorm(nn.Module):
     param_dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Normalises `x`.
+    def __call__(
+        self,
+        x: jax.Array,
+        *,
+        train: bool,
+        shortcut: jax.Array | None = None,
+        activation: Callable[[jax.Array], jax.Array] | None = None,
+    ) -> jax.Array:
+        """Normalises `x`; returns `activation(norm(x) + shortcut)`.
 
         Args:
           x: [..., features], of any float dtype.
           train: use the statistics of the batch and update the running ones, which needs
             `batch_stats` to be mutable; otherwise use the running ones.
+          shortcut: added to the normalised values, of their shape; None: nothing is.
+          activation: what follows; None: nothing does. `nn.relu` is computed with the norm.
 
         Returns:
           An array of the shape of `x`, in `dtype`.
@@ -118,15 +229,23 @@ class BatchNorm(nn.Module):
             bias = self.param("bias", self.bias_init, features, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
-        if not train:
-            factor = lax.rsqrt(running_var.value + self.epsilon) * scale.astype(jnp.float32)
-            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias.astype(jnp.float32)
-            return y.astype(dtype)
-        y, mean, var = _normalize(x, scale, bias, self.epsilon, dtype)
-        if not self.is_initializing():
-            count = x.size // x.shape[-1]
-            unbiased = var * (count / max(count - 1, 1))
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * mean
-            running_var.value = keep * running_var.value + (1 - keep) * unbiased
-        return y
+        x, scale, bias = x.astype(dtype), scale.astype(jnp.float32), bias.astype(jnp.float32)
+        if train:
+            relu = activation is nn.relu
+            fused = (shortcut.astype(dtype),) if relu and shortcut is not None else ()
+            y, mean, var = normalize_p.bind(x, scale, bias, *fused, epsilon=self.epsilon, relu=relu)
+            if not self.is_initializing():
+                count = x.size // x.shape[-1]
+                unbiased = var * (count / max(count - 1, 1))
+                keep = self.momentum
+                running_mean.value = keep * running_mean.value + (1 - keep) * mean
+                running_var.value = keep * running_var.value + (1 - keep) * unbiased
+            if relu:
+                return y
+        else:
+            factor = lax.rsqrt(running_var.value + self.epsilon) * scale
+            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
+            y = y.astype(dtype)
+        if shortcut is not None:
+            y = y + shortcut
+        return activation(y) if activation else y

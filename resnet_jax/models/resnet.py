@@ -58,15 +58,17 @@ class ResidualBlock(nn.Module):
     expansion: ClassVar[int] = 1
     pre_activation: ClassVar[bool] = False
 
-    def activate(self, x: jax.Array) -> jax.Array:
-        """Applies the non-linearity, as a layer."""
-        return layers.Function(self.activation)(x)
-
-    def last_norm(self, name: str) -> nn.Module:
-        """Returns the norm that ends the branch of a block that is not pre-activation."""
-        if self.zero_init_residual:
-            return self.norm(scale_init=nn.initializers.zeros, name=name)
-        return self.norm(name=name)
+    def finish(
+        self, branch: jax.Array, shortcut: jax.Array, name: str, *, train: bool
+    ) -> jax.Array:
+        """Ends a post-activation block: its last norm, of that name, sum and activation."""
+        init = {"scale_init": nn.initializers.zeros} if self.zero_init_residual else {}
+        norm = self.norm(name=name, **init)
+        if self.attention is None and not self.stochastic_depth_rate:  # all in one
+            added = None if self.shortcut == "none" else shortcut
+            return norm(branch, train=train, shortcut=added, activation=self.activation)
+        branch = norm(branch, train=train)
+        return layers.Function(self.activation)(self.add_shortcut(branch, shortcut, train=train))
 
     def last_conv(self, features: int, side: int, name: str) -> nn.Module:
         """Returns the convolution that ends the branch of a pre-activation block.
@@ -122,9 +124,8 @@ class BasicBlock(ResidualBlock):
             strides = self.strides if index == 1 else 1
             x = self.conv(self.filters, (3, 3), strides, 1, name=f"conv{index}")(x)
             if index < self.num_convs:
-                x = self.activate(self.norm(name=f"bn{index}")(x, train=train))
-        x = self.last_norm(f"bn{self.num_convs}")(x, train=train)
-        return self.activate(self.add_shortcut(x, shortcut, train=train))
+                x = self.norm(name=f"bn{index}")(x, train=train, activation=self.activation)
+        return self.finish(x, shortcut, f"bn{self.num_convs}", train=train)
 
 
 class BottleneckBlock(ResidualBlock):
@@ -137,12 +138,11 @@ class BottleneckBlock(ResidualBlock):
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
         shortcut = x if self.same_shape(x) else self.project(x, train=train)
         x = self.conv(self.filters, (1, 1), name="conv1")(x)
-        x = self.activate(self.norm(name="bn1")(x, train=train))
+        x = self.norm(name="bn1")(x, train=train, activation=self.activation)
         x = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(x)
-        x = self.activate(self.norm(name="bn2")(x, train=train))
+        x = self.norm(name="bn2")(x, train=train, activation=self.activation)
         x = self.conv(self.filters * self.expansion, (1, 1), name="conv3")(x)
-        x = self.last_norm("bn3")(x, train=train)
-        return self.activate(self.add_shortcut(x, shortcut, train=train))
+        return self.finish(x, shortcut, "bn3", train=train)
 
 
 class PreActivationBlock(ResidualBlock):
@@ -153,10 +153,10 @@ class PreActivationBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
-        y = self.activate(self.norm(name="bn1")(x, train=train))
+        y = self.norm(name="bn1")(x, train=train, activation=self.activation)
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv1")(y)
-        y = self.activate(self.norm(name="bn2")(y, train=train))
+        y = self.norm(name="bn2")(y, train=train, activation=self.activation)
         y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
         y = self.last_conv(self.filters, 3, "conv2")(y)
         return self.add_shortcut(y, shortcut, train=train)
@@ -171,12 +171,12 @@ class PreActivationBottleneckBlock(ResidualBlock):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
-        y = self.activate(self.norm(name="bn1")(x, train=train))
+        y = self.norm(name="bn1")(x, train=train, activation=self.activation)
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
         y = self.conv(self.filters, (1, 1), name="conv1")(y)
-        y = self.activate(self.norm(name="bn2")(y, train=train))
+        y = self.norm(name="bn2")(y, train=train, activation=self.activation)
         y = self.conv(self.filters, (3, 3), self.strides, 1, name="conv2")(y)
-        y = self.activate(self.norm(name="bn3")(y, train=train))
+        y = self.norm(name="bn3")(y, train=train, activation=self.activation)
         y = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(y)
         y = self.last_conv(self.filters * self.expansion, 1, "conv3")(y)
         return self.add_shortcut(y, shortcut, train=train)
@@ -208,7 +208,8 @@ class ResNet(layers.StagedClassifier):
       zero_init_residual: whether each branch starts at zero: its last norm, or in pre-activation
         blocks its last convolution.
       activation: the non-linearity.
-      norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`.
+      norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`; what it
+        makes is called as `BatchNorm` is.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
 
@@ -275,7 +276,7 @@ class ResNet(layers.StagedClassifier):
             if stage == stop:
                 return x
         if self.final_norm:
-            x = layers.Function(self.activation)(norm(name="final_bn")(x, train=train))
+            x = norm(name="final_bn")(x, train=train, activation=self.activation)
         x = layers.Function(layers.global_avg_pool)(x)
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return layers.apply_head(x, self.num_classes, functools.partial(layers.Dense, **dtypes))
@@ -294,7 +295,7 @@ class ResNet(layers.StagedClassifier):
         else:
             x = conv(filters, (3, 3), 1, 1, name="conv1")(x)
         if not self.block_cls.pre_activation:
-            x = layers.Function(self.activation)(norm(name="bn1")(x, train=train))
+            x = norm(name="bn1")(x, train=train, activation=self.activation)
         if self.stem == "imagenet":
             pool = functools.partial(layers.max_pool, window=3, strides=2, padding=1)
             x = layers.Function(pool)(x)

@@ -92,8 +92,10 @@ class VGG(layers.StagedClassifier):
             for index in range(1, size + 1):
                 x = conv(filters, name=f"conv{stage}_{index}")(x)
                 if self.batch_norm:
-                    x = BatchNorm(name=f"bn{stage}_{index}", **dtypes)(x, train=train)
-                x = layers.Function(nn.relu)(x)
+                    norm = BatchNorm(name=f"bn{stage}_{index}", **dtypes)
+                    x = norm(x, train=train, activation=nn.relu)
+                else:
+                    x = layers.Function(nn.relu)(x)
             x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
             self.sow("intermediates", f"stage{stage}", x)
             if stage == stop:

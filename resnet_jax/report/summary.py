@@ -73,6 +73,9 @@ def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
             parameters = sum(math.prod(value.shape) for value in own.values())
             macs = _macs(module, own, output.shape)
             layers.append(Layer("/".join(path) or ".", kind, output.shape[1:], parameters, macs))
+        if activation := kwargs.get("activation"):  # a norm computes it too
+            name = activation.__name__
+            layers.append(Layer("/".join((*path[:-1], name)), name, output.shape[1:], 0, 0))
         return output
 
     with nn.intercept_methods(record):

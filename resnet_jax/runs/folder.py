@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load as config_lib
 from resnet_jax.errors import UserError, shown, unwritable
 from resnet_jax.files import write_atomically
+from resnet_jax.platform import num_threads
 from resnet_jax.runs.checkpoints import Checkpoints, Run
 
 CONFIG = "config.json"
@@ -171,6 +172,7 @@ def provenance() -> dict[str, Any]:
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
+        "threads": num_threads(),
     }
 
 

@@ -17,7 +17,7 @@ from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset, Examples, split, split_sizes
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.platform import check_deterministic
+from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -80,6 +80,7 @@ def train_and_evaluate(
       Interrupted: if a signal arrived; the state was saved.
     """
     config = validate(config)
+    config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()
     opened = dataset.opened() if dataset else open_dataset(config.data)

@@ -1,0 +1,54 @@
+"""How a primitive of JAX becomes another call on a CPU, and only there.
+
+JAX traces, differentiates and batches the primitive as ever. Programs for several devices, whose
+calls XLA can't split, and those for export keep what they have.
+"""
+
+import ctypes
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+Function = Callable[..., Any]
+Choose = Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Function | None]
+
+
+def replace(primitive: Primitive, choose: Choose) -> None:
+    """Makes programs that are lowered for a CPU from now on compute a primitive otherwise.
+
+    Args:
+      primitive: the primitive.
+      choose: returns the function that computes it, from the shapes and dtypes of its operands and
+        results, and its parameters; None: leave it as it is.
+    """
+    usual = usual_lowering(primitive)
+
+    def lower(ctx: Any, *operands: Any, **params: Any) -> Any:
+        module = ctx.module_context
+        alone = getattr(module.axis_context, "num_devices", 1) in (1, None)
+        function = None
+        if alone and not module.lowering_parameters.for_export:
+            function = choose(ctx.avals_in, ctx.avals_out, params)
+        if function is None:
+            return usual(ctx, *operands, **params)
+        return mlir.lower_fun(function, primitive.multiple_results)(ctx, *operands)
+
+    mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+@functools.cache  # so that it is never ours
+def usual_lowering(primitive: Primitive) -> Callable[..., Any]:
+    """Returns what JAX lowers a primitive to on a CPU, for which there is no public name."""
+    of_cpu = mlir._platform_specific_lowerings["cpu"]
+    return (of_cpu.get(primitive) or mlir._lowerings[primitive]).rule
+
+
+def offer(library: ctypes.CDLL, *names: str) -> None:
+    """Lets programs call functions of our library by their names."""
+    for name in names:
+        capsule = jax.ffi.pycapsule(getattr(library, name))
+        jax.ffi.register_ffi_target(name, capsule, platform="cpu")

@@ -1,0 +1,68 @@
+// The one team of OpenMP threads. XLA calls from many threads of its own, and OpenMP would give each
+// of them a team: all of these would wait for work on the same few cores.
+#pragma once
+#include <omp.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <future>
+#include <mutex>
+#include <thread>
+
+class Team {
+ public:
+  static void SetSize(int threads) { size_ = threads; }
+
+  // Returns when the team has done the work; throws what that threw.
+  static void Run(std::function<void()> work) {
+    Job job(std::move(work));
+    std::future<void> done = job.get_future();
+    Get()->Add(std::move(job));
+    done.get();
+  }
+
+ private:
+  using Job = std::packaged_task<void()>;
+
+  // A team is never destroyed: its thread sleeps until the process ends. A fork takes only the thread
+  // that forked along, so the child makes a team of its own.
+  static Team* Get() {
+    static std::atomic<Team*> team{nullptr};
+    Team* there = team;
+    if (there && there->process_ == getpid()) return there;
+    Team* made = new Team;
+    if (team.compare_exchange_strong(there, made)) {
+      std::thread([made] { made->Work(); }).detach();
+      return made;
+    }
+    delete made;  // another thread was quicker
+    return there;
+  }
+
+  void Add(Job job) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    jobs_.push_back(std::move(job));
+    wanted_.notify_one();
+  }
+
+  void Work() {
+    omp_set_num_threads(size_);
+    while (true) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wanted_.wait(lock, [this] { return !jobs_.empty(); });
+      Job job = std::move(jobs_.front());
+      jobs_.pop_front();
+      lock.unlock();
+      job();
+    }
+  }
+
+  inline static std::atomic<int> size_{1};
+  const pid_t process_ = getpid();
+  std::mutex mutex_;
+  std::condition_variable wanted_;
+  std::deque<Job> jobs_;
+};
