@@ -73,11 +73,6 @@ def test_classes_are_selected_and_renumbered():
         select_classes(sample, (1, 10))
 
 
-def test_an_unknown_source_offers_the_nearest():
-    with pytest.raises(UserError, match=r"unknown data source .*'arhcive'; did you mean archive"):
-        open_dataset(data(name="cifar10", source="arhcive"))
-
-
 def test_a_model_takes_images_as_they_are_or_resized():
     info = custom().info
     assert input_shape(info, data()) == (4, 5, 1)

@@ -41,6 +41,7 @@ _Part = Annotated[float, Bounds(above=0, high=1)]
 _Area = tuple[_Part, _Part]
 _Side = Annotated[float, Bounds(above=0, high=100)]
 _Ratio = tuple[_Side, _Side]
+_Source = Literal["auto", "folder", "cache", "tfds", "archive", "npm"]
 _Dtype = Literal["float32", "bfloat16", "auto"]
 _OnFault = Literal["stop", "skip"]
 _Crop = Literal["zero", "reflect"]
@@ -65,7 +66,7 @@ FIELDS: dict[str, Field] = {
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),
     # Data
     "data.name": Field("cifar10", str, "cifar10, sample, folder:PATH, npz:FILE or tfds:NAME"),
-    "data.source": Field("auto", str, "where CIFAR-10's bytes come from; see data/sources.py"),
+    "data.source": Field("auto", _Source, "where CIFAR-10's bytes come from; see data/sources.py"),
     "data.dir": Field("", str, "folder of the data, and of CIFAR-10's cache; empty: the user's"),
     "data.test_fraction": Field(0.2, _number(0.01, 0.9), "share of a folder without test images"),
     "data.on_bad_image": Field("stop", _OnFault, "at an unreadable file of a folder"),

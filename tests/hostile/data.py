@@ -123,7 +123,8 @@ def archives():
 def data_case(name, names, make, source="folder", place="data"):
     def arguments(room, run):
         make(room)
-        flags = [f"--config.data.source={source}", f"--config.data.dir={room}/{place}"]
+        flags = ["--config.data.name=cifar10", f"--config.data.source={source}"]
+        flags.append(f"--config.data.dir={room}/{place}")
         return [CONFIG, f"--workdir={room}/run", *flags]
 
     return Case(f"data/{name}", arguments, names)
