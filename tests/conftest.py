@@ -45,6 +45,44 @@ def optimized_programs():
     jax.config.update("jax_disable_most_optimizations", True)
 
 
+@pytest.fixture
+def onednn():
+    """oneDNN computes convolutions and norms in this test."""
+    from resnet_jax.cpu import build, convolutions, norms
+
+    try:
+        library = build.load(print)
+    except build.Unavailable as problem:
+        pytest.skip(str(problem))
+    convolutions.use_onednn(library)
+    norms.use(library)
+    yield
+    _restore_lowerings()
+
+
+@pytest.fixture
+def matrix_products():
+    """Kernel gradients are matrix products in this test, as where there is no oneDNN."""
+    from resnet_jax.cpu import convolutions
+
+    convolutions.use_matrix_products()
+    yield
+    _restore_lowerings()
+
+
+def _restore_lowerings():
+    import jax
+    from jax.interpreters import mlir
+
+    from resnet_jax.cpu.lowering import usual_lowering
+    from resnet_jax.models.normalization import normalize_gradient_p, normalize_p
+
+    primitives = jax.lax.conv_general_dilated_p, jax.lax.convert_element_type_p
+    for primitive in (*primitives, normalize_p, normalize_gradient_p):
+        mlir.register_lowering(primitive, usual_lowering(primitive), platform="cpu")
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def plain_run(tmp_path_factory):
     """The folder, closing record and last state of a finished plain run; only to be read."""

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import export, lax
-from jax.interpreters import mlir
 
-from resnet_jax.cpu import build, convolutions, lowering, norms
-from resnet_jax.models.normalization import normalize, normalize_gradient_p, normalize_p
+from resnet_jax.cpu import lowering
+from resnet_jax.models.normalization import normalize, normalize_p
 from resnet_jax.platform import cpu_features
 
 NHWC = ("NHWC", "HWIO", "NHWC")
@@ -21,34 +20,6 @@ CASES = [
     ((2, 7, 9, 16), (1, 1, 16, 8), (2, 2), ((0, 0), (0, 0))),
     ((2, 16, 15, 3), (7, 7, 3, 8), (2, 2), ((3, 3), (3, 3))),
 ]
-
-
-def restore():
-    primitives = lax.conv_general_dilated_p, lax.convert_element_type_p
-    for primitive in (*primitives, normalize_p, normalize_gradient_p):
-        mlir.register_lowering(primitive, lowering.usual_lowering(primitive), platform="cpu")
-    jax.clear_caches()
-
-
-@pytest.fixture
-def onednn():
-    """oneDNN computes convolutions and norms in this test."""
-    try:
-        library = build.load(print)
-    except build.Unavailable as problem:
-        pytest.skip(str(problem))
-    convolutions.use_onednn(library)
-    norms.use(library)
-    yield
-    restore()
-
-
-@pytest.fixture
-def matrix_products():
-    """Kernel gradients are matrix products in this test, as where there is no oneDNN."""
-    convolutions.use_matrix_products()
-    yield
-    restore()
 
 
 def noise(*shape, dtype=np.float32):

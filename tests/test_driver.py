@@ -173,8 +173,11 @@ def test_a_batch_that_the_devices_do_not_divide_is_refused():
         devices.check_batch_size(100)
 
 
-@pytest.mark.parametrize("variant", ["plain", "rich"])
-def test_steps_in_one_dispatch_give_the_same_bits(variant, optimized_programs):
+@pytest.mark.parametrize(
+    ("variant", "lowering"), [("plain", "matrix_products"), ("rich", "onednn")]
+)
+def test_steps_in_one_dispatch_give_the_same_bits(variant, lowering, optimized_programs, request):
+    request.getfixturevalue(lowering)
     config = tiny_run.get_config(variant)
     config.steps_per_dispatch = 4
     tiny = tiny_run.Tiny(config)
