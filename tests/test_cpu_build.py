@@ -47,7 +47,9 @@ def test_without_a_compiler(tmp_path, monkeypatch, script, reason):
     monkeypatch.setenv("CXX", "/no/compiler")
     if script:
         compiler(tmp_path, monkeypatch, script)
-    with pytest.raises(Unavailable, match=f"{reason} training .*pip install 'resnet-jax.cpu."):
+    with pytest.raises(
+        Unavailable, match=f"{reason} training .*pip install 'resnet-flax-cifar.cpu."
+    ):
         build._built(lambda line: None)
 
 
