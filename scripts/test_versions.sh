@@ -21,6 +21,6 @@ for version in 3.12 3.13; do
   "$python" -m venv "$venv"
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
     "jax==0.12.*" "flax==0.12.12" pytest --editable .
-  "$venv/bin/python" -m pip list --quiet --disable-pip-version-check | grep -E '^(jax|flax|numpy) '
+  "$venv/bin/python" -m pip list --disable-pip-version-check | grep -E '^(jax|flax|numpy) '
   "$venv/bin/python" -m pytest "${core[@]}" "$@"
 done
