@@ -2,8 +2,8 @@
 
   python -m resnet_jax.main --config=configs/quickstart.py
 
-Measured with seed 0: 81.93 % of the test images, in 2 minutes 55 seconds on two CPU cores,
-compilation and evaluation included. Expected: seconds on a GPU.
+Measured with seed 0 (commit 315e9c7a): 81.97 % of the test images, in 2 minutes 2 seconds on two
+CPU cores, compilation and evaluation included. Expected: seconds on a GPU.
 """
 
 from ml_collections import ConfigDict
