@@ -7,7 +7,7 @@
   python -m resnet_jax.main --config=configs/resnet_small.py:better      our recipe
 
 variant   reported test %   ours, final and best test %
-sgd       80.95             81 expected
+sgd       80.95             82.13 and 82.13, measured with seed 0
 adam      86.18             85.22 and 85.60, measured with seed 0
 dropout   86 (average)      86 expected, as an average over seeds
 better    -                 90 expected, a hypothesis
