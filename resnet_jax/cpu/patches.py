@@ -27,7 +27,22 @@ def kernel_gradient(
       strides: of rows and columns, pixels.
       pads: zeros before and after the rows and the columns, pixels.
     """
-    batch, pixels = len(x), math.prod(dy.shape[1:3])
+    rows, columns = dy.shape[1:3]
+    height, width = strides[0] * (rows - 1) + 1, strides[1] * (columns - 1) + 1
+
+    def product(x: jax.Array, dy: jax.Array) -> jax.Array:
+        # With the images innermost each tap is a copy of long runs, and the matrix product, (taps
+        # and channels of x) @ (pixels of dy), finds its left side as it wants it.
+        x = jnp.pad(x.transpose(3, 1, 2, 0), ((0, 0), *pads, (0, 0)))
+        taps = [
+            x[:, i : i + height : strides[0], j : j + width : strides[1]]
+            for i in range(shape[0])
+            for j in range(shape[1])
+        ]
+        patches = jnp.stack(taps).reshape(math.prod(shape[:3]), -1)
+        return (patches @ dy.transpose(1, 2, 0, 3).reshape(-1, shape[3])).reshape(shape)
+
+    batch, pixels = len(x), rows * columns
     nbytes = batch * pixels * (math.prod(shape[:3]) + shape[3]) * x.dtype.itemsize
     fits = (n for n in range(1, batch) if batch % n == 0 and nbytes <= n * _CHUNK_BYTES)
     chunks = next(fits, batch)
@@ -36,30 +51,6 @@ def kernel_gradient(
 
     def add(total: jax.Array, i: jax.Array) -> tuple[jax.Array, None]:
         image, gradient = (lax.dynamic_index_in_dim(a, i, 1, keepdims=False) for a in (x, dy))
-        return total + _product(image, gradient, shape, strides, pads), None
+        return total + product(image, gradient), None
 
     return lax.scan(add, jnp.zeros(shape, x.dtype), jnp.arange(chunks))[0]
-
-
-def _product(
-    x: jax.Array,
-    dy: jax.Array,
-    shape: Sequence[int],
-    strides: Sequence[int],
-    pads: Sequence[Sequence[int]],
-) -> jax.Array:
-    """Returns (taps and channels of x) @ (pixels of dy).
-
-    With the images innermost each tap is a copy of long runs, and the matrix product finds its
-    left side as it wants it.
-    """
-    rows, columns = dy.shape[1:3]
-    x = jnp.pad(x.transpose(3, 1, 2, 0), ((0, 0), *pads, (0, 0)))
-    height, width = strides[0] * (rows - 1) + 1, strides[1] * (columns - 1) + 1
-    taps = [
-        x[:, i : i + height : strides[0], j : j + width : strides[1]]
-        for i in range(shape[0])
-        for j in range(shape[1])
-    ]
-    patches = jnp.stack(taps).reshape(math.prod(shape[:3]), -1)
-    return (patches @ dy.transpose(1, 2, 0, 3).reshape(-1, shape[3])).reshape(shape)

@@ -9,21 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data import image_files
-from resnet_jax.data.datasets import (
-    Dataset,
-    DatasetInfo,
-    Examples,
-    Notify,
-    Opened,
-    channel_statistics,
-    count_labels,
-    set_aside,
-)
-from resnet_jax.data.download import Progress
+from resnet_jax.data.datasets import Opened, set_aside
+from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-_MEASURED = 1000  # images that mean and deviation are taken from
 Files = list[tuple[Path, int]]
 
 
@@ -45,41 +35,16 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
     """
     root = Path(path).expanduser()
     class_names, parts = _find(root, config)
-    everything = [file for files in parts.values() for file, _ in files]
-    shape = _image_shape(everything, config.image_size)
-    every = -(-len(parts["train"]) // _MEASURED)
-    mean, std = channel_statistics(
-        image_files.read([file for file, _ in parts["train"][::every]], shape)
-    )
-    counts = {
-        name: count_labels(np.array([label for _, label in files]), len(class_names))
-        for name, files in parts.items()
+    shape = _image_shape([f for files in parts.values() for f, _ in files], config.image_size)
+    labels = {
+        part: np.array([label for _, label in files], np.int32) for part, files in parts.items()
     }
-    info = DatasetInfo(
-        name=f"folder:{path}",
-        image_shape=shape,
-        class_names=tuple(class_names),
-        train_counts=counts["train"],
-        val_counts=counts.get("val", ()),
-        test_counts=counts["test"],
-        mean=mean,
-        std=std,
-        digest=_digest(root, parts, shape),
-    )
 
-    def load(notify: Notify, progress: Progress | None) -> Dataset:
-        del progress
-        notify(f"reading {len(everything):,} images in {root}")
-        read = {
-            name: Examples(
-                image_files.read([file for file, _ in files], shape),
-                np.array([label for _, label in files], np.int32),
-            )
-            for name, files in parts.items()
-        }
-        return Dataset(info, source=str(root), **read)
+    def read(part: str, every: int) -> np.ndarray:
+        return image_files.read([file for file, _ in parts[part][::every]], shape)
 
-    return Opened(info, load)
+    digest = _digest(root, parts, shape)
+    return open_parts(f"folder:{path}", str(root), shape, class_names, labels, read, digest)
 
 
 def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files]]:
@@ -133,10 +98,7 @@ def _image_shape(files: Sequence[Path], size: int) -> tuple[int, int, int]:
         return size, size, 3
     sizes = {image_files.size(file) for file in files}
     if len(sizes) > 1:
-        raise UserError(
-            "the images have different sizes; say which they are brought to, in pixels "
-            "(--config.data.image_size=224)"
-        )
+        raise sizes_differ()
     width, height = sizes.pop()
     return height, width, 3
 

@@ -60,7 +60,7 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def is_readable(path: str | os.PathLike[str]) -> bool:
     """Returns whether `read` can read a file, by reading it."""
     try:
-        read([path], (8, 8, 3))
+        _read(path, lambda image: _pixels(image, (8, 8, 3)))
     except UserError:
         return False
     return True

@@ -19,7 +19,6 @@ from resnet_jax.data.cifar10 import Batches
 from resnet_jax.data.download import Progress, Remote, Unavailable, complete
 from resnet_jax.errors import UserError, unknown
 
-SOURCES = ("auto", "folder", "cache", "tfds", "archive", "npm")
 ARCHIVE = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     170_052_171,
@@ -35,6 +34,7 @@ _ORDER: dict[str, tuple[list[str], list[str]]] = {
     "archive": (["cache"], ["archive"]),
     "npm": (["cache"], ["npm"]),
 }
+SOURCES = tuple(_ORDER)
 
 
 def fetch(

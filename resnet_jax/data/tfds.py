@@ -15,16 +15,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import image_files
 from resnet_jax.data.cifar10_tfds import default_data_dir
-from resnet_jax.data.datasets import (
-    Dataset,
-    DatasetInfo,
-    Examples,
-    Notify,
-    Opened,
-    channel_statistics,
-    count_labels,
-)
-from resnet_jax.data.download import Progress, reading
+from resnet_jax.data.datasets import Opened, count_labels
+from resnet_jax.data.download import reading
+from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
 
 
@@ -64,29 +57,18 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
         image, label = _key(features, tfds.features.Image), _key(features, tfds.features.ClassLabel)
         shape = _image_shape(features[image].shape, config.image_size)
         parts = {part: _Part(builder, split, image, label) for part, split in _splits(builder)}
-        names = tuple(features[label].names)
-        counts = {part: count_labels(read.labels, len(names)) for part, read in parts.items()}
-        mean, std = channel_statistics(parts["train"].images(shape, most=1000))
-    info = DatasetInfo(
-        name=f"tfds:{name}",
-        image_shape=shape,
-        class_names=names,
-        train_counts=counts["train"],
-        val_counts=counts.get("val", ()),
-        test_counts=counts["test"],
-        mean=mean,
-        std=std,
-        digest=hashlib.sha256(f"{builder.info.full_name} {counts} {shape}".encode()).hexdigest(),
-    )
+        names = features[label].names
+    labels = {part: split.labels for part, split in parts.items()}
+    counts = {part: count_labels(of_part, len(names)) for part, of_part in labels.items()}
+    content = f"{builder.info.full_name} {counts} {shape}"
+    digest = hashlib.sha256(content.encode()).hexdigest()
 
-    def load(notify: Notify, progress: Progress | None) -> Dataset:
-        del progress
-        notify(f"reading {sum(map(sum, counts.values())):,} images in {folder}")
+    def read(part: str, every: int) -> np.ndarray:
         with reading(folder):
-            read = {name: Examples(p.images(shape), p.labels) for name, p in parts.items()}
-        return Dataset(info, source=f"tensorflow-datasets in {folder}", **read)
+            return parts[part].images(shape, every)
 
-    return Opened(info, load)
+    source = f"tensorflow-datasets in {folder}"
+    return open_parts(f"tfds:{name}", source, shape, names, labels, read, digest)
 
 
 class _Part:
@@ -100,9 +82,8 @@ class _Part:
         self._image = image
         self.labels = np.array([record[label] for record in self._source], np.int32)
 
-    def images(self, shape: tuple[int, int, int], most: int = 0) -> np.ndarray:
-        """Returns the images, uint8 `[images, *shape]`; `most`: about so many, evenly spread."""
-        every = -(-len(self._source) // most) if most else 1
+    def images(self, shape: tuple[int, int, int], every: int) -> np.ndarray:
+        """Returns every n-th image, uint8 `[images, *shape]`."""
         encoded = [self._source[i][self._image] for i in range(0, len(self._source), every)]
         return image_files.read([io.BytesIO(content) for content in encoded], shape)
 
@@ -141,8 +122,5 @@ def _image_shape(shape: tuple[int | None, ...], size: int) -> tuple[int, int, in
     if size:
         return size, size, channels or 3
     if height is None or width is None:
-        raise UserError(
-            "the images have different sizes; say which they are brought to, in pixels "
-            "(--config.data.image_size=224)"
-        )
+        raise sizes_differ()
     return height, width, channels or 3
