@@ -43,7 +43,7 @@ from resnet_jax.runs import records
 from resnet_jax.runs.checkpoints import Checkpoints
 
 OFTEN = (*faults.KINDS, "SIGKILL", "SIGKILL", "SIGKILL in a save", "bit flip")
-PACKAGES = ("resnet_jax", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
+PACKAGES = ("resnet-flax-cifar", "jax", "jaxlib", "flax", "orbax-checkpoint", "numpy")
 TIMES = ("seconds", "images_per_second")  # what no two runs have in common
 LEFT_BY_A_RUN = re.compile(
     r"lock|(config|dataset)\.json|(metrics|starts)\.jsonl|checkpoints(/\d+(/.*)?)?|"

@@ -65,7 +65,7 @@ FIELDS: dict[str, Field] = {
     "init.weights": Field("", str, "file of PyTorch weights, or 'torchvision'; empty: random ones"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),
     # Data
-    "data.name": Field("cifar10", str, "cifar10, sample, folder:PATH, npz:FILE or tfds:NAME"),
+    "data.name": Field("cifar10", str, "one of --list=datasets"),
     "data.source": Field("auto", _Source, "where CIFAR-10's bytes come from; see data/sources.py"),
     "data.dir": Field("", str, "folder of the data, and of CIFAR-10's cache; empty: the user's"),
     "data.test_fraction": Field(0.2, _number(0.01, 0.9), "share of a folder without test images"),

@@ -140,12 +140,13 @@ _ALLOWED: dict[str, Any] = {
 }
 
 
-def unpickle(content: bytes, where: Path) -> bytes:
+def unpickle(content: bytes, where: Path, labels: str = "labels") -> bytes:
     """Returns the binary layout of one Python batch.
 
     Args:
-      content: the pickle: a dictionary with `data` (uint8 [N, 3072]) and `labels` (N integers).
+      content: the pickle: a dictionary with `data` (uint8 [N, 3072]) and the labels (N integers).
       where: the file it came from, for messages.
+      labels: the key of the labels.
 
     Raises:
       Unavailable: it is no such pickle, or asks for anything beyond a uint8 array.
@@ -154,5 +155,5 @@ def unpickle(content: bytes, where: Path) -> bytes:
         batch = restricted_pickle.load(io.BytesIO(content), _ALLOWED)
         fields = {key.decode() if isinstance(key, bytes) else key: batch[key] for key in batch}
         pixels = fields["data"].values().reshape(-1, 3 * cifar10.PIXELS)
-        labels = np.frombuffer(bytes(iter(fields["labels"])), np.uint8)  # no lists inside of lists
-        return np.concatenate([labels[:, None], pixels], axis=1).tobytes()
+        numbers = np.frombuffer(bytes(iter(fields[labels])), np.uint8)  # no lists inside of lists
+        return np.concatenate([numbers[:, None], pixels], axis=1).tobytes()

@@ -3,6 +3,7 @@
 import hashlib
 import zipfile
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,6 +19,7 @@ from resnet_jax.data.datasets import (
     select_info,
 )
 from resnet_jax.data.download import PlainProgress, Progress
+from resnet_jax.data.published import PUBLISHED, open_published, published_info
 from resnet_jax.errors import UserError, unknown
 
 
@@ -66,14 +68,53 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
     return Opened(dataset.info, lambda notify, progress: dataset)
 
 
-DATASETS: Mapping[str, Callable[[str, ConfigDict], Opened]] = {
-    "cifar10": open_cifar10,
-    "sample": open_sample,
-    "folder": folders.open_folder,
-    "npz": open_npz,
-    "tfds": tfds.open_tfds,
+class Registered(NamedTuple):
+    """What data.name may be.
+
+    Attributes:
+      help: what it is, and its size where that is known.
+      open: opens it; called with what stands after the colon of data.name, and the group `data`.
+    """
+
+    help: str
+    open: Callable[[str, ConfigDict], Opened]
+
+
+def _published(name: str) -> Registered:
+    info = published_info(name)
+    sizes = f"{sum(info.train_counts):,} + {sum(info.test_counts):,} images"
+    height, width, channels = info.image_shape
+    return Registered(
+        f"{sizes} of {height}x{width}x{channels}, {len(info.class_names)} classes; fetched once",
+        lambda rest, config: open_published(name, config),
+    )
+
+
+def _by_tfds(name: str, sizes: str) -> Registered:
+    return Registered(
+        f"{sizes}; prepared by tfds as {name}", lambda rest, config: tfds.open_tfds(name, config)
+    )
+
+
+DATASETS: Mapping[str, Registered] = {
+    "cifar10": Registered(
+        "50,000 + 10,000 images of 32x32x3, 10 classes; data.source says where from", open_cifar10
+    ),
+    "sample": Registered("640 + 320 images of CIFAR-10, in the package", open_sample),
+    **{name: _published(name) for name in PUBLISHED},
+    "stl10": _by_tfds("stl10", "5,000 + 8,000 images of 96x96x3, 10 classes"),
+    "imagenette": _by_tfds("imagenette/320px-v2", "9,469 + 3,925 photographs, 10 classes"),
+    "imagenet2012": _by_tfds("imagenet2012", "1,281,167 + 50,000 photographs, 1,000 classes"),
+    "folder:PATH": Registered(
+        "images in folders named for their classes, in train, val, test or in one",
+        folders.open_folder,
+    ),
+    "npz:FILE": Registered(
+        "arrays train_images, train_labels, test_images, test_labels [, class_names]", open_npz
+    ),
+    "tfds:NAME": Registered("any that tensorflow-datasets has prepared", tfds.open_tfds),
 }
-"""What opens a dataset, by its name or by what stands before the colon of it."""
+"""The datasets by name."""
 
 
 def open_dataset(config: ConfigDict) -> Opened:
@@ -85,17 +126,15 @@ def open_dataset(config: ConfigDict) -> Opened:
     Raises:
       UserError: if there is no such dataset, or a field of the group does not suit it.
     """
-    name, _, rest = config.name.partition(":")
-    if name not in DATASETS or bool(rest) != (name in ("folder", "npz", "tfds")):
-        raise unknown("dataset (data.name)", config.name, [*DATASETS][:2] + list(_PATTERNS))
-    info, load = DATASETS[name](rest, config)
+    kind, _, rest = config.name.partition(":")
+    names = {(name.partition(":")[0], ":" in name): name for name in DATASETS}
+    if (kind, bool(rest)) not in names:
+        raise unknown("dataset (data.name)", config.name, DATASETS)
+    info, load = DATASETS[names[kind, bool(rest)]].open(rest, config)
     return Opened(
         select_info(info, config.classes),
         lambda notify, progress: select_classes(load(notify, progress), config.classes),
     )
-
-
-_PATTERNS = ("folder:PATH", "npz:FILE", "tfds:NAME")
 
 
 def load_dataset(

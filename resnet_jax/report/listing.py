@@ -60,7 +60,7 @@ def _with_options(function: Callable[..., Any]) -> str:
 _KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _models,
     "configs": _configs,
-    "datasets": lambda: {name: _with_options(opened) for name, opened in DATASETS.items()},
+    "datasets": lambda: {name: dataset.help for name, dataset in DATASETS.items()},
     "fields": _fields,
     "optimizers": lambda: {name: _with_options(rule) for name, rule in OPTIMIZERS.items()},
     "schedules": lambda: {name: _with_options(options_of(name)) for name in SCHEDULES},

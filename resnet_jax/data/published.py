@@ -1,0 +1,292 @@
+"""Datasets whose original files are downloaded once, kept as they are, and verified by digest.
+
+A file is taken from the folder `data.dir` (empty: the cache), or else fetched into it. The digests
+are those that the authors, torchvision and tensorflow-datasets publish.
+"""
+
+import gzip
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.data import cache, originals
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, Notify, Opened
+from resnet_jax.data.download import PlainProgress, Progress, Remote, Unavailable, complete, reading
+from resnet_jax.errors import UserError
+
+
+class Published(NamedTuple):
+    """A dataset as its authors publish it.
+
+    Attributes:
+      image_shape: height, width and channels.
+      class_names: the names of the classes, by label.
+      train_counts: training images of each class.
+      test_counts: test images of each class.
+      mean: mean of each channel of the training images, of pixels in [0, 1].
+      std: their deviation.
+      files: its files; of each, all forms that it is known in. The first is what is downloaded.
+      read: returns the training and the test images from the files' contents.
+    """
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    train_counts: tuple[int, ...]
+    test_counts: tuple[int, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    files: tuple[tuple[Remote, ...], ...]
+    read: Callable[[Sequence[bytes]], tuple[Examples, Examples]]
+
+
+def published_info(name: str) -> DatasetInfo:
+    """Returns what a dataset of `PUBLISHED` is."""
+    published = PUBLISHED[name]
+    digests = "".join(forms[0].digest for forms in published.files)
+    return DatasetInfo(
+        name=name,
+        image_shape=published.image_shape,
+        class_names=published.class_names,
+        train_counts=published.train_counts,
+        val_counts=(),
+        test_counts=published.test_counts,
+        mean=published.mean,
+        std=published.std,
+        digest=hashlib.sha256(digests.encode()).hexdigest(),
+    )
+
+
+def open_published(name: str, config: ConfigDict) -> Opened:
+    """Opens a dataset of `PUBLISHED`.
+
+    Args:
+      name: one of its names.
+      config: the group `data` of a config.
+    """
+    published, info = PUBLISHED[name], published_info(name)
+
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        root = Path(config.dir).expanduser() if config.dir else cache.default_cache_dir() / name
+        progress = progress or PlainProgress(notify)
+        contents = [_content(forms, root, notify, progress) for forms in published.files]
+        with reading(root):
+            train, test = published.read(contents)
+        return Dataset(info, train, test, f"{name} in {root}")
+
+    return Opened(info, load)
+
+
+def _content(forms: Sequence[Remote], root: Path, notify: Notify, progress: Progress) -> bytes:
+    """Returns the content of a file in one of its forms, verified; downloads it if there is none.
+
+    Raises:
+      UserError: it is altered, or there is none and its host is out of reach.
+    """
+    for form in forms:
+        if (file := root / _name(form)).is_file():
+            return _verified(form, file)
+    form, file = forms[0], root / _name(forms[0])
+    with cache.lock(root, notify):
+        if not file.is_file():  # another process may have fetched it meanwhile
+            part = file.with_name(f"{file.name}.part")
+            try:
+                complete(form, part, progress)
+            except Unavailable as error:
+                raise UserError(
+                    f"{error}; name a folder that has {file.name} by --config.data.dir=FOLDER"
+                ) from None
+            with cache.using(root):
+                part.replace(file)
+    return _verified(form, file)
+
+
+def _verified(form: Remote, file: Path) -> bytes:
+    with cache.using(file):
+        size = file.stat().st_size
+        content = file.read_bytes() if size == form.size else b""
+    if hashlib.new(form.algorithm, content, usedforsecurity=False).hexdigest() != form.digest:
+        raise UserError(
+            f"{file} is altered: expected {form.size:,} bytes with {form.algorithm.upper()} "
+            f"{form.digest}; without it the file is fetched again"
+        )
+    return content
+
+
+def _name(form: Remote) -> str:
+    return form.url.rpartition("/")[2]
+
+
+def _read_cifar100(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
+    """Reads either archive: records of a coarse label, a fine one and the pixels, or pickles."""
+    records = {}
+    with tarfile.open(fileobj=io.BytesIO(contents[0])) as archive:
+        for member in archive:
+            name = member.name.rpartition("/")[2]
+            if name.partition(".")[0] in ("train", "test") and (
+                file := archive.extractfile(member)
+            ):
+                content, is_binary = file.read(), name.endswith(".bin")
+                if not is_binary:
+                    content = originals.unpickle(content, Path(name), labels="fine_labels")
+                rows = np.frombuffer(content, np.uint8).reshape(-1, 3074 if is_binary else 3073)
+                records[name.partition(".")[0]] = rows[:, -3073:]
+
+    def examples(rows: np.ndarray) -> Examples:
+        images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        return Examples(np.ascontiguousarray(images), rows[:, 0].astype(np.int32))
+
+    return examples(records["train"]), examples(records["test"])
+
+
+def _read_idx(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
+    """Reads training images and labels and test images and labels in the format of MNIST."""
+    unpacked = [gzip.decompress(c) if c.startswith(b"\x1f\x8b") else c for c in contents]
+    images = [np.frombuffer(c, np.uint8, offset=16).reshape(-1, 28, 28, 1) for c in unpacked[::2]]
+    labels = [np.frombuffer(c, np.uint8, offset=8).astype(np.int32) for c in unpacked[1::2]]
+    return Examples(images[0], labels[0]), Examples(images[1], labels[1])
+
+
+def _read_svhn(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
+    """Reads MATLAB files, in which the images lie along the last axis and the digit 0 is 10."""
+    from scipy.io import loadmat
+
+    def examples(content: bytes) -> Examples:
+        arrays = loadmat(io.BytesIO(content))
+        labels = arrays["y"][:, 0].astype(np.int32) % 10
+        return Examples(np.ascontiguousarray(arrays["X"].transpose(3, 0, 1, 2)), labels)
+
+    return examples(contents[0]), examples(contents[1])
+
+
+_DIGITS = tuple("0123456789")
+_CIFAR = "https://www.cs.toronto.edu/~kriz/"
+_MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
+_FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
+_SVHN = "http://ufldl.stanford.edu/housenumbers/"
+_IDX = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+_IDX_BYTES = (47_040_016, 60_008, 7_840_016, 10_008)
+_CIFAR100_CLASSES = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
+dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid
+otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine possum rabbit raccoon ray
+road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirrel streetcar
+sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+wardrobe whale willow_tree wolf woman worm"""
+
+PUBLISHED: Mapping[str, Published] = {
+    "cifar100": Published(
+        image_shape=(32, 32, 3),
+        class_names=tuple(_CIFAR100_CLASSES.split()),
+        train_counts=(500,) * 100,
+        test_counts=(100,) * 100,
+        mean=(0.5071, 0.4865, 0.4409),
+        std=(0.2673, 0.2564, 0.2762),
+        files=(
+            (
+                Remote(
+                    f"{_CIFAR}cifar-100-binary.tar.gz",
+                    168_513_733,
+                    "md5",
+                    "03b5dce01913d631647c71ecec9e9cb8",
+                ),
+                Remote(
+                    f"{_CIFAR}cifar-100-python.tar.gz",
+                    169_001_437,
+                    "md5",
+                    "eb9058c3a382ffc7106e4002c42a8d85",
+                ),
+            ),
+        ),
+        read=_read_cifar100,
+    ),
+    "mnist": Published(
+        image_shape=(28, 28, 1),
+        class_names=_DIGITS,
+        train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
+        test_counts=(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
+        mean=(0.1307,),
+        std=(0.3081,),
+        files=tuple(
+            (Remote(f"{_MNIST}{name}.gz", *packed), Remote(name, size, "sha256", unpacked))
+            for name, packed, size, unpacked in zip(
+                _IDX,
+                (
+                    (9_912_422, "md5", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+                    (28_881, "md5", "d53e105ee54ea40749a09fcbcd1e9432"),
+                    (1_648_877, "md5", "9fb629c4189551a2d022fa330f9573f3"),
+                    (4_542, "md5", "ec29112dd5afa0611ce80d1b7f02629c"),
+                ),
+                _IDX_BYTES,
+                (
+                    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+                    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+                    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+                    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+                ),
+                strict=True,
+            )
+        ),
+        read=_read_idx,
+    ),
+    "fashion_mnist": Published(
+        image_shape=(28, 28, 1),
+        class_names=(
+            *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+            *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+        ),
+        train_counts=(6000,) * 10,
+        test_counts=(1000,) * 10,
+        mean=(0.2860,),
+        std=(0.3530,),
+        files=tuple(
+            (Remote(f"{_FASHION}{name}.gz", size, "md5", digest),)
+            for name, (size, digest) in zip(
+                _IDX,
+                (
+                    (26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                    (29_515, "25c81989df183df01b3e8a0aad5dffbe"),
+                    (4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
+                    (5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
+                ),
+                strict=True,
+            )
+        ),
+        read=_read_idx,
+    ),
+    "svhn_cropped": Published(
+        image_shape=(32, 32, 3),
+        class_names=_DIGITS,
+        train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
+        test_counts=(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        files=(
+            (
+                Remote(
+                    f"{_SVHN}train_32x32.mat",
+                    182_040_794,
+                    "md5",
+                    "e26dedcc434d2e4c54c9b2d4a06d8373",
+                ),
+            ),
+            (
+                Remote(
+                    f"{_SVHN}test_32x32.mat",
+                    64_275_384,
+                    "md5",
+                    "eb5a983be6a315427106f1b164d9cef3",
+                ),
+            ),
+        ),
+        read=_read_svhn,
+    ),
+}
+"""The datasets by name."""
