@@ -18,6 +18,8 @@ from resnet_jax.data.datasets import (
     select_info,
 )
 from resnet_jax.data.download import PlainProgress, Progress
+from resnet_jax.data.parts import in_memory
+from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import UserError, unknown
 
 
@@ -88,11 +90,14 @@ def open_dataset(config: ConfigDict) -> Opened:
     name, _, rest = config.name.partition(":")
     if name not in DATASETS or bool(rest) != (name in ("folder", "npz", "tfds")):
         raise unknown("dataset (data.name)", config.name, [*DATASETS][:2] + list(_PATTERNS))
-    info, load = DATASETS[name](rest, config)
-    return Opened(
-        select_info(info, config.classes),
-        lambda notify, progress: select_classes(load(notify, progress), config.classes),
-    )
+    whole, load_whole = DATASETS[name](rest, config)
+    info = select_info(whole, config.classes)
+
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        dataset = select_classes(load_whole(notify, progress), config.classes)
+        return in_memory(dataset, notify) if is_resident(info, config) else dataset
+
+    return Opened(info, load)
 
 
 _PATTERNS = ("folder:PATH", "npz:FILE", "tfds:NAME")
@@ -101,7 +106,7 @@ _PATTERNS = ("folder:PATH", "npz:FILE", "tfds:NAME")
 def load_dataset(
     config: ConfigDict, notify: Notify = print, progress: Progress | None = None
 ) -> Dataset:
-    """Returns the dataset that a config names, in memory.
+    """Returns the dataset that a config names, in memory if it fits `data.resident_bytes`.
 
     Args:
       config: the group `data` of a config.

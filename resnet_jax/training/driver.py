@@ -1,6 +1,7 @@
 """Compiles the steps, with sharding applied in one place, and feeds them from the devices."""
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from resnet_jax.data.augment import STRENGTHS
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
+from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.optimizers import Optimizer
@@ -71,7 +73,7 @@ class Trainer:
 
         Args:
           state: the state before.
-          examples: the training images, on the devices.
+          examples: the training images, on the devices, or the batch of the one step.
           indices: int32 `[steps, batch]`, of at most `steps_per_dispatch` steps.
           epoch: the epoch.
           learning_rates: float32 `[steps]`.
@@ -92,7 +94,7 @@ class Trainer:
             "optimizer.learning_rate": np.asarray(learning_rates, np.float32),
         }
         scalars = self._devices.put((np.int32(count), np.int32(epoch), numbers, np.uint32(seed)))
-        return self._train(state, examples, self._devices.split(indices), *scalars)
+        return self._train(state, self._devices.feed(examples), self._devices.split(indices), *scalars)
 
     def gradients(
         self,
@@ -107,7 +109,7 @@ class Trainer:
 
         Args:
           state: the state, which is kept.
-          examples: the training images, on the devices.
+          examples: the training images, on the devices, or the batch of that step.
           indices: int32 `[batch]`.
           epoch: the epoch.
           hyperparameters: see `resnet_jax.training.hyperparameters`.
@@ -115,7 +117,7 @@ class Trainer:
         """
         numbers = {name: np.float32(value) for name, value in hyperparameters.items()}
         scalars = self._devices.put((np.int32(epoch), numbers, np.uint32(seed)))
-        return self._gradients(state, examples, self._devices.split(indices), *scalars)
+        return self._gradients(state, self._devices.feed(examples), self._devices.split(indices), *scalars)
 
 
 class Evaluator:
@@ -131,27 +133,35 @@ class Evaluator:
         )
 
     def score(
-        self, variables: Tree, examples: Examples, batch_size: int, progress: Progress | None = None
+        self,
+        variables: Tree,
+        examples: Examples | Stream,
+        batch_size: int,
+        progress: Progress | None = None,
     ) -> Metrics:
         """Scores every image exactly once, for any batch size and number of devices.
 
         Args:
           variables: the model's parameters and statistics, on the devices.
-          examples: the images, on the devices.
+          examples: the images, on the devices or streamed.
           batch_size: images per evaluation step; rounded up to a multiple of the devices.
           progress: called with "scoring", the batches done and all of them.
         """
         count = self._devices.mesh.size
         batch_size = -(-min(batch_size, len(examples)) // count) * count
-        batches = list(padded_batches(len(examples), batch_size))
-        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else len(batches))
-        metrics = self._devices.put(Metrics.empty())
-        for first in range(0, len(batches), size):
-            indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
-            rows = self._devices.split(indices), self._devices.split(masks)
-            metrics = self._score(metrics, variables, examples, *rows)
+        number = -(-len(examples) // batch_size)
+        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else number)
+        if isinstance(examples, Stream):
+            size = 1
+        metrics, done = self._devices.put(Metrics.empty()), 0
+        reads = padded_reads(examples, batch_size)
+        while batches := list(itertools.islice(reads, size)):
+            indices, masks, (read, *_) = zip(*batches, strict=True)
+            rows = self._devices.split(np.stack(indices)), self._devices.split(np.stack(masks))
+            metrics = self._score(metrics, variables, self._devices.feed(read), *rows)
+            done += len(batches)
             if progress:
-                progress("scoring", first + len(indices), len(batches))
+                progress("scoring", done, number)
         return metrics
 
     def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -230,7 +240,8 @@ def _augment(
 
 
 def _batch(examples: Examples, indices: jax.Array, epoch: jax.Array) -> Batch:
-    return Batch(examples.images[indices], examples.labels[indices], indices, epoch)
+    found = examples.at(indices)
+    return Batch(found.images, found.labels, indices, epoch)
 
 
 def _score_batches(
@@ -243,8 +254,9 @@ def _score_batches(
 ) -> Metrics:
     def score(metrics: Metrics, row: tuple[jax.Array, jax.Array]) -> tuple[Metrics, None]:
         indices, mask = row
-        images, labels = examples.images[indices], examples.labels[indices]
-        return metrics.merge(eval_step(network, variables, images, labels, mask > 0)), None
+        found = examples.at(indices)
+        step = eval_step(network, variables, found.images, found.labels, mask > 0)
+        return metrics.merge(step), None
 
     if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
         return score(metrics, (indices[0], masks[0]))[0]
