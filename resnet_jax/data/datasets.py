@@ -70,11 +70,11 @@ class Examples:
 
     Attributes:
       images: uint8 `[examples, height, width, channels]`, or `resnet_jax.data.parts.Encoded`.
-      labels: int32 `[examples]`.
+      labels: int32 `[examples]`, an array.
     """
 
     images: Any
-    labels: np.ndarray | jax.Array
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)

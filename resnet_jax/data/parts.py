@@ -122,11 +122,11 @@ def in_memory(dataset: Dataset, notify: Notify) -> Dataset:
         is_encoded = isinstance(images, Encoded)
         return Examples(images.read_all(), examples.labels) if is_encoded else examples
 
-    parts = {"train": dataset.train, "test": dataset.test, "val": dataset.val}
-    there = {name: part for name, part in parts.items() if part is not None}
-    if isinstance(dataset.train.images, Encoded):
-        notify(f"reading {sum(map(len, there.values())):,} images in {dataset.source}")
-    return dataclasses.replace(dataset, **{name: read(part) for name, part in there.items()})
+    train, test, val = dataset.train, dataset.test, dataset.val
+    if isinstance(train.images, Encoded):
+        count = sum(len(part) for part in (train, test, val) if part)
+        notify(f"reading {count:,} images in {dataset.source}")
+    return dataclasses.replace(dataset, train=read(train), test=read(test), val=val and read(val))
 
 
 def sizes_differ() -> UserError:

@@ -15,7 +15,6 @@ from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
 from typing import Any, Protocol
 
-import grain
 import jax
 import numpy as np
 from ml_collections import ConfigDict
@@ -108,6 +107,8 @@ class Stream:
         Raises:
           UserError: if a file can't be read, or a process ends unasked.
         """
+        import grain  # takes long, and most runs are resident
+
         parts = -(-max(len(plan[start][0]), len(plan[0][0])) // _PIECE)
         pieces = grain.MapDataset.source(_Pieces(self._read, plan, stop, parts))
         ahead = _BATCHES_AHEAD * parts
@@ -117,15 +118,11 @@ class Stream:
         iterator = iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
         try:
             with _signals_kept_from_children():
-                piece = next(iterator)
+                found = itertools.chain([next(iterator)], iterator)
             for batch in range(start, stop):
-                # Copies, since the pieces are in memory that is shared with the processes.
-                found = [piece, *(next(iterator) for _ in range(parts - 1))]
-                images = np.asarray(np.concatenate(found))
-                del piece, found
-                yield ExampleBatch(images, self.labels[plan[batch][0]])
-                if batch + 1 < stop:
-                    piece = next(iterator)
+                # A copy, since the pieces are in memory that is shared with the processes.
+                images = np.concatenate([*itertools.islice(found, parts)])
+                yield ExampleBatch(np.asarray(images), self.labels[plan[batch][0]])
         except RuntimeError as error:
             if "terminated unexpectedly" not in str(error):
                 raise

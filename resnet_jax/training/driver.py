@@ -1,5 +1,6 @@
 """Compiles the steps, with sharding applied in one place, and feeds them from the devices."""
 
+import dataclasses
 import functools
 import itertools
 from typing import Any
@@ -11,10 +12,10 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from resnet_jax.data.augment import STRENGTHS
-from resnet_jax.data.datasets import Examples
+from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
-from resnet_jax.data.streams import Stream, padded_reads
+from resnet_jax.data.streams import Stream, is_resident, padded_reads
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.optimizers import Optimizer
@@ -32,6 +33,28 @@ from resnet_jax.training.step import (
 )
 
 
+def place(
+    examples: Examples,
+    info: DatasetInfo,
+    config: ConfigDict,
+    devices: Devices,
+    is_training: bool = False,
+) -> Examples | Stream:
+    """Puts a part of a dataset on the devices, or makes it stream.
+
+    Args:
+      examples: the part.
+      info: the dataset.
+      config: the whole config.
+      devices: the devices.
+      is_training: whether the images are augmented.
+    """
+    if not is_resident(info, config.data):
+        return Stream(examples, config, is_training)
+    resident: Examples = devices.put(examples)
+    return resident
+
+
 class Trainer:
     """The compiled training step of a run: one program, and one for a short last batch.
 
@@ -47,17 +70,33 @@ class Trainer:
         optimizer: Optimizer,
         devices: Devices,
         steps_per_epoch: int,
+        examples: Examples | Stream | None = None,
     ) -> None:
-        """Binds what a run is made of; nothing is compiled yet."""
+        """Binds what a run is made of; nothing is compiled yet.
+
+        Args:
+          network: the module, and what its images go through.
+          optimizer: its optimizer.
+          devices: the devices.
+          steps_per_epoch: training steps in an epoch.
+          examples: where training images will come from, if that may be a stream.
+        """
         config = network.config
         devices.check_batch_size(config.batch_size)
         usual = 1 if devices.on_cpu else 50
+        if isinstance(examples, Stream):
+            steps_per_epoch = 1  # in a dispatch: images of more are not there yet
+            if examples.crops:
+                config = config.copy_and_resolve_references()
+                with config.unlocked():
+                    config.augment.resized_crop = 0.0
+                network = dataclasses.replace(network, config=config)
         self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
         self._train = jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
         self._gradients = jax.jit(functools.partial(_gradients, network))
-        self.augment = jax.jit(functools.partial(_augment, network.config))
+        self.augment = jax.jit(functools.partial(_augment, config))
 
     def train(
         self,
@@ -94,7 +133,9 @@ class Trainer:
             "optimizer.learning_rate": np.asarray(learning_rates, np.float32),
         }
         scalars = self._devices.put((np.int32(count), np.int32(epoch), numbers, np.uint32(seed)))
-        return self._train(state, self._devices.feed(examples), self._devices.split(indices), *scalars)
+        return self._train(
+            state, self._devices.feed(examples), self._devices.split(indices), *scalars
+        )
 
     def gradients(
         self,
@@ -117,7 +158,9 @@ class Trainer:
         """
         numbers = {name: np.float32(value) for name, value in hyperparameters.items()}
         scalars = self._devices.put((np.int32(epoch), numbers, np.uint32(seed)))
-        return self._gradients(state, self._devices.feed(examples), self._devices.split(indices), *scalars)
+        return self._gradients(
+            state, self._devices.feed(examples), self._devices.split(indices), *scalars
+        )
 
 
 class Evaluator:
