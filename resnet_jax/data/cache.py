@@ -13,6 +13,8 @@ import platformdirs
 from resnet_jax.errors import UserError
 from resnet_jax.files import write_atomically
 
+_FOUND = "found"
+
 
 def default_cache_dir() -> Path:
     """Returns the platform's user cache folder for this package."""
@@ -88,7 +90,7 @@ def remembered(key: str, find: Callable[[], Any]) -> Any:
       key: identifies the result, with the state of the files that it was found in.
       find: returns a value that JSON holds; tuples come back as lists.
     """
-    file = default_cache_dir() / "found" / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    file = default_cache_dir() / _FOUND / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text())
     found = find()

@@ -63,7 +63,7 @@ jax.tree_util.register_dataclass(ExampleBatch, ["images", "labels"], [])
 
 
 class Plan(Protocol):
-    """The image indices of each batch, int32 `[batch]`, and its epoch."""
+    """The image indices of each batch, int32 `[batch]`, and its epoch; the first is the largest."""
 
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
 
@@ -109,7 +109,7 @@ class Stream:
         """
         import grain  # takes long, and most runs are resident
 
-        parts = -(-max(len(plan[start][0]), len(plan[0][0])) // _PIECE)
+        parts = -(-len(plan[0][0]) // _PIECE)
         pieces = grain.MapDataset.source(_Pieces(self._read, plan, stop, parts))
         ahead = _BATCHES_AHEAD * parts
         threads = (0, 0) if self._workers else (1, ahead)
