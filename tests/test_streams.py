@@ -72,13 +72,13 @@ def seen(file):
 
 def folder_config(folder, **fields):
     config = tiny_run.get_config()
-    config.num_epochs = 2
+    config.num_epochs = 3
     config.batch_size = 12
     config.data.name = f"folder:{folder}"
     config.data.resident_bytes = 0
     config.data.workers = 0
     config.augment.flip = "random"
-    config.checkpoint.every_steps = 2
+    config.checkpoint.every_steps = 1
     config.log.tensorboard = False
     config.update(fields)
     return config
@@ -88,7 +88,7 @@ def as_flags(config):
     groups = {"data": ("name", "resident_bytes"), "augment": ("flip",)}
     flags = [f"--config.{g}.{n}={config[g][n]}" for g, names in groups.items() for n in names]
     numbers = [f"--config.{n}={config[n]}" for n in ("num_epochs", "batch_size")]
-    return [*flags, *numbers, "--config.checkpoint.every_steps=2", "--config.log.tensorboard=False"]
+    return [*flags, *numbers, "--config.checkpoint.every_steps=1", "--config.log.tensorboard=False"]
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,13 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(images, tmp_path, mon
     note_images(tmp_path / "undisturbed", patch=monkeypatch.setattr)
     _, expected = train_and_evaluate(config, tmp_path / "whole")
     monkeypatch.undo()
-    command = [sys.executable, tmp_path / "signalled.py", tmp_path, "8", str(int(number))]
+    command = [
+        sys.executable,
+        tmp_path / "signalled.py",
+        tmp_path,
+        "9",
+        str(int(number)),
+    ]  # of 6 an epoch
     command += [f"--config={tiny_run.CONFIG_FILE}", f"--workdir={tmp_path / 'run'}"]
     (tmp_path / "signalled.py").write_text(SIGNALLED)
     paths = [str(tiny_run.CONFIG_FILE.parent), *sys.path]
@@ -205,15 +211,16 @@ def test_what_the_host_has_cropped_the_device_does_not_crop_again(images):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_file_that_is_no_image_ends_the_run_by_its_name(images, tmp_path, workers):
+def test_a_file_that_is_no_image_ends_the_stream_by_its_name(images, tmp_path, workers):
     shutil.copytree(images, tmp_path / "images")
-    (bad := tmp_path / "images" / "amber" / "0.png").write_bytes(b"words")
     config = folder_config(tmp_path / "images")
-    config.data.workers, config.data.image_size, config.data.val_fraction = workers, 16, 0.0
-    config.data.mean = config.data.std = (0.5, 0.5, 0.5)
-    config.evaluate.split = "test"
+    config.data.workers, config.data.image_size = workers, 16
+    stream = Stream(load_dataset(config.data).train, config)
+    bad = tmp_path / "images" / "amber" / "0.png"
+    bad.write_bytes(b"words")
+    order = TrainingOrder(0, len(stream), 8, shuffle=True, drop_last=False)
     with pytest.raises(UserError, match=f"image {bad} is in none of the formats"):
-        train_and_evaluate(config, tmp_path / "run")
+        list(stream.batches(order, 2, 12))
     config.data.on_bad_image = "skip"
     dataset = load_dataset(config.data)
     assert "without 1 unreadable files" in dataset.source
@@ -234,7 +241,7 @@ def test_what_fits_is_resident(images):
 def test_what_needs_resident_images_is_refused(tmp_path):
     config = tiny_run.get_config()
     config.data.resident_bytes, config.evaluate.augment = 0, True
-    with pytest.raises(UserError, match="evaluate.augment needs images that stay on the device"):
+    with pytest.raises(UserError, match=r"evaluate\.augment needs images that stay on the device"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
