@@ -10,6 +10,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
@@ -211,7 +212,11 @@ def _end_with_parent(index: int, count: int) -> None:
 @contextlib.contextmanager
 def _signals_kept_from_children() -> Iterator[None]:
     """Starts processes that Ctrl-C does not reach: what they are to do is for this one to say."""
-    resource_tracker.ensure_running()  # its start would let the signals through again
+    # Python's process that frees what a killed one shared would tell of it; and its start would let
+    # the signals through again.
+    sys.warnoptions.append("ignore::UserWarning:multiprocessing.resource_tracker")
+    resource_tracker.ensure_running()
+    sys.warnoptions.pop()
     stopping = {signal.SIGINT, signal.SIGTERM}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, stopping)
     try:
