@@ -128,7 +128,7 @@ class Stream:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                f"a process that decodes images ended ({error}); lower data.workers if memory is "
+                "a process that decodes images ended unasked; lower data.workers if memory is "
                 "short; a script that trains needs `if __name__ == '__main__':`"
             ) from error
         finally:
