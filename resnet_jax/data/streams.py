@@ -88,10 +88,11 @@ class Stream:
         """
         self.labels = np.asarray(examples.labels)
         smallest = config.augment.resized_crop if is_training else 0.0
-        self.crops = bool(smallest) and isinstance(examples.images, Encoded)
+        is_encoded = isinstance(examples.images, Encoded)
+        self.crops = bool(smallest) and is_encoded
         self._read = _Reader(examples.images, config.seed, smallest)
-        workers = config.data.workers
-        self._workers = num_threads() - 1 if workers < 0 else workers
+        workers = config.data.workers if config.data.workers >= 0 else num_threads() - 1
+        self._workers = workers if is_encoded else 0  # of arrays each would have a copy
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -101,7 +102,7 @@ class Stream:
         return ExampleBatch(self._read(indices, epoch), self.labels[indices])
 
     def batches(self, plan: Plan, start: int, stop: int) -> Generator[ExampleBatch]:
-        """Yields batches of a plan, read ahead by `data.workers` processes.
+        """Yields batches of a plan, read ahead by `data.workers` processes; arrays by a thread.
 
         They begin with the first batch, and end when the generator or this process does.
 
