@@ -14,6 +14,7 @@ class Purpose(enum.IntEnum):
     DROPOUT = 3
     FLIP = 4
     VALIDATION = 5
+    CROP = 6
 
 
 def derive(seed_key: jax.Array, purpose: Purpose, index: int | jax.Array = 0) -> jax.Array:

@@ -26,12 +26,14 @@ def pytest_configure(config):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def quick_programs():
+def quick_programs(tmp_path_factory):
     """The command line compiles nothing of ours, convolutions are XLA's; all programs are kept."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("resnet_jax.cpu.enable", lambda: False)
         # The command line would keep only what takes long to compile.
         patch.setattr("resnet_jax.platform.enable_cache", lambda: None)
+        # What is found of folders is not kept for the user.
+        patch.setattr("resnet_jax.data.cache._FOUND", tmp_path_factory.mktemp("found"))
         yield
 
 

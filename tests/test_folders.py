@@ -6,6 +6,7 @@ from PIL import Image
 from tiny_run import get_config
 
 from resnet_jax.config import default_config
+from resnet_jax.data import image_files
 from resnet_jax.data.datasets import split, split_sizes
 from resnet_jax.data.registry import load_dataset, open_dataset
 from resnet_jax.errors import UserError
@@ -88,6 +89,20 @@ def test_mean_and_deviation_are_those_of_the_images(tmp_path):
     pixels = dataset.train.images / 255
     assert dataset.info.mean == pytest.approx(pixels.mean(axis=(0, 1, 2)))
     assert dataset.info.std == pytest.approx(pixels.std(axis=(0, 1, 2)))
+
+
+def test_what_is_found_of_a_folder_is_kept_until_a_file_changes(tmp_path, monkeypatch):
+    write(tmp_path, {"amber": 3, "blue": 3})
+    (tmp_path / "amber" / "broken.png").write_bytes(b"words")
+    config = data(tmp_path, on_bad_image="skip", image_size=8)
+    first = open_dataset(config).info
+    reads, read_one = [], image_files.read_one
+    monkeypatch.setattr(image_files, "read_one", lambda *rest: reads.append(1) or read_one(*rest))
+    assert open_dataset(config).info == first
+    assert not reads
+    Image.new("RGB", (8, 8)).save(tmp_path / "amber" / "broken.png")
+    assert open_dataset(config).info.train_counts == (3, 2)
+    assert reads
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,12 @@ FIELDS: dict[str, Field] = {
     "data.image_size": Field(0, _SIDE, "side that images are resized to, pixels; 0: as they are"),
     "data.shuffle": Field(True, bool, "whether every epoch has an order of its own"),
     "data.drop_last": Field(False, bool, "whether an epoch's incomplete last batch is left out"),
+    "data.resident_bytes": Field(
+        -1, _whole(-1, 2**50), "more bytes of images stream; -1: a third of the device, 2 GB on CPU"
+    ),
+    "data.workers": Field(
+        -1, _whole(-1, 1024), "processes that decode streams; 0: a thread; -1: cores - 1"
+    ),
     "data.mean": Field((), tuple[_Shift, ...], "channel means of pixels in [0, 1]; (): the data's"),
     "data.std": Field((), tuple[_Scale, ...], "their deviations; (): the data's"),
     # Augmentation, in the order in which it is applied
@@ -142,7 +148,7 @@ FIELDS: dict[str, Field] = {
 # same, their digest says.
 RESUMABLE = frozenset(
     {
-        *("data.name", "data.source", "data.dir"),
+        *("data.name", "data.source", "data.dir", "data.workers"),
         *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit"),
         *(path for path in FIELDS if path.startswith("log.")),
     }

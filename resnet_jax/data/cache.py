@@ -2,13 +2,18 @@
 
 import contextlib
 import fcntl
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 
 from resnet_jax.errors import UserError
 from resnet_jax.files import write_atomically
+
+_FOUND = "found"
 
 
 def default_cache_dir() -> Path:
@@ -74,3 +79,21 @@ def write(path: Path, content: bytes) -> None:
     """
     with using(prepare(path.parent)):
         write_atomically(path, content)
+
+
+def remembered(key: str, find: Callable[[], Any]) -> Any:
+    """Returns what `find` found when it was first called for a key.
+
+    Where the cache can't be written, it is called each time.
+
+    Args:
+      key: identifies the result, with the state of the files that it was found in.
+      find: returns a value that JSON holds; tuples come back as lists.
+    """
+    file = default_cache_dir() / _FOUND / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text())
+    found = find()
+    with contextlib.suppress(UserError):
+        write(file, json.dumps(found).encode())
+    return found

@@ -69,15 +69,19 @@ class Examples:
     """Images and their labels, on the host or on a device.
 
     Attributes:
-      images: uint8 `[examples, height, width, channels]`.
-      labels: int32 `[examples]`.
+      images: uint8 `[examples, height, width, channels]`, or `resnet_jax.data.parts.Encoded`.
+      labels: int32 `[examples]`, an array.
     """
 
-    images: np.ndarray | jax.Array
-    labels: np.ndarray | jax.Array
+    images: Any
+    labels: Any
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def at(self, indices: jax.Array) -> "Examples":
+        """Returns those of some indices, integers `[batch]`."""
+        return Examples(self.images[indices], self.labels[indices])
 
 
 jax.tree_util.register_dataclass(Examples, ["images", "labels"], [])

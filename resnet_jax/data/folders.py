@@ -9,6 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data import image_files
+from resnet_jax.data.cache import remembered
 from resnet_jax.data.datasets import Opened, set_aside
 from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
@@ -34,21 +35,34 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
         is no image that can be read and `data.on_bad_image` is "stop".
     """
     root = Path(path).expanduser()
-    class_names, parts = _find(root, config)
+    class_names, parts, skipped = _find(root, config)
     shape = _image_shape([f for files in parts.values() for f, _ in files], config.image_size)
     labels = {
         part: np.array([label for _, label in files], np.int32) for part, files in parts.items()
     }
 
-    def read(part: str, every: int) -> np.ndarray:
-        return image_files.read([file for file, _ in parts[part][::every]], shape)
+    files = {
+        part: _Paths(str(root), np.array([os.fsencode(f.relative_to(root)) for f, _ in found]))
+        for part, found in parts.items()
+    }
+    source = f"{root} (without {skipped:,} unreadable files)" if skipped else str(root)
+    everything = [file for found in parts.values() for file, _ in found]
+    names = f"folder:{path}", source, shape, class_names
+    return open_parts(*names, labels, files, _digest(root, parts, shape), _state(everything))
 
-    digest = _digest(root, parts, shape)
-    return open_parts(f"folder:{path}", str(root), shape, class_names, labels, read, digest)
+
+class _Paths:
+    """The paths of many files, in little memory."""
+
+    def __init__(self, root: str, names: np.ndarray) -> None:
+        self._root, self._names = root, names
+
+    def __getitem__(self, index: int) -> str:
+        return os.path.join(self._root, os.fsdecode(self._names[index]))
 
 
-def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files]]:
-    """Returns the names of the classes, and the files of "train", "test" and perhaps "val"."""
+def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], int]:
+    """Returns class names, files of "train", "test" and perhaps "val", and the number skipped."""
     if not root.is_dir():
         raise UserError(f"config field data.name: there is no folder {root}")
     found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
@@ -56,14 +70,23 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files]]:
     class_names = sorted(place.name for place in train.iterdir() if place.is_dir())
     if len(class_names) < 2:
         raise UserError(f"config field data.name: {train} has no two folders, one for each class")
-    parts = {name: _files(place, class_names, config) for name, place in found.items()}
-    parts.setdefault("train", _files(root, class_names, config) if train == root else [])
+    found["train"] = train
+    parts, skipped = {}, 0
+    for name, place in found.items():
+        files = _files(place, class_names)
+        bad = _unreadable(files) if config.on_bad_image == "skip" else set()
+        parts[name] = [pair for index, pair in enumerate(files) if index not in bad]
+        skipped += len(bad)
+        empty = {*range(len(class_names))} - {label for _, label in parts[name]}
+        if empty:
+            folder = place / class_names[min(empty)]
+            raise UserError(f"config field data.name: {folder} holds no image")
     if "test" not in parts:
         parts["test"] = parts.pop("val", []) or _take_test_images(parts, config)
-    return class_names, parts
+    return class_names, parts, skipped
 
 
-def _files(place: Path, class_names: Sequence[str], config: ConfigDict) -> Files:
+def _files(place: Path, class_names: Sequence[str]) -> Files:
     """Returns the image files below a folder with their labels, in an order that never varies."""
     others = {entry.name for entry in place.iterdir() if entry.is_dir()} ^ {*class_names}
     if others:
@@ -75,12 +98,24 @@ def _files(place: Path, class_names: Sequence[str], config: ConfigDict) -> Files
         files = sorted(
             file for file in (place / name).rglob("*") if file.suffix.lower() in SUFFIXES
         )
-        if config.on_bad_image == "skip":
-            files = [file for file in files if image_files.is_readable(file)]
-        if not files:
-            raise UserError(f"config field data.name: {place / name} holds no image")
         found += [(file, label) for file in files]
     return found
+
+
+def _unreadable(files: Files) -> set[int]:
+    """Returns the indices of the files that are no images, which takes long only once."""
+    paths = [file for file, _ in files]
+    return {*remembered(f"unreadable {_state(paths)}", lambda: image_files.unreadable(paths))}
+
+
+def _state(files: Sequence[Path]) -> str:
+    """Identifies files by where they are, their sizes and when they were written."""
+    digest = hashlib.sha256()
+    for file in files:
+        stat = file.stat() if file.exists() else None
+        line = f"{file.absolute()} {stat and (stat.st_size, stat.st_mtime_ns)}\n"
+        digest.update(line.encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def _take_test_images(parts: dict[str, Files], config: ConfigDict) -> Files:

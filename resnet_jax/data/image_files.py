@@ -5,7 +5,7 @@ import io
 import os
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -15,12 +15,27 @@ from resnet_jax.errors import UserError
 # Formats whose readers start no other program, as that of PostScript does.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _PIXEL_LIMIT = 64_000_000  # in memory a quarter of a gigabyte; a small file may declare far more
+File = str | os.PathLike[str] | io.BytesIO
 _DEEP_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 
 
-def read(
-    paths: Sequence[str | os.PathLike[str] | io.BytesIO], shape: tuple[int, int, int]
-) -> np.ndarray:
+class Crop(NamedTuple):
+    """A rectangle in an image, all numbers shares.
+
+    Attributes:
+      area: its area, of the image's.
+      ratio: its width over its height, of what the wanted size has.
+      left: what is left out at its left, of all that is left out beside it.
+      top: what is left out above it, of all that is left out above and below.
+    """
+
+    area: float
+    ratio: float
+    left: float
+    top: float
+
+
+def read(paths: Sequence[File], shape: tuple[int, int, int]) -> np.ndarray:
     """Returns images as a dataset would hold them.
 
     Each is turned upright as its EXIF record says, scaled until it just covers the wanted size,
@@ -40,12 +55,27 @@ def read(
     images = np.empty((len(paths), *shape), np.uint8)
 
     def fill(index: int) -> None:
-        images[index] = _read(paths[index], lambda image: _pixels(image, shape))
+        images[index] = read_one(paths[index], shape)
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for _ in pool.map(fill, range(len(paths))):
             pass
     return images
+
+
+def read_one(path: File, shape: tuple[int, int, int], crop: Crop | None = None) -> np.ndarray:
+    """Returns one image, uint8 `[height, width, channels]`, as `read` does.
+
+    Args:
+      path: the file, or its content.
+      shape: height, width and channels of the result.
+      crop: what is cut out of it and scaled, bilinearly; None: the centre, as in `read`.
+
+    Raises:
+      UserError: as `read`.
+    """
+    pixels: np.ndarray = _read(path, lambda image: _pixels(image, shape, crop))
+    return pixels
 
 
 def size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -57,13 +87,18 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
     return _read(path, lambda image: ImageOps.exif_transpose(image).size)
 
 
-def is_readable(path: str | os.PathLike[str]) -> bool:
-    """Returns whether `read` can read a file, by reading it."""
-    try:
-        _read(path, lambda image: _pixels(image, (8, 8, 3)))
-    except UserError:
-        return False
-    return True
+def unreadable(paths: Sequence[File]) -> list[int]:
+    """Returns the indices of the files that `read` can't read, by reading them all."""
+
+    def is_readable(path: File) -> bool:
+        try:
+            read_one(path, (8, 8, 3))
+        except UserError:
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [i for i, is_fine in enumerate(pool.map(is_readable, paths)) if not is_fine]
 
 
 def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
@@ -88,7 +123,9 @@ def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
         raise UserError(f"image {path} can't be read: {reason}") from error
 
 
-def _pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
+def _pixels(
+    image: Image.Image, shape: tuple[int, int, int], crop: Crop | None = None
+) -> np.ndarray:
     upright = ImageOps.exif_transpose(image)
     if upright.mode in _DEEP_MODES:
         upright = _shallow(upright)
@@ -97,13 +134,28 @@ def _pixels(image: Image.Image, shape: tuple[int, int, int]) -> np.ndarray:
     is_opaque = not upright.has_transparency_data
     upright = upright.convert("RGB" if is_opaque else "RGBA")
     height, width, channels = shape
-    scale = min(upright.width / width, upright.height / height)
-    left, top = (upright.width - scale * width) / 2, (upright.height - scale * height) / 2
-    box = (left, top, left + scale * width, top + scale * height)
-    small = upright.resize((width, height), Image.Resampling.LANCZOS, box)
+    resampling = Image.Resampling.BILINEAR if crop else Image.Resampling.LANCZOS
+    box = _box(upright.size, (width, height), crop)
+    small = upright.resize((width, height), resampling, box)
     if not is_opaque:
         small = Image.alpha_composite(Image.new("RGBA", small.size, "white"), small).convert("RGB")
     return np.asarray(small.convert("L" if channels == 1 else "RGB")).reshape(shape)
+
+
+def _box(
+    size: tuple[int, int], wanted: tuple[int, int], crop: Crop | None
+) -> tuple[float, float, float, float]:
+    """Returns the left, upper, right and lower edge of what is cut out of an image, pixels."""
+    (width, height), (columns, rows) = size, wanted
+    if crop is None:
+        scale = min(width / columns, height / rows)
+        crop, across, down = Crop(1, 1, 0.5, 0.5), scale * columns, scale * rows
+    else:
+        scale = (crop.area * width * height / (columns * rows)) ** 0.5
+        across = min(scale * columns * crop.ratio**0.5, width)
+        down = min(scale * rows / crop.ratio**0.5, height)
+    left, top = crop.left * (width - across), crop.top * (height - down)
+    return left, top, left + across, top + down
 
 
 def _shallow(image: Image.Image) -> Image.Image:

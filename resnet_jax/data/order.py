@@ -47,6 +47,12 @@ class TrainingOrder:
         """Returns the order of the images in an epoch, int32 `[num_examples]`, read-only."""
         return _order(self.seed, epoch, self.num_examples, self.shuffle)
 
+    def __getitem__(self, step: int) -> tuple[np.ndarray, int]:
+        """Returns the image indices of a step, int32 `[batch]`, and its epoch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        start = position * self.batch_size
+        return self.epoch(epoch)[start : start + self.batch_size], epoch
+
     def dispatches(self, start: int, stop: int, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yields runs of steps that one call of the compiled function can take.
 

@@ -19,7 +19,9 @@ from resnet_jax.data.datasets import (
     select_info,
 )
 from resnet_jax.data.download import PlainProgress, Progress
+from resnet_jax.data.parts import in_memory
 from resnet_jax.data.published import PUBLISHED, open_published, published_info
+from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import UserError, unknown
 
 
@@ -130,17 +132,20 @@ def open_dataset(config: ConfigDict) -> Opened:
     names = {(name.partition(":")[0], ":" in name): name for name in DATASETS}
     if (kind, bool(rest)) not in names:
         raise unknown("dataset (data.name)", config.name, DATASETS)
-    info, load = DATASETS[names[kind, bool(rest)]].open(rest, config)
-    return Opened(
-        select_info(info, config.classes),
-        lambda notify, progress: select_classes(load(notify, progress), config.classes),
-    )
+    whole, load_whole = DATASETS[names[kind, bool(rest)]].open(rest, config)
+    info = select_info(whole, config.classes)
+
+    def load(notify: Notify, progress: Progress | None) -> Dataset:
+        dataset = select_classes(load_whole(notify, progress), config.classes)
+        return in_memory(dataset, notify) if is_resident(info, config) else dataset
+
+    return Opened(info, load)
 
 
 def load_dataset(
     config: ConfigDict, notify: Notify = print, progress: Progress | None = None
 ) -> Dataset:
-    """Returns the dataset that a config names, in memory.
+    """Returns the dataset that a config names, in memory if it fits `data.resident_bytes`.
 
     Args:
       config: the group `data` of a config.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data import image_files
+from resnet_jax.data.cache import remembered
 from resnet_jax.data.cifar10_tfds import default_data_dir
 from resnet_jax.data.datasets import Opened, count_labels
 from resnet_jax.data.download import reading
@@ -56,36 +56,42 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
         features = builder.info.features
         image, label = _key(features, tfds.features.Image), _key(features, tfds.features.ClassLabel)
         shape = _image_shape(features[image].shape, config.image_size)
-        parts = {part: _Part(builder, split, image, label) for part, split in _splits(builder)}
+        raw = {image: tfds.decode.SkipDecoding()}
+        records = {
+            part: builder.as_data_source(split=split, decoders=raw)
+            for part, split in _splits(builder)
+        }
+        state = f"{folder.absolute()} {_newest(folder)}"
+        found = remembered(
+            f"labels {label} of {state}",
+            lambda: {part: [int(r[label]) for r in split] for part, split in records.items()},
+        )
+        if min(found["test"], default=0) < 0:  # those of ImageNet were never published
+            found["test"], records["test"] = found.pop("val"), records.pop("val")
         names = features[label].names
-    labels = {part: split.labels for part, split in parts.items()}
+    labels = {part: np.array(of_part, np.int32) for part, of_part in found.items()}
     counts = {part: count_labels(of_part, len(names)) for part, of_part in labels.items()}
     content = f"{builder.info.full_name} {counts} {shape}"
     digest = hashlib.sha256(content.encode()).hexdigest()
-
-    def read(part: str, every: int) -> np.ndarray:
-        with reading(folder):
-            return parts[part].images(shape, every)
-
+    files = {part: _Contents(split, image) for part, split in records.items()}
     source = f"tensorflow-datasets in {folder}"
-    return open_parts(f"tfds:{name}", source, shape, names, labels, read, digest)
+    return open_parts(f"tfds:{name}", source, shape, names, labels, files, digest, state)
 
 
-class _Part:
-    """One split of a prepared dataset: its labels, and its images when they are asked for."""
+class _Contents:
+    """The encoded images of a split."""
 
-    def __init__(self, builder: Any, split: str, image: str, label: str) -> None:
-        import tensorflow_datasets as tfds
+    def __init__(self, records: Any, image: str) -> None:
+        self._records, self._image = records, image
 
-        raw_image = {image: tfds.decode.SkipDecoding()}
-        self._source = builder.as_data_source(split=split, decoders=raw_image)
-        self._image = image
-        self.labels = np.array([record[label] for record in self._source], np.int32)
+    def __getitem__(self, index: int) -> io.BytesIO:
+        with reading("the prepared dataset"):
+            return io.BytesIO(self._records[index][self._image])
 
-    def images(self, shape: tuple[int, int, int], every: int) -> np.ndarray:
-        """Returns every n-th image, uint8 `[images, *shape]`."""
-        encoded = [self._source[i][self._image] for i in range(0, len(self._source), every)]
-        return image_files.read([io.BytesIO(content) for content in encoded], shape)
+
+def _newest(folder: Path) -> int:
+    """Returns when a file of a folder was last written, nanoseconds."""
+    return max(file.stat().st_mtime_ns for file in folder.iterdir())
 
 
 def _check_classes(features: str) -> None:

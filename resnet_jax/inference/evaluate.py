@@ -8,7 +8,7 @@ from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.inference.restore import restore
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.driver import Evaluator, place
 
 
 def evaluate_run(
@@ -45,7 +45,10 @@ def evaluate_run(
             )
     devices = Devices()
     evaluator = Evaluator(task.network, devices)
-    variables, test = devices.put((state.variables(), dataset.test))
+    variables, test = (
+        devices.put(state.variables()),
+        place(dataset.test, dataset.info, config, devices),
+    )
     batch_size = batch_size or config.evaluate.batch_size
     metrics = evaluator.score(variables, test, batch_size, progress)
     return {"step": int(state.step), **metrics.means(), "count": len(dataset.test)}

@@ -73,6 +73,7 @@ def begin(
     info: Mapping[str, Any],
     saved: Run | None,
     notify: Callable[[str], None] = print,
+    images: str = "resident",
 ) -> None:
     """Refuses to go on with another run, writes what this one is, and logs this start.
 
@@ -84,6 +85,7 @@ def begin(
       info: what is known of the data set, as JSON has it, "name" and "digest" among others.
       saved: what the newest checkpoint holds; None: there is no checkpoint, and nothing to lose.
       notify: called with a line if a file was not what the checkpoint holds.
+      images: where they are while this start trains: "resident" or "streamed".
 
     Raises:
       UserError: if the checkpoint is of another config or of other data.
@@ -108,7 +110,7 @@ def begin(
         if saved and (not file.exists() or file.read_bytes() not in known):
             notify(f"{file} was not what the newest checkpoint holds: written anew")
         write_atomically(file, _text(content))
-    _log_start(folder)
+    _log_start(folder, images)
 
 
 def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
@@ -176,13 +178,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def _log_start(folder: pathlib.Path) -> None:
+def _log_start(folder: pathlib.Path, images: str) -> None:
     """Appends where and how this start of the run takes place."""
     log = folder / STARTS
     before = log.read_bytes() if log.exists() else b""
     separator = "\n" if before and not before.endswith(b"\n") else ""  # after a torn line
     with log.open("a") as file:
-        file.write(f"{separator}{json.dumps(provenance())}\n")
+        file.write(f"{separator}{json.dumps(provenance() | {'images': images})}\n")
 
 
 def _commit() -> str | None:

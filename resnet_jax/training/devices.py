@@ -4,6 +4,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.data.datasets import Examples
+from resnet_jax.data.streams import ExampleBatch
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import Tree
 
@@ -29,11 +31,17 @@ class Devices:
         """Puts arrays on every device, in full."""
         return jax.device_put(tree, self.replicated)
 
-    def split(self, array: np.ndarray) -> jax.Array:
-        """Puts an array on the devices, its last axis split over them where it divides."""
-        axis = "data" if array.shape[-1] % self.mesh.size == 0 else None
-        spec = PartitionSpec(*[None] * (array.ndim - 1), axis)
-        return jax.device_put(array, NamedSharding(self.mesh, spec))
+    def split(self, array: np.ndarray, axis: int = -1) -> jax.Array:
+        """Puts an array on the devices, one axis split over them where it divides."""
+        names: list[str | None] = [None] * array.ndim
+        names[axis] = "data" if array.shape[axis] % self.mesh.size == 0 else None
+        return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*names)))
+
+    def feed(self, examples: Examples) -> Examples:
+        """Splits the batch that a stream brought over the devices; others lie there already."""
+        if isinstance(examples, ExampleBatch):
+            return jax.tree.map(lambda array: self.split(array, 0), examples)
+        return examples
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses a batch that the devices can't share.

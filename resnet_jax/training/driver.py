@@ -1,6 +1,8 @@
 """Compiles the steps, with sharding applied in one place, and feeds them from the devices."""
 
+import dataclasses
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -10,9 +12,10 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from resnet_jax.data.augment import STRENGTHS
-from resnet_jax.data.datasets import Examples
+from resnet_jax.data.datasets import DatasetInfo, Examples
 from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
+from resnet_jax.data.streams import Stream, is_resident, padded_reads
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.optimizers import Optimizer
@@ -30,6 +33,28 @@ from resnet_jax.training.step import (
 )
 
 
+def place(
+    examples: Examples,
+    info: DatasetInfo,
+    config: ConfigDict,
+    devices: Devices,
+    is_training: bool = False,
+) -> Examples | Stream:
+    """Puts a part of a dataset on the devices, or makes it stream.
+
+    Args:
+      examples: the part.
+      info: the dataset.
+      config: the whole config.
+      devices: the devices.
+      is_training: whether the images are augmented.
+    """
+    if not is_resident(info, config.data):
+        return Stream(examples, config, is_training)
+    resident: Examples = devices.put(examples)
+    return resident
+
+
 class Trainer:
     """The compiled training step of a run: one program, and one for a short last batch.
 
@@ -45,17 +70,33 @@ class Trainer:
         optimizer: Optimizer,
         devices: Devices,
         steps_per_epoch: int,
+        examples: Examples | Stream | None = None,
     ) -> None:
-        """Binds what a run is made of; nothing is compiled yet."""
+        """Binds what a run is made of; nothing is compiled yet.
+
+        Args:
+          network: the module, and what its images go through.
+          optimizer: its optimizer.
+          devices: the devices.
+          steps_per_epoch: training steps in an epoch.
+          examples: where training images will come from, if that may be a stream.
+        """
         config = network.config
         devices.check_batch_size(config.batch_size)
         usual = 1 if devices.on_cpu else 50
+        if isinstance(examples, Stream):
+            steps_per_epoch = 1  # in a dispatch: images of more are not there yet
+            if examples.crops:
+                config = config.copy_and_resolve_references()
+                with config.unlocked():
+                    config.augment.resized_crop = 0.0
+                network = dataclasses.replace(network, config=config)
         self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
         self._train = jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
         self._gradients = jax.jit(functools.partial(_gradients, network))
-        self.augment = jax.jit(functools.partial(_augment, network.config))
+        self.augment = jax.jit(functools.partial(_augment, config))
 
     def train(
         self,
@@ -71,7 +112,7 @@ class Trainer:
 
         Args:
           state: the state before.
-          examples: the training images, on the devices.
+          examples: the training images, on the devices, or the batch of the one step.
           indices: int32 `[steps, batch]`, of at most `steps_per_dispatch` steps.
           epoch: the epoch.
           learning_rates: float32 `[steps]`.
@@ -92,7 +133,9 @@ class Trainer:
             "optimizer.learning_rate": np.asarray(learning_rates, np.float32),
         }
         scalars = self._devices.put((np.int32(count), np.int32(epoch), numbers, np.uint32(seed)))
-        return self._train(state, examples, self._devices.split(indices), *scalars)
+        return self._train(
+            state, self._devices.feed(examples), self._devices.split(indices), *scalars
+        )
 
     def gradients(
         self,
@@ -107,7 +150,7 @@ class Trainer:
 
         Args:
           state: the state, which is kept.
-          examples: the training images, on the devices.
+          examples: the training images, on the devices, or the batch of that step.
           indices: int32 `[batch]`.
           epoch: the epoch.
           hyperparameters: see `resnet_jax.training.hyperparameters`.
@@ -115,7 +158,9 @@ class Trainer:
         """
         numbers = {name: np.float32(value) for name, value in hyperparameters.items()}
         scalars = self._devices.put((np.int32(epoch), numbers, np.uint32(seed)))
-        return self._gradients(state, examples, self._devices.split(indices), *scalars)
+        return self._gradients(
+            state, self._devices.feed(examples), self._devices.split(indices), *scalars
+        )
 
 
 class Evaluator:
@@ -131,27 +176,35 @@ class Evaluator:
         )
 
     def score(
-        self, variables: Tree, examples: Examples, batch_size: int, progress: Progress | None = None
+        self,
+        variables: Tree,
+        examples: Examples | Stream,
+        batch_size: int,
+        progress: Progress | None = None,
     ) -> Metrics:
         """Scores every image exactly once, for any batch size and number of devices.
 
         Args:
           variables: the model's parameters and statistics, on the devices.
-          examples: the images, on the devices.
+          examples: the images, on the devices or streamed.
           batch_size: images per evaluation step; rounded up to a multiple of the devices.
           progress: called with "scoring", the batches done and all of them.
         """
         count = self._devices.mesh.size
         batch_size = -(-min(batch_size, len(examples)) // count) * count
-        batches = list(padded_batches(len(examples), batch_size))
-        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else len(batches))
-        metrics = self._devices.put(Metrics.empty())
-        for first in range(0, len(batches), size):
-            indices, masks = map(np.stack, zip(*batches[first : first + size], strict=True))
-            rows = self._devices.split(indices), self._devices.split(masks)
-            metrics = self._score(metrics, variables, examples, *rows)
+        number = -(-len(examples) // batch_size)
+        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else number)
+        if isinstance(examples, Stream):
+            size = 1
+        metrics, done = self._devices.put(Metrics.empty()), 0
+        reads = padded_reads(examples, batch_size)
+        while batches := list(itertools.islice(reads, size)):
+            indices, masks, (read, *_) = zip(*batches, strict=True)
+            rows = self._devices.split(np.stack(indices)), self._devices.split(np.stack(masks))
+            metrics = self._score(metrics, variables, self._devices.feed(read), *rows)
+            done += len(batches)
             if progress:
-                progress("scoring", first + len(indices), len(batches))
+                progress("scoring", done, number)
         return metrics
 
     def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:
@@ -230,7 +283,8 @@ def _augment(
 
 
 def _batch(examples: Examples, indices: jax.Array, epoch: jax.Array) -> Batch:
-    return Batch(examples.images[indices], examples.labels[indices], indices, epoch)
+    found = examples.at(indices)
+    return Batch(found.images, found.labels, indices, epoch)
 
 
 def _score_batches(
@@ -243,8 +297,9 @@ def _score_batches(
 ) -> Metrics:
     def score(metrics: Metrics, row: tuple[jax.Array, jax.Array]) -> tuple[Metrics, None]:
         indices, mask = row
-        images, labels = examples.images[indices], examples.labels[indices]
-        return metrics.merge(eval_step(network, variables, images, labels, mask > 0)), None
+        found = examples.at(indices)
+        step = eval_step(network, variables, found.images, found.labels, mask > 0)
+        return metrics.merge(step), None
 
     if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
         return score(metrics, (indices[0], masks[0]))[0]

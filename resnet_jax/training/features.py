@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import default_config
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.download import Progress
-from resnet_jax.data.order import padded_batches
+from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.errors import UserError
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.state import Tree
@@ -21,7 +21,7 @@ from resnet_jax.trees import named_leaves
 def cache_features(
     network: Network,
     variables: Tree,
-    examples: Examples,
+    examples: Examples | Stream,
     devices: Devices,
     progress: Progress | None = None,
 ) -> Examples:
@@ -30,7 +30,7 @@ def cache_features(
     Args:
       network: the model.
       variables: its parameters and statistics, on the devices.
-      examples: the images, on the devices.
+      examples: the images, on the devices or streamed.
       devices: the devices.
       progress: called with "features", the images done and all of them.
 
@@ -42,18 +42,18 @@ def cache_features(
 
     @jax.jit
     def features(variables: Tree, examples: Examples, indices: jax.Array) -> jax.Array:
-        inputs = network.inputs(examples.images[indices])
+        inputs = network.inputs(examples.at(indices).images)
         options = {"train": False, "stage": stage, "method": "features"}
         found: jax.Array = network.module.apply(variables, inputs, **options)  # type: ignore
         return found
 
     batches = []
-    for indices, _ in padded_batches(len(examples), size):
-        batches.append(features(variables, examples, indices))
+    for indices, _, read in padded_reads(examples, size):
+        batches.append(features(variables, devices.feed(read), indices))
         if progress:
             progress("features", len(batches) * size, len(examples))
     images = devices.put(jnp.concatenate(batches)[: len(examples)])
-    return Examples(images, examples.labels)
+    return Examples(images, devices.put(examples.labels))
 
 
 def check_cached_stage(

@@ -5,17 +5,16 @@ import dataclasses
 import math
 import os
 import pathlib
-import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, Examples, split, split_sizes
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
 from resnet_jax.data.registry import open_dataset
+from resnet_jax.data.streams import Stream, feed, is_resident
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.randomness import Purpose
@@ -23,9 +22,10 @@ from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.runs.records import Record
-from resnet_jax.runs.terminal import Terminal, duration
+from resnet_jax.runs.terminal import Terminal
+from resnet_jax.training import announcements
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Evaluator, Trainer, place
 from resnet_jax.training.faults import Watch
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
@@ -40,11 +40,15 @@ Signals = contextlib.AbstractContextManager[Sequence[int]]
 
 @dataclasses.dataclass(frozen=True)
 class _Run:
-    """A task under way: its data on the devices, its compiled functions, its folder."""
+    """A task under way: its data, on the devices or streamed, its compiled functions, its folder.
+
+    What each step takes its images from is next in `feed`.
+    """
 
     task: Task
     devices: Devices
-    data: dict[str, Examples]
+    data: dict[str, Examples | Stream]
+    feed: Generator[Examples]
     trainer: Trainer
     evaluator: Evaluator
     recorder: Recorder
@@ -86,6 +90,7 @@ def train_and_evaluate(
     opened = dataset.opened() if dataset else open_dataset(config.data)
     task = create_task(config, opened.info)
     config = task.config
+    images = _where_images_are(config, opened.info)
     devices = Devices()
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
@@ -100,7 +105,7 @@ def train_and_evaluate(
         info, newest = dataclasses.asdict(opened.info), checkpoints.run()
         if newest is not None:
             check_extension(task, newest["config"].get("num_epochs"))
-        folders.begin(folder, config, info, newest, terminal.note)
+        folders.begin(folder, config, info, newest, terminal.note, images)
         dataset = opened.load(terminal.note, terminal.bar)
         state = checkpoints.restore_newest(task.template)
         saved = None if state is None else checkpoints.run(int(state.step))
@@ -112,14 +117,26 @@ def train_and_evaluate(
         )
         stack.enter_context(contextlib.closing(recorder))
         received = stack.enter_context(signals or contextlib.nullcontext(()))
-        terminal.note(_announcement(task, dataset, state, folder))
+        terminal.note(announcements.opening(task, dataset.source, images, state, folder))
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
-        state = _train(run, state, received)
+        with contextlib.closing(run.feed):
+            state = _train(run, state, received)
         final = recorder.closing or _finish(run, state)
         terminal.close()
-        terminal.note(_summary(config, final, folder))
+        terminal.note(announcements.closing(config, final, folder))
         return final, state
+
+
+def _where_images_are(config: ConfigDict, info: DatasetInfo) -> str:
+    if is_resident(info, config.data):
+        return "resident"
+    if config.evaluate.augment:
+        raise UserError(
+            "config field evaluate.augment needs images that stay on the device, and these stream; "
+            "set it to False, or raise data.resident_bytes"
+        )
+    return "streamed"
 
 
 def _first_state(task: Task, terminal: Terminal) -> TrainState:
@@ -145,9 +162,13 @@ def _begin(
     checkpoints: Checkpoints,
     terminal: Terminal,
 ) -> _Run:
-    """Puts the data on the devices, as the features of the frozen stage if the config says so."""
-    data = {name: devices.put(part) for name, part in split(dataset, task.config.data).items()}
-    images, network, stage = data["train"], task.network, task.config.init.cached_stage
+    """Puts the data where it stays, as the features of the frozen stage if the config says so."""
+    config, network, stage = task.config, task.network, task.config.init.cached_stage
+    data = {
+        name: place(part, task.info, config, devices, is_training=name == "train")
+        for name, part in split(dataset, config.data).items()
+    }
+    images = data["train"]
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
         variables = state.variables()
@@ -156,13 +177,19 @@ def _begin(
             for name, part in data.items()
         }
         network = dataclasses.replace(network, stage=stage)
-    trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch)
-    if int(state.step) == 0 and task.config.log.tensorboard and task.config.log.images:
-        first = task.order.epoch(0)[: task.config.batch_size]
-        shown = trainer.augment(images, first, 0, 0, Purpose.AUGMENT).images
-        recorder.images(np.asarray(shown[: task.config.log.images]), 0)
-    evaluator = Evaluator(network, devices)
-    return _Run(task, devices, data, trainer, evaluator, recorder, checkpoints, terminal)
+    trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch, data["train"])
+    start, stop = int(state.step), task.agenda.total_steps
+    if start == 0 and config.log.tensorboard and config.log.images:
+        first = task.order.epoch(0)[: config.batch_size]
+        shown = trainer.augment(_read(images, first, 0), first, 0, 0, Purpose.AUGMENT).images
+        recorder.images(np.asarray(shown[: config.log.images]), 0)
+    evaluator, steps = Evaluator(network, devices), feed(data["train"], task.order, start, stop)
+    return _Run(task, devices, data, steps, trainer, evaluator, recorder, checkpoints, terminal)
+
+
+def _read(examples: Examples | Stream, indices: np.ndarray, epoch: int) -> Examples:
+    """Returns what `Trainer` takes the images of some indices from."""
+    return examples.read(indices, epoch) if isinstance(examples, Stream) else examples
 
 
 def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
@@ -188,7 +215,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
             step, before = first + len(indices), metrics
             numbers = rates[first:step], task.hyperparameters, config.seed
             state, metrics, told = run.trainer.train(
-                state, run.data["train"], indices, epoch, *numbers
+                state, next(run.feed), indices, epoch, *numbers
             )
             checkpoints.poll()
             # Waiting for the dispatch before keeps the devices busy, and signals obeyed.
@@ -258,7 +285,8 @@ def _record_histograms(run: _Run, state: TrainState) -> None:
     epoch = (step - 1) // task.agenda.steps_per_epoch
     _, indices = next(task.order.dispatches(step - 1, step, 1))
     arguments = indices[0], epoch, task.hyperparameters, task.config.seed
-    gradients = run.trainer.gradients(state, run.data["train"], *arguments)
+    examples = _read(run.data["train"], indices[0], epoch)
+    gradients = run.trainer.gradients(state, examples, *arguments)
     for group, tree in (("params", state.params), ("gradients", gradients)):
         run.recorder.histograms(group, dict(named_leaves(tree)), step)
 
@@ -306,43 +334,4 @@ def _stopped(run: _Run, problem: str, state: TrainState) -> UserError:
     return UserError(
         f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
         "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
-    )
-
-
-def _announcement(task: Task, dataset: Dataset, state: TrainState, folder: pathlib.Path) -> str:
-    config, devices, step = task.config, jax.devices(), int(state.step)
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    sizes = split_sizes(task.info, config.data)
-    counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
-    resumed = f", resuming after step {step:,}" if step else ""
-    return "\n".join(
-        [
-            f"device  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}",
-            f"model   {config.model.name}, {parameters:,} parameters, {config.model.dtype}",
-            f"data    {dataset.source}: {counts} images",
-            f"run     {folder}, {config.num_epochs} epochs of {task.agenda.steps_per_epoch:,} steps"
-            f"{resumed}",
-        ]
-    )
-
-
-def _summary(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
-    def percent(accuracy: float | None) -> str:
-        return "unknown" if accuracy is None else f"{accuracy:.2f} %"
-
-    train = final["train_accuracy"]
-    training = "" if train is None else f", train accuracy {percent(train)}"
-    chosen = "by the test set itself"
-    if config.evaluate.split == "val":
-        chosen = f"by validation, {final['best_score']:.2f} %"
-    command = f"python -m resnet_jax.main --mode=eval --workdir={shlex.quote(str(folder))}"
-    return "\n".join(
-        [
-            f"final   test accuracy {percent(final['test_accuracy'])} after epoch "
-            f"{final['epoch']:g}{training}",
-            f"best    test accuracy {percent(final['best_test_accuracy'])} after epoch "
-            f"{final['best_epoch']:g}, chosen {chosen}",
-            f"time    {duration(final['seconds'])} in all",
-            f"again   {command}",
-        ]
     )
