@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from resnet_jax.inference.evaluate import evaluate_run
     from resnet_jax.inference.export import export_torch
     from resnet_jax.inference.predict import predict
-    from resnet_jax.inference.restore import load_run
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.training.loop import train_and_evaluate
+    from resnet_jax.training.restore import load_run
     from resnet_jax.weights.load import import_torch, load_model
 
 _HOMES = {
@@ -30,7 +30,7 @@ _HOMES = {
     "import_torch": "weights.load",
     "list_models": "models.registry",
     "load_model": "weights.load",
-    "load_run": "inference.restore",
+    "load_run": "training.restore",
     "predict": "inference.predict",
     "train_and_evaluate": "training.loop",
 }

@@ -3,8 +3,8 @@
 import jax
 import tiny_run
 
-from resnet_jax.inference.restore import load_run, restore
 from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.restore import load_run, restore
 
 
 def test_the_optimizers_state_is_not_read(rich_run, monkeypatch):

@@ -39,6 +39,21 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
     assert_same_bits(again.variables, best.variables)
 
 
+def test_a_training_starts_from_a_run(plain_run, tmp_path, capsys):
+    flags = [f"--config={tiny_run.CONFIG_FILE}", f"--config.init.weights={plain_run[0]}"]
+    flags += ["--config.num_epochs=0", f"--workdir={tmp_path / 'run'}"]
+    assert command(*flags, "--config.data.classes=(3, 5)") == 0
+    assert "the head is new" in capsys.readouterr().out
+    before = resnet_jax.load_run(plain_run[0]).variables
+    after = resnet_jax.load_run(tmp_path / "run", "newest").variables
+    assert after["params"].pop("head")["kernel"].shape[-1] == 2
+    assert before["params"].pop("head")["kernel"].shape[-1] == 10
+    assert_same_bits(after, before)
+    other = [*flags[:-1], f"--workdir={tmp_path / 'other'}"]
+    assert command(*other, "--config.model.options.num_filters=(16,)") == 2
+    assert "differs in" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -52,7 +67,10 @@ def test_a_run_goes_out_and_comes_in_again(plain_run, tmp_path, capsys):
             "holds no checkpoint of a run",
         ),
         (["--output=x.pth"], "--output is for --mode=export only"),
-        (["--config.init.weights=nowhere.pth"], "init.weights: there is no file nowhere.pth"),
+        (
+            ["--config.init.weights=nowhere.pth"],
+            "init.weights: there is no file or run nowhere.pth",
+        ),
     ],
 )
 def test_bad_commands(tmp_path, capsys, flags, message):

@@ -62,7 +62,7 @@ FIELDS: dict[str, Field] = {
     "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
     "model.dtype": Field("float32", _Dtype, "of the computation; auto: bfloat16 where it is fast"),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
-    "init.weights": Field("", str, "file of PyTorch weights, or 'torchvision'; empty: random ones"),
+    "init.weights": Field("", str, "file of PyTorch weights, 'torchvision', or a run's folder"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),
     # Data
     "data.name": Field("cifar10", str, "one of --list=datasets"),

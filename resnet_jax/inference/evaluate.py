@@ -6,9 +6,9 @@ from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.inference.restore import restore
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, place
+from resnet_jax.training.restore import restore
 
 
 def evaluate_run(

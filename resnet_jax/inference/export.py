@@ -3,7 +3,7 @@
 import os
 import pathlib
 
-from resnet_jax.inference.restore import load_run
+from resnet_jax.training.restore import load_run
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from resnet_jax.data import image_files
-from resnet_jax.inference.restore import restore
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.restore import restore
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,11 +28,12 @@ from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, Trainer, place
 from resnet_jax.training.faults import Watch
 from resnet_jax.training.features import cache_features
+from resnet_jax.training.restore import load_run
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.state import Metrics, TrainState, not_finite
 from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves
-from resnet_jax.weights.load import initial_variables
+from resnet_jax.weights.load import adapted_variables, initial_variables
 from resnet_jax.weights.pretrained import weights_file
 
 Signals = contextlib.AbstractContextManager[Sequence[int]]
@@ -95,7 +96,8 @@ def train_and_evaluate(
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
         terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
-        if config.init.weights and not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS)):
+        is_new = not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS))
+        if is_new and config.init.weights and not os.path.isdir(config.init.weights):
             _weights_file(config, terminal)  # refused before all else
         folder = stack.enter_context(folders.claim(workdir))
         checkpoints = Checkpoints(
@@ -140,11 +142,12 @@ def _where_images_are(config: ConfigDict, info: DatasetInfo) -> str:
 
 
 def _first_state(task: Task, terminal: Terminal) -> TrainState:
-    config, variables = task.config, None
-    if config.init.weights:
-        path = _weights_file(config, terminal)
-        model, shape = task.network.module, task.input_shape
-        variables = initial_variables(path, model, shape, config.seed, terminal.note)
+    config, variables, init = task.config, None, task.config.init.weights
+    arguments = task.network.module, task.input_shape, config.seed, terminal.note
+    if os.path.isdir(init):
+        variables = adapted_variables(load_run(init).variables, init, *arguments)
+    elif init:
+        variables = initial_variables(_weights_file(config, terminal), *arguments)
     return task.create_state(variables)
 
 

@@ -1,16 +1,19 @@
 """Models and variables from files of PyTorch weights."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
 from resnet_jax.weights.torch_files import TorchFile
 from resnet_jax.weights.torch_names import implied_options
-from resnet_jax.weights.torch_weights import fill
+from resnet_jax.weights.torch_weights import fill, new_layers
 
 Tree = Any
 
@@ -96,3 +99,40 @@ def initial_variables(
       UserError: if the file can't be used, or does not fit the model.
     """
     return fill(model, TorchFile(path), "fit", image_shape, seed, notify)
+
+
+def adapted_variables(
+    variables: Mapping[str, Tree],
+    where: str,
+    model: nn.Module,
+    image_shape: tuple[int, int, int],
+    seed: int,
+    notify: Callable[[str], None],
+) -> dict[str, Tree]:
+    """Returns the variables of a run for another training; a head that does not fit is new.
+
+    Args:
+      variables: those of the run.
+      where: the folder of the run, for messages.
+      model: the module that is trained.
+      image_shape: `(height, width, channels)` of its images.
+      seed: seed of a new head.
+      notify: called with one line: the run, and whether the head is new.
+
+    Raises:
+      UserError: if more than the head does not fit the model.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    found = {path: leaf.shape for path, leaf in flatten_dict(dict(variables)).items()}
+    paths = wanted.keys() | found.keys()
+    layers = {path[1] for path in paths if wanted.get(path) != found.get(path)}
+    if others := sorted(layers - {"head"}):
+        raise UserError(
+            f"config field init.weights: the model of the run {where} differs in {others[0]}"
+        )
+    new = "; the head is new, since the run's has other shapes" if layers else ""
+    notify(f"starting from the weights of the run {where}{new}")
+    head = new_layers(model, image_shape, seed, layers) if layers else {}
+    return {**variables, "params": {**variables["params"], **head}}

@@ -54,7 +54,7 @@ def weights_file(
     """
     if weights != "torchvision":
         if not os.path.isfile(weights):
-            raise UserError(f"config field init.weights: there is no file {weights}")
+            raise UserError(f"config field init.weights: there is no file or run {weights}")
         return Path(weights)
     if model not in FILES:
         raise UserError(

@@ -113,7 +113,7 @@ def fill(
     variables = unflatten_dict({s.path: _convert(file, key, s) for key, s in slots.items()})
     if is_new:
         names = {slot.path[1] for slot in head_slots.values()}
-        variables["params"] |= _new_layers(model, image_shape, seed, names)
+        variables["params"] |= new_layers(model, image_shape, seed, names)
     return variables
 
 
@@ -214,7 +214,7 @@ def _convert(file: TorchFile, key: str, slot: _Slot) -> jax.Array:
     return jax.device_put(array)
 
 
-def _new_layers(
+def new_layers(
     model: nn.Module, image_shape: tuple[int, int, int], seed: int, names: set[str]
 ) -> dict[str, Tree]:
     """Returns newly initialised parameters of some layers; only those are computed."""
