@@ -17,6 +17,7 @@ from resnet_jax.config import choose, default_config
 
 
 def _reported(config: ConfigDict) -> None:
+    config.reported_accuracy = 62.0
     config.num_epochs = 10
     config.batch_size = 5
     config.data.val_fraction = 0.0

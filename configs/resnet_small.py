@@ -51,6 +51,7 @@ def _decay(config: ConfigDict) -> None:
 
 def _sgd(config: ConfigDict) -> None:
     _plain(config)
+    config.reported_accuracy = 80.95
     config.num_epochs = 10
     config.batch_size = 5
     config.optimizer.learning_rate = 1e-3
@@ -61,6 +62,7 @@ def _sgd(config: ConfigDict) -> None:
 
 
 def _adam(config: ConfigDict) -> None:
+    config.reported_accuracy = 86.18
     config.num_epochs = 20
     config.batch_size = 128
     config.optimizer.name = "adam"
@@ -70,11 +72,13 @@ def _adam(config: ConfigDict) -> None:
 
 def _dropout(config: ConfigDict) -> None:
     _adam(config)
+    config.reported_accuracy = 86.0
     config.model.options.dropout_rate = 0.2
 
 
 def _grid(config: ConfigDict) -> None:
     _adam(config)
+    config.reported_accuracy = 0.0
     config.batch_size = 100
     config.num_epochs = 10
     config.schedule.name = "constant"

@@ -2,17 +2,20 @@
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
   python -m resnet_jax.main --mode=eval --workdir=DIR
-  python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
-  python -m resnet_jax.main --mode=summary --config=FILE
+  python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE|FOLDER|PATTERN|- [...] [--cam]
+  python -m resnet_jax.main --mode=report --workdir=DIR [DIR ...]
+  python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
   python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
 
 modes
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
-  predict   classify images from files with the best checkpoint
+  predict   classify images with the best checkpoint; --cam writes where the model looks
+  report    write a page of curves, mistakes and figures of a run, or to compare several
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
+  profile   record a few steps with jax's profiler, in the folder of the run
   export    write a run's best checkpoint for PyTorch, as .safetensors
 
 flags
@@ -20,6 +23,7 @@ flags
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
   --mode            one of the above; default: train
+  --format, --top   of predictions: table (default), json or csv; number of classes, default: 3
 """
 
 import contextlib
@@ -39,9 +43,16 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError, unknown
 
 # Those that take a run as it is, and what they take beside it.
-_RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
+_RUN_MODES = {
+    "eval": "nothing else",
+    "predict": "image files, folders, patterns or -, and perhaps --format, --top and --cam",
+    "report": "perhaps further runs",
+    "export": "--output=FILE",
+}
 
-_COMPUTING_MODES = ("train", "eval", "predict")
+_OF_PREDICT = ("format", "top", "cam")
+
+_COMPUTING_MODES = ("train", "eval", "predict", "report", "profile")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -60,7 +71,7 @@ def main(arguments: Sequence[str]) -> int:
     # (openxla issue 44565); its errors are raised as exceptions too. It is read on import of jax.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        _run_mode(_parse(arguments))
+        return _run_mode(_parse(arguments))
     except UserError as error:
         line = " ".join(str(error).split())  # libraries and config files may break their messages
         print(f"error: {line}", file=sys.stderr)
@@ -72,7 +83,6 @@ def main(arguments: Sequence[str]) -> int:
         return 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         return _interrupted("stopped before the first step", signal.SIGINT, arguments)
-    return 0
 
 
 def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
@@ -98,7 +108,8 @@ def run() -> None:
     sys.exit(main(arguments))
 
 
-def _run_mode(settings: "_Settings") -> None:
+def _run_mode(settings: "_Settings") -> int:
+    """Returns the exit status."""
     # jax takes a second to import: only here, when the command line is known to be good.
     import jax
 
@@ -112,7 +123,7 @@ def _run_mode(settings: "_Settings") -> None:
     if settings.mode in _COMPUTING_MODES and jax.default_backend() == "cpu":
         cpu.enable()
     with platform.memory_errors():
-        (_list if settings.listed else _ACTIONS[settings.mode])(settings)
+        return (_list if settings.listed else _ACTIONS[settings.mode])(settings) or 0
 
 
 def _list(settings: "_Settings") -> None:
@@ -125,6 +136,27 @@ def _train(settings: "_Settings") -> None:
     from resnet_jax.training.loop import train_and_evaluate
 
     train_and_evaluate(settings.config, settings.workdir, signals=stop_signals())
+    if settings.config.log.report:
+        try:
+            _report(settings)
+        except UserError as error:  # the training is done and saved all the same
+            print(f"no report: {error}", file=sys.stderr)
+
+
+def _report(settings: "_Settings") -> None:
+    try:
+        from resnet_jax.report.page import write_report
+    except ModuleNotFoundError as error:
+        extra = "pip install 'resnet-flax-cifar[report]'"
+        raise UserError(f"a report needs {error.name}: {extra}") from None
+
+    print(f"report  {write_report([settings.workdir, *settings.paths])}")
+
+
+def _profile(settings: "_Settings") -> None:
+    from resnet_jax.training.profiling import print_profile
+
+    print_profile(settings.config, settings.workdir)
 
 
 @contextlib.contextmanager
@@ -148,17 +180,9 @@ def stop_signals() -> Iterator[list[int]]:
 
 
 def _summarise(settings: "_Settings") -> None:
-    from resnet_jax.data.registry import open_dataset
-    from resnet_jax.platform import compute_dtype
-    from resnet_jax.report.summary import format_model, format_schedule
-    from resnet_jax.training.task import create_task
+    from resnet_jax.report.summary import print_summary
 
-    config = settings.config
-    config.model.dtype = compute_dtype(config.model.dtype)
-    task = create_task(config, open_dataset(config.data).info)
-    print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
-    print(f"\nlearning rate, {config.schedule.name}")
-    print(format_schedule(task.learning_rates, config.num_epochs))
+    print_summary(settings.config)
 
 
 def _export(settings: "_Settings") -> None:
@@ -169,25 +193,16 @@ def _export(settings: "_Settings") -> None:
 
 
 def _evaluate(settings: "_Settings") -> None:
-    from resnet_jax.inference.evaluate import evaluate_run
-    from resnet_jax.runs.terminal import Terminal
+    from resnet_jax.inference.evaluate import print_scores
 
-    for which in ("newest", "best"):
-        with contextlib.closing(Terminal()) as terminal:
-            score = evaluate_run(settings.workdir, which, progress=terminal.bar)
-        print(
-            f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
-            f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"
-        )
+    print_scores(settings.workdir)
 
 
-def _predict(settings: "_Settings") -> None:
-    from resnet_jax.inference.predict import predict
+def _predict(settings: "_Settings") -> int:
+    from resnet_jax.inference.printing import print_predictions
 
-    for found in predict(settings.workdir, settings.images):
-        path = found.path if found.path.isprintable() else repr(found.path)
-        ranking = zip(found.class_names[:3], found.probabilities, strict=False)
-        print(f"{path}: {', '.join(f'{name} {100 * share:.2f} %' for name, share in ranking)}")
+    options = settings.form, settings.top, settings.cam
+    return print_predictions(settings.workdir, settings.paths, *options, stop_signals())
 
 
 class _Settings(NamedTuple):
@@ -197,14 +212,19 @@ class _Settings(NamedTuple):
     workdir: str
     config: ConfigDict
     output: str = ""
-    images: Sequence[str] = ()
+    paths: Sequence[str] = ()
     listed: str = ""
+    form: str = "table"
+    top: int = 3
+    cam: bool = False
 
 
-_ACTIONS: dict[str, Callable[[_Settings], None]] = {
+_ACTIONS: dict[str, Callable[[_Settings], int | None]] = {
     "train": _train,
     "eval": _evaluate,
     "predict": _predict,
+    "report": _report,
+    "profile": _profile,
     "summary": _summarise,
     "export": _export,
 }
@@ -214,8 +234,11 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for name in ("config", "workdir", "mode", "output", "list"):
-        flags.DEFINE_string(name, "train" if name == "mode" else "", "", flag_values=values)
+    for name in ("config", "workdir", "mode", "output", "list", "format"):
+        default = {"mode": "train", "format": "table"}.get(name, "")
+        flags.DEFINE_string(name, default, "", flag_values=values)
+    flags.DEFINE_integer("top", 3, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_bool("cam", False, "", flag_values=values)
     try:
         rest = values(arguments, known_only=True)
     except flags.Error as error:
@@ -231,8 +254,11 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
         return _parse_run_mode(values, rest[1:])
-    if values.output:
-        raise UserError("--output is for --mode=export only")
+    for name, mode in (("output", "export"), *((n, "predict") for n in _OF_PREDICT)):
+        if values[name].present:
+            raise UserError(f"--{name} is for --mode={mode} only")
+    if values.mode == "profile" and values.workdir and not values.config and not rest[1:]:
+        return _Settings("profile", values.workdir, ConfigDict())
     if not values.config:
         raise UserError("--config is missing, such as --config=resnet_v2; see --help")
     config = config_lib.load(values.config)
@@ -258,16 +284,20 @@ def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
 
 def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     """Returns what the command line asks of a run that there is."""
-    mode, names = values.mode, [path for path in files if not path.startswith("-")]
+    mode, names = values.mode, [path for path in files if path == "-" or path[:1] != "-"]
+    others = [*(["output"] * (mode != "export")), *(_OF_PREDICT if mode != "predict" else ())]
     is_fine = {
-        "eval": not files and not values.output,
-        "predict": bool(files) and files == names and not values.output,
+        "eval": not files,
+        "predict": bool(files) and files == names,
+        "report": files == names,
         "export": not files and bool(values.output),
     }
-    if not values.workdir or values.config or not is_fine[mode]:
+    is_foreign = values.config or any(values[name].present for name in others)
+    if not values.workdir or is_foreign or not is_fine[mode]:
         takes = f"--mode={mode} takes --workdir, the folder of a run, and {_RUN_MODES[mode]}"
         raise UserError(f"{takes}; see --help")
-    return _Settings(mode, values.workdir, ConfigDict(), values.output, names)
+    options = values.format, values.top, values.cam
+    return _Settings(mode, values.workdir, ConfigDict(), values.output, names, "", *options)
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:

@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/environment.sh
 
-install_package "[cpu]"
+install_package "[cpu,report]"
 
 say "Getting CIFAR-10"
 data=()

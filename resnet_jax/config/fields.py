@@ -57,6 +57,7 @@ FIELDS: dict[str, Field] = {
     "deterministic": Field(False, bool, "whether runs have equal bits on a GPU too, more slowly"),
     "on_nan": Field("stop", _OnFault, "at a loss or gradient that is not finite: stop, or skip it"),
     "on_nan_limit": Field(100, _whole(1, 10**9), "steps that a run may skip; one more ends it"),
+    "reported_accuracy": Field(0.0, _number(0, 100), "figure to compare with, percent; 0: none"),
     # Model
     "model.name": Field("resnet_v2", str, "a name of --list=models"),
     "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
@@ -142,6 +143,9 @@ FIELDS: dict[str, Field] = {
     "log.tensorboard": Field(True, bool, "whether TensorBoard events are written"),
     "log.images": Field(16, _whole(0, 256), "augmented images shown in TensorBoard; 0: none"),
     "log.histograms": Field(False, bool, "whether TensorBoard shows parameters and gradients"),
+    "log.report": Field(False, bool, "whether the command line ends with a page, as --mode=report"),
+    "log.wandb": Field(False, bool, "whether the records go to Weights & Biases too"),
+    "log.mlflow": Field(False, bool, "whether the records go to MLflow too"),
 }
 
 # Fields that a resumed run may change, since they don't alter its result. Whether the data are the
@@ -149,7 +153,7 @@ FIELDS: dict[str, Field] = {
 RESUMABLE = frozenset(
     {
         *("data.name", "data.source", "data.dir", "data.workers"),
-        *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit"),
+        *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit", "reported_accuracy"),
         *(path for path in FIELDS if path.startswith("log.")),
     }
 )

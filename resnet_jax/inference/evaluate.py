@@ -1,14 +1,17 @@
 """Exact evaluation of a finished or unfinished run."""
 
+import contextlib
 import os
 
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
+from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, place
 from resnet_jax.training.restore import restore
+from resnet_jax.training.task import Task
 
 
 def evaluate_run(
@@ -36,13 +39,7 @@ def evaluate_run(
     """
     task, state = restore(workdir, which)
     config = task.config
-    if dataset is None:
-        dataset = load_dataset(config.data, print, progress)
-        if dataset.info.digest != task.info.digest:
-            raise UserError(
-                f"--workdir {workdir} was trained on {task.info.name!r}, which its config does not "
-                "name; give these images as `dataset`, from Python"
-            )
+    dataset = dataset or load_run_dataset(task, progress)
     devices = Devices()
     evaluator = Evaluator(task.network, devices)
     variables, test = (
@@ -52,3 +49,29 @@ def evaluate_run(
     batch_size = batch_size or config.evaluate.batch_size
     metrics = evaluator.score(variables, test, batch_size, progress)
     return {"step": int(state.step), **metrics.means(), "count": len(dataset.test)}
+
+
+def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
+    """Returns the data that a run was trained on, in memory.
+
+    Raises:
+      UserError: if there is no data, or what the config names is not what the run was trained on.
+    """
+    dataset = load_dataset(task.config.data, print, progress)
+    if dataset.info.digest != task.info.digest:
+        raise UserError(
+            f"the run was trained on {task.info.name!r}, which its config does not name; give "
+            "these images as `dataset`, from Python"
+        )
+    return dataset
+
+
+def print_scores(workdir: str) -> None:
+    """Prints the scores of a run's newest and best checkpoints."""
+    for which in ("newest", "best"):
+        with contextlib.closing(Terminal()) as terminal:
+            score = evaluate_run(workdir, which, progress=terminal.bar)
+        print(
+            f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
+            f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"
+        )

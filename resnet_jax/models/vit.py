@@ -26,6 +26,8 @@ def _dense(**dtypes: Any) -> Callable[..., layers.Dense]:
 class Attention(nn.Module):
     """Multi-head self-attention with one linear layer for queries, keys and values.
 
+    Its weights, `[batch, heads, tokens, tokens]`, are sown into "intermediates" as `weights`.
+
     Attributes:
       num_heads: number of heads; divides the width.
       dtype: dtype of the computation; the softmax is float32.
@@ -48,6 +50,7 @@ class Attention(nn.Module):
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_size**-0.5, key)
         weights = nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
+        self.sow("intermediates", "weights", weights)
         x = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         return dense(width, name="proj")(x.reshape(batch, tokens, width))
 

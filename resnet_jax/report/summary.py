@@ -11,9 +11,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from ml_collections import ConfigDict
 
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.models.layers import Function
 from resnet_jax.models.vit import Attention
+from resnet_jax.platform import compute_dtype
+from resnet_jax.training.task import create_task
 from resnet_jax.trees import named_leaves
 
 PLOT_COLUMNS, PLOT_LINES = 72, 8
@@ -141,6 +145,19 @@ def format_schedule(learning_rates: np.ndarray, num_epochs: int) -> str:
         lines.append(f"{label:>9} |{cells}")
     lines.append(f"{'epoch':>9} 0{num_epochs:>{PLOT_COLUMNS}}")
     return "\n".join(lines)
+
+
+def print_summary(config: ConfigDict) -> None:
+    """Prints the layers of a config's model and a plot of its learning rate.
+
+    Raises:
+      UserError: if the config asks for what there is not.
+    """
+    config.model.dtype = compute_dtype(config.model.dtype)
+    task = create_task(config, open_dataset(config.data).info)
+    print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
+    print(f"\nlearning rate, {config.schedule.name}")
+    print(format_schedule(task.learning_rates, config.num_epochs))
 
 
 def _shapes(model: nn.Module, input_shape: Sequence[int]) -> Any:

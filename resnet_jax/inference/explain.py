@@ -1,0 +1,187 @@
+"""Where a model looks: Grad-CAM of convolutional networks, attention rollout of transformers."""
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from resnet_jax.errors import UserError
+from resnet_jax.inference.predict import Classifier, Prediction
+from resnet_jax.models.layers import Function
+from resnet_jax.models.vit import VisionTransformer
+from resnet_jax.training.state import Tree
+
+_SIDE = 224  # least side of an overlay, pixels
+# From dark to bright through red, so that those who can't tell red from green see it too.
+_COLOURS = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]])
+
+
+def grad_cam(module: nn.Module, variables: Tree, x: jax.Array, labels: jax.Array) -> jax.Array:
+    """Returns what speaks for a class, by place: Grad-CAM (Selvaraju et al. 2017), of the last map.
+
+    The last map is what the last convolution, with its norm, sum and activation, makes of the
+    image. Its channels are weighted by the mean of the class's gradient over all places, and what
+    is negative in their sum is cut off.
+
+    Args:
+      module: a convolutional classifier of any kind.
+      variables: its parameters and statistics.
+      x: what it takes, `[batch, height, width, channels]`.
+      labels: the class to explain of each image, integers `[batch]`.
+
+    Returns:
+      float32 `[batch, height', width']`, not negative, of the size of the last map.
+    """
+    maps = jax.eval_shape(lambda: _call(module, variables, x)[1])
+    last = len(maps) - 1
+
+    def score(offset: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits, maps = _call(module, variables, x, last, offset)
+        return jnp.take_along_axis(logits, labels[:, None], 1).sum(), maps[last]
+
+    zeros = jnp.zeros(maps[last].shape, maps[last].dtype)
+    gradient, features = jax.grad(score, has_aux=True)(zeros)
+    weights = gradient.astype(jnp.float32).mean((1, 2), keepdims=True)
+    return nn.relu((weights * features).sum(-1))
+
+
+def attention_rollout(module: VisionTransformer, variables: Tree, x: jax.Array) -> jax.Array:
+    """Returns how much of each patch reaches the class token: attention rollout.
+
+    Source: "Quantifying Attention Flow in Transformers" (Abnar and Zuidema 2020): of each block
+    the mean over heads, and half of the identity for the residual connection.
+
+    Args:
+      module: a transformer.
+      variables: its parameters.
+      x: what it takes, `[batch, height, width, channels]`.
+
+    Returns:
+      float32 `[batch, height / patch, width / patch]`, not negative.
+    """
+    _, found = module.apply(variables, x, train=False, mutable=["intermediates"])
+    blocks = found["intermediates"]
+    flow = jnp.eye(blocks["stage1"][0].shape[1])
+    for index in range(1, module.num_layers + 1):
+        weights = blocks[f"block{index}"]["attention"]["weights"][0].astype(jnp.float32).mean(1)
+        flow = 0.5 * (weights + jnp.eye(weights.shape[-1])) @ flow
+    side = module.patch_size
+    return flow[:, 0, 1:].reshape(len(x), x.shape[1] // side, x.shape[2] // side)
+
+
+def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
+    """Returns an image under a map of heat, at least 224 pixels wide and high.
+
+    Args:
+      pixels: uint8 `[height, width, channels]`, channels 1 or 3.
+      heat: floats `[height', width']`, not negative; its largest number is the brightest place.
+    """
+    height, width, _ = pixels.shape
+    scale = -(-_SIDE // min(height, width))
+    size = scale * width, scale * height
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert("RGB")
+    below = np.asarray(picture.resize(size, Image.Resampling.NEAREST), np.float32)
+    share = (heat / max(float(heat.max()), 1e-12)).astype(np.float32)
+    share = np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BICUBIC)).clip(0, 1)
+    places = np.linspace(0, 1, len(_COLOURS))
+    colours = np.stack([np.interp(share, places, channel) for channel in _COLOURS.T], -1)
+    strength = 0.3 + 0.4 * share[..., None]
+    return Image.fromarray(((1 - strength) * below + strength * colours).astype(np.uint8))
+
+
+class Overlays:
+    """Writes overlays of what speaks for the predicted class into the folder of a run.
+
+    Attributes:
+      folder: where they are, named by the number of the image and the name of its file.
+    """
+
+    def __init__(self, classifier: Classifier, workdir: str) -> None:
+        """Makes the folder.
+
+        Args:
+          classifier: what predicts.
+          workdir: the folder of its run.
+
+        Raises:
+          UserError: if the folder can't be made.
+        """
+        self.folder = pathlib.Path(workdir) / "cam"
+        try:
+            self.folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--cam can't write {self.folder}: {error.strerror}") from error
+        self._classifier, self._count = classifier, 0
+        self._explain = jax.jit(functools.partial(_explain, classifier.network))
+
+    def write(self, pixels: np.ndarray, predictions: list[Prediction]) -> None:
+        """Writes the overlays of a batch.
+
+        Args:
+          pixels: uint8 `[images, height, width, channels]`.
+          predictions: their predictions.
+
+        Raises:
+          UserError: if a file can't be written.
+        """
+        names = self._classifier.class_names
+        labels = np.array([names.index(found.class_names[0]) for found in predictions])
+        heats = self._explain(self._classifier.variables, pixels, labels)
+        for found, image, heat in zip(predictions, pixels, np.asarray(heats), strict=True):
+            self._count += 1
+            stem = os.path.splitext(os.path.basename(found.path))[0]
+            path = self.folder / f"{self._count:05}-{stem[:100]}.png"
+            try:
+                overlay(image, heat).save(path)
+            except OSError as error:
+                raise UserError(f"--cam can't write {path}: {error.strerror}") from error
+
+
+def _explain(network: Any, variables: Tree, images: jax.Array, labels: jax.Array) -> jax.Array:
+    x = network.inputs(images)
+    if isinstance(network.module, VisionTransformer):
+        return attention_rollout(network.module, variables, x)
+    return grad_cam(network.module, variables, x, labels)
+
+
+def _call(
+    module: nn.Module,
+    variables: Tree,
+    x: jax.Array,
+    index: int = -1,
+    offset: jax.Array | float = 0.0,
+) -> tuple[jax.Array, list[jax.Array]]:
+    """Returns logits and all maps of a model, of which one has an offset added to it."""
+    maps: list[jax.Array] = []
+
+    def add_offset(
+        call: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        context: nn.module.InterceptorContext,
+    ) -> Any:
+        output = call(*args, **kwargs)
+        if context.method_name != "__call__" or output.ndim != 4 or _is_pool(context.module):
+            return output
+        if len(maps) == index:
+            output = output + offset
+        maps.append(output)
+        return output
+
+    with nn.intercept_methods(add_offset):
+        logits = module.apply(variables, x, train=False)
+    return logits, maps
+
+
+def _is_pool(module: nn.Module) -> bool:
+    """Returns whether a module pools: what it makes of a map may say less of places."""
+    if not isinstance(module, Function):
+        return False
+    return "pool" in getattr(module.function, "func", module.function).__name__

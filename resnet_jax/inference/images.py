@@ -1,0 +1,111 @@
+"""The image files that are named to be classified: in folders, by patterns, on standard input."""
+
+import concurrent.futures
+import glob
+import io
+import itertools
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_jax.data import image_files
+from resnet_jax.data.folders import SUFFIXES
+from resnet_jax.errors import UserError
+
+Name = str | os.PathLike[str]
+OnBadImage = Callable[[UserError], None]
+
+_STANDARD_INPUT = "-"
+_MOST_BYTES = 2**28  # of one image on standard input
+
+
+class _Image(NamedTuple):
+    name: str
+    file: str | io.BytesIO
+
+
+def read_batches(
+    names: Iterable[Name], shape: tuple[int, int, int], size: int, on_bad_image: OnBadImage
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yields images in batches, reading the next batch meanwhile; no more are held in memory.
+
+    Args:
+      names: files; folders, which are searched; patterns, as the shell has them; and "-", standard
+        input: an image, or names, one a line.
+      shape: height, width and channels of the images; see `resnet_jax.data.image_files.read`.
+      size: images in a batch.
+      on_bad_image: called with the error of a file that is no readable image, which is left out;
+        it may raise it.
+
+    Yields:
+      Paths, and uint8 `[images, height, width, channels]`.
+    """
+    images = _find(names, on_bad_image)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def read_next() -> list[tuple[str, concurrent.futures.Future[np.ndarray]]]:
+            return [
+                (image.name, pool.submit(image_files.read_one, image.file, shape))
+                for image in itertools.islice(images, size)
+            ]
+
+        ahead = read_next()
+        while ahead:
+            batch, ahead = ahead, read_next()
+            found = []
+            for name, reading in batch:
+                try:
+                    found.append((name, reading.result()))
+                except UserError as error:
+                    on_bad_image(error)
+            if found:
+                yield [name for name, _ in found], np.stack([pixels for _, pixels in found])
+
+
+def _find(names: Iterable[Name], on_bad_image: OnBadImage) -> Iterator[_Image]:
+    """Yields the images that names stand for; of those of a folder or pattern, sorted ones."""
+    for name in map(os.fspath, names):
+        if name == _STANDARD_INPUT:
+            yield from _standard_input(on_bad_image)
+        elif os.path.isdir(name):
+            yield from _checked(_search(name), f"folder {name} holds no image", on_bad_image)
+        elif glob.has_magic(name) and not os.path.lexists(name):
+            found = sorted(glob.glob(name, recursive=True))
+            images = itertools.chain.from_iterable(
+                _search(path) if os.path.isdir(path) else [_Image(path, path)] for path in found
+            )
+            yield from _checked(images, f"no file is named as in {name!r}", on_bad_image)
+        else:
+            yield _Image(name, name)
+
+
+def _checked(images: Iterable[_Image], problem: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
+    """Yields all images, or tells that there are none."""
+    count = 0
+    for image in images:
+        count += 1
+        yield image
+    if not count:
+        on_bad_image(UserError(problem))
+
+
+def _search(folder: str) -> Iterator[_Image]:
+    for place, folders, files in os.walk(folder):
+        folders.sort()
+        for file in sorted(files):
+            if file.lower().endswith(SUFFIXES):
+                path = os.path.join(place, file)
+                yield _Image(path, path)
+
+
+def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:
+    stream = sys.stdin.buffer
+    if b"\0" in stream.peek(32)[:32]:  # type: ignore[attr-defined]  # no name has one
+        yield _Image(_STANDARD_INPUT, io.BytesIO(stream.read(_MOST_BYTES)))
+        return
+    for line in stream:
+        if name := line.rstrip(b"\r\n"):
+            yield from _find([os.fsdecode(name)], on_bad_image)

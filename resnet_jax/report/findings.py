@@ -1,0 +1,211 @@
+"""What there is to tell of a run: read from its folder, and found by its best checkpoint."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.data.datasets import Dataset, DatasetInfo
+from resnet_jax.errors import UserError
+from resnet_jax.inference.evaluate import load_run_dataset
+from resnet_jax.inference.restore import restore
+from resnet_jax.inference.scores import Bin, calibration, confusion_matrix, precision_and_recall
+from resnet_jax.report.summary import Layer, layer_table
+from resnet_jax.runs import folder as folders
+from resnet_jax.runs import records as records_lib
+from resnet_jax.runs.records import Record
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.state import Tree
+from resnet_jax.training.task import Task, create_task
+
+_MOST_PICTURES = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run as its folder tells it; accuracies are in percent.
+
+    Attributes:
+      name: name of its folder.
+      config: its config.
+      info: the dataset that it was trained on.
+      records: its records, oldest first.
+      layers: the layers of its model.
+      starts: when, how and on what each start took place; what can't be read is left out.
+    """
+
+    name: str
+    config: ConfigDict
+    info: DatasetInfo
+    records: list[Record]
+    layers: list[Layer]
+    starts: list[dict[str, Any]]
+
+    def of(self, kind: str) -> list[Record]:
+        """Returns the records of a kind."""
+        return [record for record in self.records if record["kind"] == kind]
+
+    @property
+    def final(self) -> Record | None:
+        """The closing record; None: the run is not finished."""
+        found = self.of("final")
+        return found[-1] if found else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters of the model."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of the model for one image."""
+        return sum(layer.macs for layer in self.layers)
+
+    @property
+    def step_milliseconds(self) -> float | None:
+        """Time of a training step, the median over the records; None: it was not measured."""
+        speeds = [r["images_per_second"] for r in self.of("train") if _positive(r)]
+        return 1000 * self.config.batch_size / statistics.median(speeds) if speeds else None
+
+
+class Pictures(NamedTuple):
+    """Images and a title for each.
+
+    Attributes:
+      images: uint8 `[images, height, width, channels]`.
+      titles: their titles.
+    """
+
+    images: np.ndarray
+    titles: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class TestFindings:
+    """What the best checkpoint makes of the test images.
+
+    Attributes:
+      confusion: see `resnet_jax.inference.scores`, as are the next three.
+      precision: of each class.
+      recall: of each class.
+      bins: ranges of confidence.
+      calibration_error: expected calibration error, in [0, 1].
+      mistakes: the images that are taken for the wrong class with most confidence.
+      examples: one test image of each class.
+    """
+
+    confusion: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    bins: list[Bin]
+    calibration_error: float
+    mistakes: Pictures
+    examples: Pictures
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images that is predicted rightly, percent."""
+        return 100 * float(np.trace(self.confusion)) / float(self.confusion.sum())
+
+
+def read(workdir: str | os.PathLike[str]) -> Run:
+    """Returns what the folder of a run tells.
+
+    Raises:
+      UserError: if there is no run.
+    """
+    folder = pathlib.Path(workdir)
+    config, described = folders.read_run(folder)
+    task = create_task(config, DatasetInfo.from_json(described))
+    records, _ = records_lib.read(folder / folders.METRICS)
+    layers = layer_table(task.network.module, task.input_shape)
+    name = folder.resolve().name
+    return Run(name, task.config, task.info, records, layers, _starts(folder / folders.STARTS))
+
+
+def find(
+    run: Run, workdir: str | os.PathLike[str], dataset: Dataset | None
+) -> tuple[TestFindings | None, np.ndarray, str]:
+    """Applies the best checkpoint of a run to all test images.
+
+    Args:
+      run: the run.
+      workdir: its folder.
+      dataset: its images; None: those that its config names.
+
+    Returns:
+      What was found (None: there are no images), the filters of the first layer, floats `[height,
+      width, channels, filters]`, and why there are no images, if so.
+
+    Raises:
+      UserError: if there is no checkpoint that can be used.
+    """
+    task, state = restore(workdir, "best")
+    variables = state.variables()
+    filters = _first_filters(run, variables)
+    try:
+        test = (dataset or load_run_dataset(task)).test
+    except UserError as error:
+        return None, filters, str(error)
+    if not len(test):
+        return None, filters, "the dataset has no test images"
+    images, labels = np.asarray(test.images), np.asarray(test.labels)
+    return _findings(task, variables, images, labels), filters, ""
+
+
+def _findings(task: Task, variables: Tree, images: np.ndarray, labels: np.ndarray) -> TestFindings:
+    evaluator = Evaluator(task.network, Devices())
+    shares = evaluator.probabilities(variables, images, task.config.evaluate.batch_size)
+    predicted, confidences = shares.argmax(-1), shares.max(-1)
+    names = [*task.info.class_names]
+    names += [f"class {label}" for label in range(len(names), shares.shape[1])]
+    confusion = confusion_matrix(labels, predicted, len(names))
+    is_wrong = predicted != labels
+    worst = np.argsort(-confidences * is_wrong, kind="stable")
+    worst = worst[: min(_MOST_PICTURES, int(is_wrong.sum()))]
+    titles = [
+        f"{names[predicted[i]]} {100 * confidences[i]:.0f} %\nis {names[labels[i]]}" for i in worst
+    ]
+    first = [int(np.argmax(labels == c)) for c in range(len(names)) if (labels == c).any()]
+    first = first[: 2 * _MOST_PICTURES]
+    bins, error = calibration(confidences, ~is_wrong)
+    return TestFindings(
+        confusion,
+        *precision_and_recall(confusion),
+        bins,
+        error,
+        Pictures(images[worst], titles),
+        Pictures(images[first], [names[labels[i]] for i in first]),
+    )
+
+
+def _first_filters(run: Run, variables: Tree) -> np.ndarray:
+    path = next(layer.path for layer in run.layers if layer.kind == "Conv")
+    node = variables["params"]
+    for name in path.split("/"):
+        node = node[name]
+    return np.asarray(node["kernel"], np.float32)
+
+
+def _starts(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns the lines of the log of starts that are JSON objects; it is not checked."""
+    starts = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        try:
+            start = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(start, dict):
+            starts.append(start)
+    return starts
+
+
+def _positive(record: Record) -> bool:
+    speed = record.get("images_per_second")
+    return records_lib.is_number(speed) and speed > 0

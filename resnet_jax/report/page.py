@@ -1,0 +1,157 @@
+"""The page of a run, or of several: one HTML file without network, and its figures as PNG."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from resnet_jax.config.load import changes, default_config
+from resnet_jax.data.datasets import Dataset
+from resnet_jax.errors import UserError, unwritable
+from resnet_jax.files import write_atomically
+from resnet_jax.report import comparison, findings, plots
+from resnet_jax.report.findings import Run, TestFindings
+from resnet_jax.runs.terminal import duration
+
+FOLDER = "report"
+PAGE = "index.html"
+
+
+def write_report(
+    workdirs: Sequence[str | os.PathLike[str]], dataset: Dataset | None = None
+) -> pathlib.Path:
+    """Writes the page of a run into its folder, `report/index.html`, and its figures as PNG files.
+
+    With several runs their curves are laid over each other and their figures compared; all else is
+    of the first run, whose folder the page is in.
+
+    Args:
+      workdirs: the folders of the runs.
+      dataset: the images of the first run; None: those that its config names. Without, the page
+        says why it has no pictures and no confusion matrix.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      UserError: if there is no run or no checkpoint that can be used, or the page can't be written.
+    """
+    runs = [findings.read(workdir) for workdir in workdirs]
+    first = runs[0]
+    tested, filters, problem = findings.find(first, workdirs[0], dataset)
+    folder = pathlib.Path(workdirs[0]) / FOLDER
+    with plots.style():
+        figures = _figures(runs, tested)
+        figures["filters"] = plots.filter_grid(filters)
+        drawn = {name: Markup(plots.svg(figure)) for name, figure in figures.items()}
+        files = {f"{name}.png": plots.png(figure) for name, figure in figures.items()}
+    files[PAGE] = _render(runs, tested, problem, drawn).encode(errors="backslashreplace")
+    try:
+        folder.mkdir(exist_ok=True)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+    except OSError as error:
+        if unwritable(error) is None:
+            raise
+        raise UserError(f"the report can't be written to {folder}: {error.strerror}") from error
+    return folder / PAGE
+
+
+def _figures(runs: list[Run], tested: TestFindings | None) -> dict[str, Figure]:
+    figures = {
+        "accuracy": plots.metric_curves(runs, "accuracy"),
+        "loss": plots.metric_curves(runs, "loss"),
+        "learning_rate": plots.record_curves(runs, "learning_rate", "learning rate"),
+        "speed": plots.record_curves(runs, "images_per_second", "training images a second"),
+    }
+    if tested:
+        names = _class_names(runs[0], tested)
+        figures["confusion"] = plots.confusion_plot(tested.confusion, names)
+        figures["reliability"] = plots.reliability_diagram(tested.bins, tested.calibration_error)
+        figures["mistakes"] = plots.picture_grid(tested.mistakes)
+        figures["examples"] = plots.picture_grid(tested.examples)
+    return figures
+
+
+def _render(
+    runs: list[Run], tested: TestFindings | None, problem: str, drawn: dict[str, Markup]
+) -> str:
+    first = runs[0]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(pathlib.Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    changed = changes(default_config(), first.config)
+    return environment.get_template("page.html").render(
+        run=first,
+        runs=runs,
+        results=_results(first),
+        tested=tested,
+        problem=problem,
+        drawn=drawn,
+        columns=comparison.COLUMNS,
+        rows=comparison.compare(runs),
+        classes=_classes(first, tested) if tested else [],
+        changed={field: json.dumps(after) for field, (_, after) in changed.items()},
+        config=json.dumps(first.config.to_dict(), indent=2),
+    )
+
+
+def _results(run: Run) -> dict[str, str]:
+    """Returns what the head of the page shows: the numbers of the closing record."""
+    final, reported = run.final, run.config.reported_accuracy
+    if final is None:
+        return {"state": "not finished"}
+    shown = {
+        "final test accuracy": _percent(final["test_accuracy"]),
+        "best test accuracy": _percent(final["best_test_accuracy"]),
+        "reported": _percent(reported) if reported else "",
+        "train accuracy": _percent(final["train_accuracy"]),
+        "best validation accuracy": _percent(final["best_score"]),
+        "test loss": f"{final['test_loss']:.4f}",
+        "epochs": f"{final['epoch']:g}, the best {final['best_epoch']:g}",
+        "time": duration(final["seconds"]),
+        "parameters": f"{run.parameters:,}",
+        "MACs an image": f"{run.macs:,}",
+    }
+    if run.config.evaluate.split != "val":
+        del shown["best validation accuracy"]
+    return {name: text for name, text in shown.items() if text}
+
+
+def _percent(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"{accuracy:.2f} %"
+
+
+def _class_names(run: Run, tested: TestFindings) -> list[str]:
+    names = [*run.info.class_names]
+    return names + [f"class {label}" for label in range(len(names), len(tested.confusion))]
+
+
+def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
+    """Returns the rows of the table of classes."""
+    confusion = tested.confusion
+    total = confusion.sum()
+    return [
+        {
+            "name": name,
+            "count": int(confusion[label].sum()),
+            "precision": f"{100 * tested.precision[label]:.2f}",
+            "recall": f"{100 * tested.recall[label]:.2f}",
+            "accuracy": _one_against_all(confusion, label, total),
+        }
+        for label, name in enumerate(_class_names(run, tested))
+    ]
+
+
+def _one_against_all(confusion: Any, label: int, total: int) -> str:
+    wrong = confusion[label].sum() + confusion[:, label].sum() - 2 * confusion[label, label]
+    return f"{100 * (1 - wrong / total):.2f}"

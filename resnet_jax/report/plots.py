@@ -1,0 +1,227 @@
+"""The figures of a report, by matplotlib; nothing of matplotlib's global state is used."""
+
+import io
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from resnet_jax.inference.scores import Bin
+from resnet_jax.report.findings import Pictures, Run
+
+# Colours of Okabe and Ito (2008), which colour-blind people tell apart; markers differ as well.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "os^DvPX"
+_INK = "#333334"  # the page replaces it by the colour of its text
+_STYLE: dict[str, Any] = {
+    "axes.edgecolor": _INK,
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "figure.constrained_layout.use": True,
+    "figure.dpi": 150,
+    "font.size": 10,
+    "grid.alpha": 0.15,
+    "grid.color": _INK,
+    "legend.frameon": False,
+    "legend.labelcolor": _INK,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "report",  # equal figures are equal files
+    "text.color": _INK,
+    "text.parse_math": False,  # names of classes may have a dollar sign
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+}
+_MOST_POINTS = 1000
+_MOST_NUMBERS = 20  # classes whose confusion is shown as numbers too
+_MOST_PIXELS = 96
+_SHADES = LinearSegmentedColormap.from_list(
+    "shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 0.8)]
+)
+
+
+def style() -> Any:
+    """Returns a context in which figures have the style of the reports."""
+    return matplotlib.rc_context(_STYLE)
+
+
+def svg(figure: Figure) -> str:
+    """Returns a figure as an element of HTML, whose text and axes have the page's colour."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
+    text = stream.getvalue()
+    return text[text.index("<svg") :].replace(_INK, "currentColor")
+
+
+def png(figure: Figure) -> bytes:
+    """Returns a figure as a PNG file, on white."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", facecolor="white")
+    return stream.getvalue()
+
+
+def metric_curves(runs: Sequence[Run], name: str) -> Figure:
+    """Returns loss or accuracy of training, validation and test images over the epochs.
+
+    Several runs differ by colour and marker, and their training curves are dashed.
+
+    Args:
+      runs: the runs.
+      name: "loss" or "accuracy".
+    """
+    figure, axes = _axes("epoch", "accuracy, %" if name == "accuracy" else "loss")
+    markers = itertools.cycle(MARKERS)
+    for index, run in enumerate(runs):
+        prefix = f"{_label(run)}, " if len(runs) > 1 else ""
+        colours = [COLOURS[(index + (n if not prefix else 0)) % len(COLOURS)] for n in range(3)]
+        marker = next(markers)
+        train = _of_whole_epochs(run.of("train"))
+        _line(axes, train, name, f"{prefix}train", color=colours[0], linestyle="--")
+        split = run.config.evaluate.split
+        scores = run.of("score")
+        spacing = max(1, len(scores) // 12)
+        options = {"marker": marker, "markersize": 4, "markevery": spacing}
+        label = f"{prefix}{'validation' if split == 'val' else 'test'}"
+        _line(axes, scores, name, label, color=colours[1], **options)
+        if split == "val" and run.final:
+            place = [run.final["epoch"]], [run.final[f"test_{name}"]]
+            look = {"color": colours[2], "linestyle": "none", "marker": "*", "markersize": 11}
+            axes.plot(*place, label=f"{prefix}test, at the end", zorder=3, **look)
+    figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
+    for figure_of_report in figures if name == "accuracy" else ():
+        look = {"color": _INK, "linestyle": ":", "linewidth": 1.5}
+        axes.axhline(figure_of_report, label=f"reported, {figure_of_report:g} %", **look)
+    _legend(axes)
+    return figure
+
+
+def record_curves(runs: Sequence[Run], name: str, label: str) -> Figure:
+    """Returns a number of the training records over the epochs.
+
+    Args:
+      runs: the runs.
+      name: key of the number in the records.
+      label: title of its axis.
+    """
+    figure, axes = _axes("epoch", label)
+    for index, run in enumerate(runs):
+        _line(axes, run.of("train"), name, _label(run), color=COLOURS[index % len(COLOURS)])
+    axes.set_ylim(bottom=0)
+    if len(runs) > 1:
+        _legend(axes)
+    return figure
+
+
+def confusion_plot(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
+    """Returns a confusion matrix as shades, of each true class, with numbers if there is room."""
+    count = len(confusion)
+    side = min(max(5.2, 0.5 * count), 9.0)
+    figure = Figure(figsize=(side, side))
+    axes = figure.add_subplot()
+    shares = confusion / np.maximum(confusion.sum(1, keepdims=True), 1)
+    axes.pcolormesh(shares, cmap=_SHADES, vmin=0, vmax=1, rasterized=count > _MOST_NUMBERS)
+    axes.invert_yaxis()
+    axes.set(xlabel="predicted", ylabel="true", aspect="equal")
+    axes.grid(False)
+    every = -(-count // 40)
+    ticks = np.arange(0, count, every)
+    names = [class_names[tick] for tick in ticks]
+    axes.set_xticks(ticks + 0.5, names, rotation=90)
+    axes.set_yticks(ticks + 0.5, names)
+    axes.tick_params(length=0)
+    if count <= _MOST_NUMBERS:
+        for (true, predicted), number in np.ndenumerate(confusion):
+            place = {"ha": "center", "va": "center", "fontsize": 8}
+            axes.text(predicted + 0.5, true + 0.5, f"{number}" if number else "·", **place)
+    return figure
+
+
+def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
+    """Returns accuracy over confidence, beside the diagonal of a calibrated model."""
+    figure, axes = _axes("confidence, %", "accuracy, %")
+    width = 100 / len(bins)
+    lows = np.array([100 * b.low for b in bins])
+    axes.bar(lows, [100 * b.accuracy for b in bins], width, align="edge", alpha=0.75, linewidth=0)
+    axes.plot([0, 100], [0, 100], color=COLOURS[1], linestyle="--", label="calibrated")
+    used = [b for b in bins if b.count]
+    place = [100 * b.confidence for b in used], [100 * b.accuracy for b in used]
+    look = {"linestyle": "none", "marker": "o", "markersize": 4, "color": _INK}
+    axes.plot(*place, label="means of the bins", **look)
+    axes.set(xlim=(0, 100), ylim=(0, 100), title=f"expected calibration error {100 * error:.2f} %")
+    _legend(axes)
+    return figure
+
+
+def picture_grid(pictures: Pictures, columns: int = 5) -> Figure:
+    """Returns images in a grid, each under its title."""
+    columns = min(columns, max(1, len(pictures.titles)))
+    rows = -(-len(pictures.titles) // columns)
+    lines = 1 + max((title.count("\n") for title in pictures.titles), default=0)
+    figure = Figure(figsize=(1.15 * columns + 0.1, (1.05 + 0.17 * lines) * max(rows, 1)))
+    for index, (image, title) in enumerate(zip(*pictures, strict=True), start=1):
+        axes = figure.add_subplot(rows, columns, index)
+        step = -(-max(image.shape[:2]) // _MOST_PIXELS)
+        axes.imshow(image[::step, ::step].squeeze(), "gray", interpolation="none")
+        axes.set_title(title, fontsize=8)
+        axes.axis("off")
+    return figure
+
+
+def filter_grid(filters: np.ndarray) -> Figure:
+    """Returns the filters of a first layer as pictures, each stretched to its own range.
+
+    Args:
+      filters: floats `[height, width, channels, filters]`; of other than 1 or 3 channels the mean
+        is shown.
+    """
+    filters = filters[..., :64]
+    if filters.shape[2] not in (1, 3):
+        filters = filters.mean(2, keepdims=True)
+    low, high = filters.min((0, 1, 2)), filters.max((0, 1, 2))
+    images = np.moveaxis((filters - low) / np.maximum(high - low, 1e-12), -1, 0)
+    columns = 8
+    rows = -(-len(images) // columns)
+    figure = Figure(figsize=(5.2, 0.65 * rows))
+    for index, image in enumerate(images, start=1):
+        axes = figure.add_subplot(rows, columns, index)
+        axes.imshow(image.squeeze(), "gray", interpolation="none")
+        axes.axis("off")
+    return figure
+
+
+def _axes(x: str, y: str) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(5.2, 3.4))
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def _line(
+    axes: Axes, records: Sequence[dict[str, Any]], name: str, label: str, **look: Any
+) -> None:
+    records = records[:: max(1, len(records) // _MOST_POINTS)]
+    if records:
+        epochs = [record["epoch"] for record in records]
+        axes.plot(epochs, [record.get(name, np.nan) for record in records], label=label, **look)
+
+
+def _of_whole_epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the records that are means over a whole epoch; all if there is none."""
+    return [record for record in records if record["epoch"] % 1 == 0] or records
+
+
+def _label(run: Run) -> str:
+    return run.name.lstrip("_") or "run"  # matplotlib hides names with an underscore before them
+
+
+def _legend(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(fontsize=8)

@@ -1,0 +1,70 @@
+"""A few steps of a training under jax's profiler."""
+
+import pathlib
+import shlex
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.data.datasets import split
+from resnet_jax.data.registry import open_dataset
+from resnet_jax.errors import UserError, unwritable
+from resnet_jax.platform import compute_dtype
+from resnet_jax.runs.folder import read_run
+from resnet_jax.training.devices import Devices
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.task import create_task
+
+DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50
+
+
+def profile(config: ConfigDict | None, workdir: str) -> pathlib.Path:
+    """Profiles a few training steps into `profile` in a run's folder; the run stays as it is.
+
+    The steps start from random weights, and the first dispatch, which compiles, is left out.
+
+    Args:
+      config: what to train; None: the config of the run.
+      workdir: the folder of the run, which need not exist if there is a config.
+
+    Returns:
+      The folder of the profile.
+
+    Raises:
+      UserError: if config, data or folder can't be used.
+    """
+    config = config or read_run(workdir)[0]
+    config.model.dtype = compute_dtype(config.model.dtype)
+    opened, devices = open_dataset(config.data), Devices()
+    task = create_task(config, opened.info)
+    trainer = Trainer(task.network, task.optimizer, devices, task.agenda.steps_per_epoch)
+    train = devices.put(split(opened.load(print, None), config.data)["train"])
+    state = devices.put(task.create_state())
+    size = trainer.steps_per_dispatch
+    _, indices = next(task.order.dispatches(0, size, size))
+    rates = np.full(len(indices), config.optimizer.learning_rate, np.float32)
+    folder = pathlib.Path(workdir) / "profile"
+    numbers = rates, task.hyperparameters, config.seed
+    state, _, told = trainer.train(state, train, indices, 0, *numbers)
+    jax.block_until_ready(told)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with jax.profiler.trace(str(folder)):
+            for _ in range(DISPATCHES):
+                state, _, told = trainer.train(state, train, indices, 0, *numbers)
+            jax.block_until_ready(told)
+    except OSError as error:
+        if unwritable(error) is None:
+            raise
+        raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from error
+    return folder
+
+
+def print_profile(config: ConfigDict | None, workdir: str) -> None:
+    """Profiles a few training steps and prints how to look at them."""
+    folder = profile(config, workdir)
+    (newest,) = sorted(folder.rglob("*.trace.json.gz"))[-1:]
+    print(f"wrote {folder}; it is opened by one of")
+    print(f"  xprof --logdir={shlex.quote(str(folder))}    (pip install xprof)")
+    print(f"  https://ui.perfetto.dev, with the file {newest}")
