@@ -102,4 +102,6 @@ def _cell(column: Column, runs: Sequence[Run]) -> str:
 def _differs(run: Run, fields: set[str]) -> str:
     """Returns the values that a run has of fields in which runs differ."""
     values = {field: after for field, (_, after) in changes({}, run.config).items()}
-    return ", ".join(f"{field}={shown(values.get(field), str)}" for field in sorted(fields))
+    return ", ".join(
+        f"{field}={shown(values.get(field), str)}" for field in sorted(fields & values.keys())
+    )

@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from resnet_jax.inference.scores import Bin
 from resnet_jax.report.findings import Pictures, Run
@@ -58,7 +59,8 @@ def svg(figure: Figure) -> str:
     stream = io.StringIO()
     figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     text = stream.getvalue()
-    return text[text.index("<svg") :].replace(_INK, "currentColor")
+    text = text[text.index("<svg") :].replace(_INK, "currentColor")
+    return text.replace(COLOURS[0].lower(), "var(--mark)")  # lighter where the page is dark
 
 
 def png(figure: Figure) -> bytes:
@@ -97,8 +99,11 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
             axes.plot(*place, label=f"{prefix}test, at the end", zorder=3, **look)
     figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
     for figure_of_report in figures if name == "accuracy" else ():
-        look = {"color": _INK, "linestyle": ":", "linewidth": 1.5}
-        axes.axhline(figure_of_report, label=f"reported, {figure_of_report:g} %", **look)
+        axes.axhline(figure_of_report, color=_INK, linestyle=":", linewidth=1.5)
+        place = axes.get_yaxis_transform()
+        axes.text(
+            0.01, figure_of_report, f"reported {figure_of_report:g} %", size=8, transform=place
+        )
     _legend(axes)
     return figure
 
@@ -201,6 +206,7 @@ def _axes(x: str, y: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(5.2, 3.4))
     axes = figure.add_subplot()
     axes.set(xlabel=x, ylabel=y)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure, axes
 
 
@@ -223,5 +229,7 @@ def _label(run: Run) -> str:
 
 
 def _legend(axes: Axes) -> None:
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(fontsize=8)
+    handles, labels = axes.get_legend_handles_labels()
+    columns = min(len(labels), 2 if max(map(len, labels), default=0) > 16 else 3)
+    if handles and isinstance(axes.figure, Figure):
+        axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
