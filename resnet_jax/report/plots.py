@@ -100,10 +100,9 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
     figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
     for figure_of_report in figures if name == "accuracy" else ():
         axes.axhline(figure_of_report, color=_INK, linestyle=":", linewidth=1.5)
-        place = axes.get_yaxis_transform()
-        axes.text(
-            0.01, figure_of_report, f"reported {figure_of_report:g} %", size=8, transform=place
-        )
+        place = {"xy": (0.01, figure_of_report), "xycoords": axes.get_yaxis_transform()}
+        above = {"xytext": (0, 2), "textcoords": "offset points", "va": "bottom", "size": 8}
+        axes.annotate(f"reported {figure_of_report:g} %", **place, **above)
     _legend(axes)
     return figure
 
