@@ -85,7 +85,8 @@ def test_patterns_and_standard_input(predict, folder, monkeypatch):
         stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
         monkeypatch.setattr(sys, "stdin", stream)
         found = [json.loads(line) for line in predict("--format=json", "-")[1]]
-        assert found[0]["probabilities"] == json.loads(by_name[0])["probabilities"]
+        expected = json.loads(by_name[0])["probabilities"]  # of a larger batch
+        assert found[0]["probabilities"] == pytest.approx(expected, rel=1e-4)
     assert [prediction["path"] for prediction in found] == ["-"]
 
 
@@ -98,8 +99,9 @@ def test_bad_files_are_named_and_skipped(predict, folder, tmp_path, plain_run):
     assert status == 1
     assert [json.loads(line)["path"] for line in lines] == [str(good)]
     errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    for path, error in zip((bad, empty, *nowhere), errors, strict=True):
-        assert str(path) in error
+    assert len(errors) == 4
+    for path in (bad, empty, *nowhere):
+        assert any(str(path) in error for error in errors)
     with pytest.raises(resnet_jax.UserError, match=r"bad\.png"):
         resnet_jax.predict(plain_run[0], [good, bad])
 
@@ -149,9 +151,14 @@ def test_scores_by_hand():
     assert recall.tolist() == [2 / 3, 0.5, 0.0]
     confidences, is_right = np.array([0.9, 0.7, 0.2, 1.0]), np.array([1, 0, 1, 1], bool)
     bins, error = scores.calibration(confidences, is_right, 2)
-    assert [(b.low, b.count) for b in bins] == [(0, 1), (0.5, 3)]
+    assert [(b.low, b.size) for b in bins] == [(0, 1), (0.5, 3)]
     assert [b.accuracy for b in bins] == pytest.approx([1, 2 / 3])
     assert error == pytest.approx((0.8 + 3 * abs(2 / 3 - 2.6 / 3)) / 4)
+
+
+# Of one family a deep one, which takes long to trace, is as a shallow one is.
+DEEP = ("resnet44", "resnet56", "resnet110", "resnet101", "resnet152")
+CONVOLUTIONAL = [name for name in list_models() if not name.startswith("vit") and name not in DEEP]
 
 
 class Classifier(nn.Module):
@@ -170,7 +177,9 @@ def test_grad_cam_by_hand():
     variables = model.init(jax.random.key(1), x, train=False)
     labels = np.array([2, 0])
     found = explain.grad_cam(model, variables, x, labels)
-    features = np.maximum(np.asarray(x) @ np.asarray(variables["params"]["conv1"]["kernel"][0, 0]), 0)
+    features = np.maximum(
+        np.asarray(x) @ np.asarray(variables["params"]["conv1"]["kernel"][0, 0]), 0
+    )
     # The gradient of the mean over 30 places is the head's weight over 30, at each of them.
     weights = np.asarray(variables["params"]["head"]["kernel"]).T[labels] / 30
     expected = np.maximum(np.einsum("bhwc,bc->bhw", features, weights), 0)
@@ -194,7 +203,7 @@ def test_attention_rollout_by_hand():
     np.testing.assert_allclose(found, flow[:, 0, 1:].reshape(3, 2, 3), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in list_models() if not name.startswith("vit")])
+@pytest.mark.parametrize("name", CONVOLUTIONAL)
 def test_every_convolutional_model_has_a_last_map(name):
     model = create_model(name)
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -212,11 +221,11 @@ def test_grad_cam_is_that_of_pytorchs_hooks(tmp_path):
     module, model, variables, images, tensor = pair("kuangliu resnet18", tmp_path)
     module.eval()
     kept = {}
-    layer = list(module.children())[-2]  # the last stage
+    layer = getattr(module, f"layer{module.num_stages}")
     layer.register_forward_hook(lambda m, inputs, output: kept.update(features=output))
     layer.register_full_backward_hook(lambda m, inputs, outputs: kept.update(gradient=outputs[0]))
     labels = np.array([3, 1, 0, 7])
-    module(tensor).gather(1, torch.tensor(labels)[:, None]).sum().backward()
+    module(tensor)[0].gather(1, torch.tensor(labels)[:, None]).sum().backward()
     weights = kept["gradient"].mean((2, 3), keepdim=True)
     expected = torch.relu((weights * kept["features"]).sum(1)).detach().numpy()
     found = explain.grad_cam(model, variables, jnp.asarray(images), labels)

@@ -176,7 +176,7 @@ def _call(
         return output
 
     with nn.intercept_methods(add_offset):
-        logits = module.apply(variables, x, train=False)
+        logits: Any = module.apply(variables, x, train=False)
     return logits, maps
 
 

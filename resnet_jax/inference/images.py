@@ -67,7 +67,7 @@ def read_batches(
 
 def _find(names: Iterable[Name], on_bad_image: OnBadImage) -> Iterator[_Image]:
     """Yields the images that names stand for; of those of a folder or pattern, sorted ones."""
-    for name in map(os.fspath, names):
+    for name in (os.fspath(name) for name in names):
         if name == _STANDARD_INPUT:
             yield from _standard_input(on_bad_image)
         elif os.path.isdir(name):
@@ -103,7 +103,8 @@ def _search(folder: str) -> Iterator[_Image]:
 
 def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:
     stream = sys.stdin.buffer
-    if b"\0" in stream.peek(32)[:32]:  # type: ignore[attr-defined]  # no name has one
+    assert isinstance(stream, io.BufferedReader)
+    if b"\0" in stream.peek(32)[:32]:  # no name has one
         yield _Image(_STANDARD_INPUT, io.BytesIO(stream.read(_MOST_BYTES)))
         return
     for line in stream:

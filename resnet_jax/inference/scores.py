@@ -13,13 +13,13 @@ class Bin(NamedTuple):
 
     Attributes:
       low: lower end of the range; the upper one is the next bin's.
-      count: number of images.
+      size: number of images.
       confidence: mean probability of the predicted class; 0 without images.
       accuracy: share of them that is predicted rightly; 0 without images.
     """
 
     low: float
-    count: int
+    size: int
     confidence: float
     accuracy: float
 
@@ -68,7 +68,7 @@ def calibration(
             float(values[inside].mean()) if count else 0.0 for values in (confidences, is_right)
         ]
         bins.append(Bin(place / num_bins, count, *means))
-    error = sum(b.count * abs(b.accuracy - b.confidence) for b in bins) / max(len(confidences), 1)
+    error = sum(b.size * abs(b.accuracy - b.confidence) for b in bins) / max(len(confidences), 1)
     return bins, error
 
 
@@ -81,7 +81,7 @@ def format_confusion(confusion: np.ndarray, class_names: Sequence[str]) -> str:
     """
     total, right = int(confusion.sum()), int(np.trace(confusion))
     head = f"accuracy {100 * right / total:.2f} % of {total:,} images in folders named by class"
-    used = np.flatnonzero(confusion.sum(0) + confusion.sum(1))
+    used = np.flatnonzero(confusion.sum(0) + confusion.sum(1)).tolist()
     if len(used) > _MOST_COLUMNS:
         return head
     width = max(6, *(len(class_names[c]) + 1 for c in used))

@@ -207,5 +207,6 @@ def _starts(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def _positive(record: Record) -> bool:
-    speed = record.get("images_per_second")
-    return records_lib.is_number(speed) and speed > 0
+    return (
+        records_lib.is_number(record.get("images_per_second")) and record["images_per_second"] > 0
+    )

@@ -7,6 +7,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -19,11 +20,11 @@ from resnet_jax.report.findings import Pictures, Run
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^DvPX"
 _INK = "#333334"  # the page replaces it by the colour of its text
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.edgecolor": _INK,
     "axes.grid": True,
     "axes.labelcolor": _INK,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
+    "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlecolor": _INK,
@@ -90,19 +91,32 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
         split = run.config.evaluate.split
         scores = run.of("score")
         spacing = max(1, len(scores) // 12)
-        options = {"marker": marker, "markersize": 4, "markevery": spacing}
+        options: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": spacing}
         label = f"{prefix}{'validation' if split == 'val' else 'test'}"
         _line(axes, scores, name, label, color=colours[1], **options)
         if split == "val" and run.final:
             place = [run.final["epoch"]], [run.final[f"test_{name}"]]
-            look = {"color": colours[2], "linestyle": "none", "marker": "*", "markersize": 11}
+            look: dict[str, Any] = {
+                "color": colours[2],
+                "linestyle": "none",
+                "marker": "*",
+                "markersize": 11,
+            }
             axes.plot(*place, label=f"{prefix}test, at the end", zorder=3, **look)
     figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
     for figure_of_report in figures if name == "accuracy" else ():
         axes.axhline(figure_of_report, color=_INK, linestyle=":", linewidth=1.5)
-        place = {"xy": (0.01, figure_of_report), "xycoords": axes.get_yaxis_transform()}
-        above = {"xytext": (0, 2), "textcoords": "offset points", "va": "bottom", "size": 8}
-        axes.annotate(f"reported {figure_of_report:g} %", **place, **above)
+        line: dict[str, Any] = {
+            "xy": (0.01, figure_of_report),
+            "xycoords": axes.get_yaxis_transform(),
+        }
+        above: dict[str, Any] = {
+            "xytext": (0, 2),
+            "textcoords": "offset points",
+            "va": "bottom",
+            "size": 8,
+        }
+        axes.annotate(f"reported {figure_of_report:g} %", **line, **above)
     _legend(axes)
     return figure
 
@@ -136,14 +150,14 @@ def confusion_plot(confusion: np.ndarray, class_names: Sequence[str]) -> Figure:
     axes.set(xlabel="predicted", ylabel="true", aspect="equal")
     axes.grid(False)
     every = -(-count // 40)
+    names = class_names[::every]
     ticks = np.arange(0, count, every)
-    names = [class_names[tick] for tick in ticks]
     axes.set_xticks(ticks + 0.5, names, rotation=90)
     axes.set_yticks(ticks + 0.5, names)
     axes.tick_params(length=0)
     if count <= _MOST_NUMBERS:
         for (true, predicted), number in np.ndenumerate(confusion):
-            place = {"ha": "center", "va": "center", "fontsize": 8}
+            place: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": 8}
             axes.text(predicted + 0.5, true + 0.5, f"{number}" if number else "·", **place)
     return figure
 
@@ -155,9 +169,9 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
     lows = np.array([100 * b.low for b in bins])
     axes.bar(lows, [100 * b.accuracy for b in bins], width, align="edge", alpha=0.75, linewidth=0)
     axes.plot([0, 100], [0, 100], color=COLOURS[1], linestyle="--", label="calibrated")
-    used = [b for b in bins if b.count]
+    used = [b for b in bins if b.size]
     place = [100 * b.confidence for b in used], [100 * b.accuracy for b in used]
-    look = {"linestyle": "none", "marker": "o", "markersize": 4, "color": _INK}
+    look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": _INK}
     axes.plot(*place, label="means of the bins", **look)
     axes.set(xlim=(0, 100), ylim=(0, 100), title=f"expected calibration error {100 * error:.2f} %")
     _legend(axes)
