@@ -1,9 +1,8 @@
 """The command line.
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
-  python -m resnet_jax.main --mode=eval --workdir=DIR
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE|FOLDER|PATTERN|- [...] [--cam]
-  python -m resnet_jax.main --mode=report --workdir=DIR [DIR ...]
+  python -m resnet_jax.main --mode=eval|report --workdir=DIR [DIR ...]
   python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
   python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
@@ -13,8 +12,7 @@ modes
   eval      score a run's newest and best checkpoints on all test images
   predict   classify images with the best checkpoint; --cam writes where the model looks
   report    write a page of curves, mistakes and figures of a run, or to compare several
-  summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
-            plot of the learning rate
+  summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
   export    write a run's best checkpoint for PyTorch, as .safetensors
 

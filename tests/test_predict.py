@@ -76,6 +76,18 @@ def test_all_forms_and_python_say_the_same(predict, folder, plain_run):
         assert sum(prediction.probabilities) == pytest.approx(1)
 
 
+def test_predictions_are_those_of_the_module(predict, folder, plain_run):
+    model, variables, info, config = resnet_jax.load_run(plain_run[0])
+    found = resnet_jax.predict(plain_run[0], sorted(folder.glob("airplane/*")))
+    for prediction in found:
+        pixels = np.asarray(Image.open(prediction.path).convert("RGB"), np.float32) / 255
+        x = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)
+        shares = np.asarray(jax.nn.softmax(model.apply(variables, x[None], train=False)))[0]
+        by_name = dict(zip(info.class_names, shares, strict=True))
+        expected = [by_name[name] for name in prediction.class_names]
+        assert prediction.probabilities == pytest.approx(expected, rel=1e-4)
+
+
 def test_patterns_and_standard_input(predict, folder, monkeypatch):
     _, by_name, _ = predict("--format=json", *sorted(folder.glob("*/*.png")))
     assert predict("--format=json", f"{folder}/*/*.png")[1] == by_name
@@ -193,10 +205,13 @@ def test_attention_rollout_by_hand():
     variables = model.init(jax.random.key(0), x, train=False)
     assert variables.keys() == {"params"}
     x = jax.random.normal(jax.random.key(1), x.shape)
-    _, sown = model.apply(variables, x, train=False, mutable=["intermediates"])
+    _, seen = model.apply(variables, x, train=False, capture_intermediates=True)
     flow = np.eye(7)
     for block in ("block1", "block2"):
-        weights = np.asarray(sown["intermediates"][block]["attention"]["weights"][0]).mean(1)
+        qkv = np.asarray(seen["intermediates"][block]["attention"]["qkv"]["__call__"][0])
+        heads = [(qkv[..., 4 * h : 4 * h + 4], qkv[..., 8 + 4 * h : 12 + 4 * h]) for h in (0, 1)]
+        scores_of = [np.exp(query @ key.swapaxes(1, 2) / 2) for query, key in heads]
+        weights = np.mean([score / score.sum(-1, keepdims=True) for score in scores_of], axis=0)
         flow = (weights / 2 + np.eye(7) / 2) @ flow
     np.testing.assert_allclose(flow.sum(-1), 1, rtol=1e-5)
     found = explain.attention_rollout(model, variables, x)

@@ -15,7 +15,7 @@ from PIL import Image
 from resnet_jax.errors import UserError
 from resnet_jax.inference.predict import Classifier, Prediction
 from resnet_jax.models.layers import Function
-from resnet_jax.models.vit import VisionTransformer
+from resnet_jax.models.vit import VisionTransformer, attention_weights
 from resnet_jax.training.state import Tree
 
 _SIDE = 224  # least side of an overlay, pixels
@@ -66,12 +66,17 @@ def attention_rollout(module: VisionTransformer, variables: Tree, x: jax.Array) 
     Returns:
       float32 `[batch, height / patch, width / patch]`, not negative.
     """
-    _, found = module.apply(variables, x, train=False, mutable=["intermediates"])
-    blocks = found["intermediates"]
-    flow = jnp.eye(blocks["stage1"][0].shape[1])
+    options: Any = {
+        "capture_intermediates": lambda layer, _: layer.name == "qkv",
+        "mutable": ["intermediates"],
+    }
+    _, found = module.apply(variables, x, train=False, **options)
+    flow: Any = 1.0
     for index in range(1, module.num_layers + 1):
-        weights = blocks[f"block{index}"]["attention"]["weights"][0].astype(jnp.float32).mean(1)
-        flow = 0.5 * (weights + jnp.eye(weights.shape[-1])) @ flow
+        (qkv,) = found["intermediates"][f"block{index}"]["attention"]["qkv"]["__call__"]
+        weights = attention_weights(qkv, module.num_heads)[0].mean(1)
+        mixed = 0.5 * (weights + jnp.eye(weights.shape[-1]))
+        flow = mixed @ flow if index > 1 else mixed
     side = module.patch_size
     return flow[:, 0, 1:].reshape(len(x), x.shape[1] // side, x.shape[2] // side)
 

@@ -23,10 +23,25 @@ def _dense(**dtypes: Any) -> Callable[..., layers.Dense]:
     return functools.partial(layers.Dense, kernel_init=kernel_init, bias_init=zeros, **dtypes)
 
 
+def attention_weights(qkv: jax.Array, num_heads: int) -> tuple[jax.Array, jax.Array]:
+    """Returns how much each token takes of each, and the values that it takes.
+
+    Args:
+      qkv: queries, keys and values, `[batch, tokens, 3 * width]`.
+      num_heads: number of heads.
+
+    Returns:
+      float32 `[batch, heads, tokens, tokens]`, and `[batch, tokens, heads, width / heads]`.
+    """
+    batch, tokens, size = qkv.shape
+    heads = qkv.reshape(batch, tokens, 3, num_heads, size // (3 * num_heads))
+    query, key, value = jnp.moveaxis(heads, 2, 0)
+    scores = jnp.einsum("bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key)
+    return nn.softmax(scores.astype(jnp.float32)), value
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with one linear layer for queries, keys and values.
-
-    Its weights, `[batch, heads, tokens, tokens]`, are sown into "intermediates" as `weights`.
 
     Attributes:
       num_heads: number of heads; divides the width.
@@ -43,15 +58,8 @@ class Attention(nn.Module):
         """Maps tokens `[batch, tokens, width]` to the same shape."""
         batch, tokens, width = x.shape
         dense = _dense(dtype=self.dtype, param_dtype=self.param_dtype)
-        head_size = width // self.num_heads
-        qkv = dense(3 * width, name="qkv")(x)
-        query, key, value = jnp.moveaxis(
-            qkv.reshape(batch, tokens, 3, self.num_heads, head_size), 2, 0
-        )
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query * head_size**-0.5, key)
-        weights = nn.softmax(scores.astype(jnp.float32)).astype(value.dtype)
-        self.sow("intermediates", "weights", weights)
-        x = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        weights, value = attention_weights(dense(3 * width, name="qkv")(x), self.num_heads)
+        x = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(value.dtype), value)
         return dense(width, name="proj")(x.reshape(batch, tokens, width))
 
 

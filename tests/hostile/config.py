@@ -117,7 +117,7 @@ COMMANDS = {
     "export_nowhere": ("nowhere", "--mode=export", "--workdir=nowhere", "--output=x.safetensors"),
     "predict_without": ("--workdir", "--mode=predict", "file.txt"),
     "predict_nothing": ("image files", "--mode=predict", "--workdir=empty"),
-    "predict_flag": ("image files", "--mode=predict", "--workdir=empty", "--top=3", "file.txt"),
+    "predict_flag": ("image files", "--mode=predict", "--workdir=empty", "--tip=3", "file.txt"),
     "predict_missing": ("empty holds no checkpoint", "--mode=predict", "--workdir=empty", "no.png"),
     "weights_missing": ("no.pth", CONFIG, "--config.init.weights=no.pth"),
     "summary_without": ("--config is missing", "--mode=summary"),
