@@ -1,6 +1,7 @@
-"""Records what a run does: into its history, to TensorBoard, and on the terminal."""
+"""Records what a run does: into its history, to TensorBoard and its like, and on the terminal."""
 
 import collections
+import contextlib
 import pathlib
 import statistics
 import time
@@ -17,6 +18,7 @@ from resnet_jax.runs.checkpoints import Run
 from resnet_jax.runs.records import History, Record, Score
 from resnet_jax.runs.tensorboard import Events
 from resnet_jax.runs.terminal import Terminal
+from resnet_jax.runs.trackers import View, open_trackers
 
 Means = Mapping[str, float]  # "loss", "accuracy" in percent
 
@@ -61,6 +63,8 @@ class Recorder:
         self._events = (
             Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
         )
+        trackers = open_trackers(folder, config)
+        self._views: list[View] = [*([self._events] if self._events else []), *trackers]
         self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch
         seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
@@ -173,17 +177,16 @@ class Recorder:
 
     def close(self) -> None:
         """Closes the files."""
-        try:
+        with contextlib.ExitStack() as stack:
+            for view in self._views:
+                stack.callback(view.close)
             self._history.close()
-        finally:
-            if self._events:
-                self._events.close()
 
     def _add(self, kind: str, step: int, numbers: Mapping[str, Any], **more: Any) -> Record:
         place = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch}
         record = self._history.add({**place, **numbers, **more, "seconds": self._clock.seconds()})
-        if self._events:
-            self._events.record(record)
+        for view in self._views:
+            view.record(record)
         return record
 
     def _row(self, step: int, means: Means) -> dict[str, Any]:
