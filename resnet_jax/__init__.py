@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from resnet_jax.inference.export import export_torch
     from resnet_jax.inference.predict import predict
     from resnet_jax.models.registry import create_model, list_models
+    from resnet_jax.report.page import write_report
     from resnet_jax.training.loop import train_and_evaluate
     from resnet_jax.training.restore import load_run
     from resnet_jax.weights.load import import_torch, load_model
@@ -33,6 +34,7 @@ _HOMES = {
     "load_run": "training.restore",
     "predict": "inference.predict",
     "train_and_evaluate": "training.loop",
+    "write_report": "report.page",
 }
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "load_run",
     "predict",
     "train_and_evaluate",
+    "write_report",
 ]
 
 

@@ -1,6 +1,7 @@
 """Weights & Biases and MLflow, offline: they show what is recorded, where they are installed."""
 
 import math
+import sys
 
 import pytest
 import tiny_run
@@ -33,7 +34,7 @@ def test_numbers_have_the_names_of_tensorboard():
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_a_missing_package_is_one_line(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(__import__("sys").modules, name, None)
+    monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(UserError, match=rf"log\.{name} needs .* pip install '.*\[{name}\]'"):
         trackers.open_trackers(tmp_path, config(**{name: True}))
     assert trackers.open_trackers(tmp_path, config()) == []
@@ -46,7 +47,7 @@ def test_mlflow_keeps_the_records(tmp_path, monkeypatch):
     for record in RECORDS:
         view.record(record)
     view.close()
-    client = mlflow.MlflowClient((tmp_path / "mlflow").as_uri())
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == trackers.PROJECT]
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "FINISHED"

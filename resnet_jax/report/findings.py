@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 from resnet_jax.data.datasets import Dataset, DatasetInfo
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import load_run_dataset
-from resnet_jax.inference.restore import restore
 from resnet_jax.inference.scores import Bin, calibration, confusion_matrix, precision_and_recall
 from resnet_jax.report.summary import Layer, layer_table
 from resnet_jax.runs import folder as folders
@@ -21,6 +20,7 @@ from resnet_jax.runs import records as records_lib
 from resnet_jax.runs.records import Record
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.task import Task, create_task
 

@@ -45,12 +45,12 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow, at MLFLOW_TRACKING_URI or in `mlflow` in the folder of the run."""
+    """A run of MLflow, at MLFLOW_TRACKING_URI or in `mlflow.db` in the folder of the run."""
 
     def __init__(self, folder: pathlib.Path, config: ConfigDict) -> None:
         """Begins the run."""
         mlflow = _imported("mlflow")
-        uri = os.environ.get("MLFLOW_TRACKING_URI") or (folder / "mlflow").resolve().as_uri()
+        uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve()}/mlflow.db"
         self._client = mlflow.MlflowClient(uri)
         known = self._client.get_experiment_by_name(PROJECT)
         experiment = known.experiment_id if known else self._client.create_experiment(PROJECT)
