@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import tiny_run
 from PIL import Image
-from resnet_jax.training.restore import load_run
 
 from resnet_jax import main
 from resnet_jax.report import comparison, findings
 from resnet_jax.report.page import write_report
 from resnet_jax.runs.terminal import duration
+from resnet_jax.training.restore import load_run
 
 PNGS = {
     *("accuracy", "loss", "learning_rate", "speed", "confusion", "reliability"),

@@ -7,10 +7,12 @@ import pathlib
 import statistics
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import Dataset, DatasetInfo
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
+from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import load_run_dataset
 from resnet_jax.inference.scores import Bin, calibration, confusion_matrix, precision_and_recall
@@ -19,7 +21,7 @@ from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records as records_lib
 from resnet_jax.runs.records import Record
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.driver import Evaluator, place
 from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.task import Task, create_task
@@ -155,13 +157,29 @@ def find(
         return None, filters, str(error)
     if not len(test):
         return None, filters, "the dataset has no test images"
-    images, labels = np.asarray(test.images), np.asarray(test.labels)
-    return _findings(task, variables, images, labels), filters, ""
+    return _findings(task, variables, test), filters, ""
 
 
-def _findings(task: Task, variables: Tree, images: np.ndarray, labels: np.ndarray) -> TestFindings:
-    evaluator = Evaluator(task.network, Devices())
-    shares = evaluator.probabilities(variables, images, task.config.evaluate.batch_size)
+def _findings(task: Task, variables: Tree, test: Examples) -> TestFindings:
+    devices, labels = Devices(), np.asarray(test.labels)
+    evaluator = Evaluator(task.network, devices)
+    variables = devices.put(variables)
+    examples = place(test, task.info, task.config, devices)
+    size = min(task.config.evaluate.batch_size, len(test))
+    parts = [
+        evaluator.probabilities(variables, np.asarray(read.at(jnp.asarray(indices)).images), size)
+        for indices, _, read in padded_reads(examples, size)
+    ]
+    shares = np.concatenate(parts)[: len(test)]
+
+    def images(indices: np.ndarray) -> np.ndarray:
+        read = (
+            examples.read(indices, 0)
+            if isinstance(examples, Stream)
+            else examples.at(jnp.asarray(indices))
+        )
+        return np.asarray(read.images)
+
     predicted, confidences = shares.argmax(-1), shares.max(-1)
     names = [*task.info.class_names]
     names += [f"class {label}" for label in range(len(names), shares.shape[1])]
@@ -172,16 +190,15 @@ def _findings(task: Task, variables: Tree, images: np.ndarray, labels: np.ndarra
     titles = [
         f"{names[predicted[i]]} {100 * confidences[i]:.0f} %\nis {names[labels[i]]}" for i in worst
     ]
-    first = [int(np.argmax(labels == c)) for c in range(len(names)) if (labels == c).any()]
-    first = first[: 2 * _MOST_PICTURES]
+    first = np.unique(labels, return_index=True)[1][: 2 * _MOST_PICTURES]
     bins, error = calibration(confidences, ~is_wrong)
     return TestFindings(
         confusion,
         *precision_and_recall(confusion),
         bins,
         error,
-        Pictures(images[worst], titles),
-        Pictures(images[first], [names[labels[i]] for i in first]),
+        Pictures(images(worst), titles),
+        Pictures(images(first), [names[labels[i]] for i in first]),
     )
 
 

@@ -1,5 +1,6 @@
 """A few steps of a training under jax's profiler."""
 
+import contextlib
 import pathlib
 import shlex
 
@@ -9,11 +10,12 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data.datasets import split
 from resnet_jax.data.registry import open_dataset
+from resnet_jax.data.streams import feed
 from resnet_jax.errors import UserError, unwritable
 from resnet_jax.platform import compute_dtype
 from resnet_jax.runs.folder import read_run
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Trainer
+from resnet_jax.training.driver import Trainer, place
 from resnet_jax.training.task import create_task
 
 DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50
@@ -38,21 +40,24 @@ def profile(config: ConfigDict | None, workdir: str) -> pathlib.Path:
     config.model.dtype = compute_dtype(config.model.dtype)
     opened, devices = open_dataset(config.data), Devices()
     task = create_task(config, opened.info)
-    trainer = Trainer(task.network, task.optimizer, devices, task.agenda.steps_per_epoch)
-    train = devices.put(split(opened.load(print, None), config.data)["train"])
+    part = split(opened.load(print, None), config.data)["train"]
+    train = place(part, task.info, config, devices, is_training=True)
+    steps_per_epoch = task.agenda.steps_per_epoch
+    trainer = Trainer(task.network, task.optimizer, devices, steps_per_epoch, train)
     state = devices.put(task.create_state())
     size = trainer.steps_per_dispatch
     _, indices = next(task.order.dispatches(0, size, size))
     rates = np.full(len(indices), config.optimizer.learning_rate, np.float32)
     folder = pathlib.Path(workdir) / "profile"
     numbers = rates, task.hyperparameters, config.seed
-    state, _, told = trainer.train(state, train, indices, 0, *numbers)
-    jax.block_until_ready(told)
+    reads = feed(train, task.order, 0, 1 + DISPATCHES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with jax.profiler.trace(str(folder)):
-            for _ in range(DISPATCHES):
-                state, _, told = trainer.train(state, train, indices, 0, *numbers)
+        state, _, told = trainer.train(state, next(reads), indices, 0, *numbers)
+        jax.block_until_ready(told)
+        with contextlib.closing(reads), jax.profiler.trace(str(folder)):
+            for read in reads:
+                state, _, told = trainer.train(state, read, indices, 0, *numbers)
             jax.block_until_ready(told)
     except OSError as error:
         if unwritable(error) is None:
