@@ -171,18 +171,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the values before and after of each field that makes another run, by sorted paths."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     values = {path: (before.get(path), after.get(path)) for path in sorted(before | after)}
     return {p: pair for p, pair in values.items() if p not in RESUMABLE and pair[0] != pair[1]}
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a config as JSON has them, by paths, those of open fields too."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for path, value in _plain(flatten(config)).items():
         is_open = isinstance(value, dict)
-        leaves |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
-    return leaves
+        found |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
+    return found
 
 
 def selects(config: ConfigDict) -> bool:
@@ -227,6 +227,11 @@ def _check_relations(config: ConfigDict) -> None:
         raise UserError(
             "config field evaluate.split is 'val' but data.val_fraction is 0; "
             "set data.val_fraction, or evaluate.split='test'"
+        )
+    if config.evaluate.split == "test" and not config.evaluate.score_test:
+        raise UserError(
+            "config field evaluate.score_test is False but evaluate.split is 'test'; set "
+            "evaluate.split='val'"
         )
     if config.evaluate.patience and not selects(config):
         raise UserError(
