@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import checked
-from resnet_jax.config.fields import FIELDS, RESUMABLE
+from resnet_jax.config.fields import FIELDS, RESUMABLE, SEARCH_FIELDS
 from resnet_jax.errors import UserError, shown, unknown
 
 Variant = TypeVar("Variant")
@@ -33,6 +33,19 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 def default_config() -> ConfigDict:
     """Returns a new config of all fields at their defaults."""
     return _nested({path: field.default for path, field in FIELDS.items()})
+
+
+def default_search() -> ConfigDict:
+    """Returns a new config of a search, with all fields but base and space at their defaults.
+
+    Its groups are "base", the name of a config; "space", see `resnet_jax.search.space`; "seeds";
+    "search", of `SEARCH_FIELDS`; and "reported", a report's table: "columns", the paths of fields
+    and then "train" or "test", and "rows".
+    """
+    fields = {path.removeprefix("search."): f.default for path, f in SEARCH_FIELDS.items()}
+    reported = {"columns": (), "rows": ()}
+    groups = {"base": "", "space": {}, "seeds": (0,), "search": fields, "reported": reported}
+    return ConfigDict(groups)
 
 
 def choose(variants: Mapping[str, Variant], name: str) -> Variant:
@@ -61,7 +74,8 @@ def load(path: str) -> ConfigDict:
       UserError: if there is no such file, or it does not make a config.
     """
     file, _, variant = path.partition(":")
-    named = {found.stem: str(found) for found in CONFIGS.glob("*.py")}
+    files = {f.relative_to(CONFIGS).with_suffix(""): str(f) for f in CONFIGS.rglob("*.py")}
+    named = {name.as_posix(): found for name, found in files.items()}
     file = named.get(file, file)
     if not os.path.isfile(file):
         beside = map(str, pathlib.Path(file).parent.glob("*.py"))

@@ -160,7 +160,7 @@ def _axis(path: str, given: Any) -> Axis:
         raise UserError(f"{where}: trials that are scored in other ways can't be compared")
     if not isinstance(given, Mapping):
         return Axis(path, _values(where, path, given))
-    conditions = _leaves(given.get("when", {}), "")
+    conditions = _leaves(checked(f"{where}.when", dict, given.get("when", {})), "")
     when = {other: _values(f"{where}.when.{other}", other, v) for other, v in conditions.items()}
     if "values" in given:
         if extra := given.keys() - {"values", "when"}:

@@ -1,0 +1,131 @@
+"""Points and prunings by Optuna, as functions of what became of the trials so far.
+
+Optuna's own studies live as long as a call: what it knows is told to it anew, from the documents of
+the search. So there is one storage, and nothing of it depends on a version of Optuna.
+"""
+
+import importlib.util
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.search.space import Axis, Point, label
+from resnet_jax.search.storage import missing_extra
+
+if TYPE_CHECKING:
+    from resnet_jax.search.study import Standing
+
+_PACKAGES = {"tpe": "optuna", "cma-es": "cmaes", "median": "optuna", "hyperband": "optuna"}
+
+
+def check_installed(settings: ConfigDict) -> None:
+    """Refuses methods and pruners whose packages are missing.
+
+    Raises:
+      UserError: with the line that installs them.
+    """
+    for field in ("method", "pruner"):
+        packages = {_PACKAGES.get(settings[field]), "optuna"} - {None}
+        needs = settings[field] in _PACKAGES
+        if needs and any(importlib.util.find_spec(name) is None for name in packages if name):
+            raise missing_extra(f"search.{field}={settings[field]!r}")
+
+
+def suggest(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"], index: int
+) -> Point:
+    """Returns the next point, a function of what became of those before and of its number."""
+    study, _ = _study(axes, settings, found)
+    study.sampler = _sampler(settings, index)
+    return _point(study.ask(), axes)
+
+
+def is_pruned(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"], number: int
+) -> bool:
+    """Returns whether the pruner gives up the trial of a number, by the curves so far."""
+    _, trials = _study(axes, settings, found)
+    return bool(trials[number].should_prune())
+
+
+def write_journal(
+    path: pathlib.Path, axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"]
+) -> None:
+    """Writes all trials as a study for optuna-dashboard, a view that nothing reads back."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    study, _ = _study(axes, settings, found)
+    new = path.with_name(f"{path.name}.tmp")
+    new.unlink(missing_ok=True)
+    with warnings.catch_warnings(action="ignore"):
+        journal = optuna.storages.JournalStorage(JournalFileBackend(str(new)))
+        optuna.copy_study(
+            from_study_name=study.study_name, from_storage=study._storage, to_storage=journal
+        )
+    new.replace(path)
+
+
+def _study(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"]
+) -> tuple[Any, dict[int, Any]]:
+    """Returns a study that was told all that is known, and its trials by number."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.RandomSampler(settings.seed)
+    if settings.method == "cma-es":  # its state grows with each trial that it is told of
+        sampler = _sampler(settings, 0)
+    study = optuna.create_study(
+        direction="maximize", study_name="search", sampler=sampler, pruner=_pruner(settings)
+    )
+    trials = {}
+    for standing in found:
+        study.enqueue_trial({path: label(value) for path, value in standing.point.items()})
+        trial = trials[standing.trials[0].number] = study.ask()
+        _point(trial, axes)
+        for epoch, score in standing.trials[0].curve:
+            trial.report(score, int(epoch))
+        if standing.state == "done":
+            study.tell(trial, standing.mean())
+        elif standing.state in ("pruned", "failed"):
+            states = optuna.trial.TrialState
+            study.tell(trial, state=states.PRUNED if standing.state == "pruned" else states.FAIL)
+    return study, trials
+
+
+def _sampler(settings: ConfigDict, index: int) -> Any:
+    import optuna
+
+    if settings.method == "cma-es":
+        return optuna.samplers.CmaEsSampler(
+            seed=settings.seed + index, warn_independent_sampling=False
+        )
+    return optuna.samplers.TPESampler(seed=settings.seed + index, constant_liar=True)
+
+
+def _pruner(settings: ConfigDict) -> Any:
+    import optuna
+
+    if settings.pruner == "median":
+        return optuna.pruners.MedianPruner()
+    if settings.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner()
+    return optuna.pruners.NopPruner()
+
+
+def _point(trial: Any, axes: Sequence[Axis]) -> Point:
+    point: Point = {}
+    for axis in axes:
+        if not axis.is_active(point):
+            continue
+        if axis.values:
+            labels = {label(value): value for value in axis.values}
+            point[axis.path] = labels[trial.suggest_categorical(axis.path, list(labels))]
+        else:
+            draw = trial.suggest_int if axis.is_whole else trial.suggest_float
+            point[axis.path] = draw(axis.path, axis.low, axis.high, log=axis.log)
+    return point
