@@ -5,6 +5,7 @@
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
+  python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE ...]
   python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
 
 modes
@@ -14,6 +15,8 @@ modes
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
   export    write a run's best checkpoint for PyTorch, as .safetensors
+  search    train what a search config lists, or go on with it, and rank it; further processes
+            with the same command share the work
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
@@ -36,12 +39,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.errors import Interrupted, UserError, unknown
+from resnet_jax.errors import Interrupted, UserError, unknown, without_secrets
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {"eval": "nothing else", "predict": "image files", "export": "--output=FILE"}
 
-_COMPUTING_MODES = ("train", "eval", "predict")
+_COMPUTING_MODES = ("train", "eval", "predict", "search")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -63,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         _run_mode(_parse(arguments))
     except UserError as error:
         line = " ".join(str(error).split())  # libraries and config files may break their messages
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {without_secrets(line)}", file=sys.stderr)
         return 2
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
@@ -78,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
-    again = f"{command} {shlex.join(arguments[1:])}"
+    again = without_secrets(f"{command} {shlex.join(arguments[1:])}")
     # Unlike print, this can be called while another print is under way.
     os.write(2, f"{what}; the same command again resumes:\n  {again}\n".encode())
     return 128 + signal_number
@@ -104,7 +107,8 @@ def _run_mode(settings: "_Settings") -> None:
 
     from resnet_jax import cpu, platform
 
-    if settings.config.get("deterministic"):
+    config = settings.config
+    if config.get("base", config).get("deterministic"):
         platform.request_determinism()
     platform.keep_freed_memory()
     platform.enable_cache()
@@ -161,6 +165,12 @@ def _summarise(settings: "_Settings") -> None:
     print(format_schedule(task.learning_rates, config.num_epochs))
 
 
+def _search(settings: "_Settings") -> None:
+    from resnet_jax.search.worker import run_search
+
+    run_search(settings.config, settings.workdir, signals=stop_signals())
+
+
 def _export(settings: "_Settings") -> None:
     from resnet_jax.inference.export import export_torch
 
@@ -207,6 +217,7 @@ _ACTIONS: dict[str, Callable[[_Settings], None]] = {
     "predict": _predict,
     "summary": _summarise,
     "export": _export,
+    "search": _search,
 }
 
 
@@ -236,6 +247,10 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     if not values.config:
         raise UserError("--config is missing, such as --config=resnet_v2; see --help")
     config = config_lib.load(values.config)
+    if values.mode == "search":
+        return _parse_search(values, config, rest)
+    if "base" in config:
+        raise UserError(f"--config {values.config} is that of a search: add --mode=search")
     named = config.copy_and_resolve_references()
     config = config_lib.validate(override(config, rest))
     workdir = values.workdir or _default_workdir(values.config, named, config)
@@ -270,19 +285,40 @@ def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     return _Settings(mode, values.workdir, ConfigDict(), values.output, names)
 
 
-def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str]) -> _Settings:
+    """Returns what the command line asks of a search: its config, with that of its base in it."""
+    if "base" not in config:
+        raise UserError(f"--config {values.config} is that of a run: --mode=search takes a search")
+    if not values.workdir:
+        raise UserError("--mode=search needs --workdir, the folder of the search")
+    of_base = [a for a in rest[1:] if re.match(r"--?(?:no)?config\.base\.", a)]
+    own = [argument for argument in rest if argument not in of_base]
+    config = override(config, own, config_lib.check_search_field)
+    base = config_lib.load(config.base)
+    with config.ignore_type():
+        fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
+        config.base = override(base, [rest[0], *fields])
+    return _Settings("search", values.workdir, config)
+
+
+def override(
+    config: ConfigDict,
+    arguments: list[str],
+    check: Callable[[str], None] = config_lib.check_field,
+) -> ConfigDict:
     """Returns a config with the fields that flags replace, not yet validated.
 
     Args:
       config: the config.
       arguments: the program's name, and flags `--config.FIELD=VALUE`.
+      check: refuses paths of fields that there are not.
 
     Raises:
       UserError: if there is no such field, or anything else among the arguments.
     """
     for argument in arguments:
         if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            config_lib.check_field(field[1])
+            check(field[1])
     values = flags.FlagValues()
     try:
         config_flags.DEFINE_config_dict(

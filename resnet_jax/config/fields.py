@@ -150,7 +150,9 @@ SEARCH_FIELDS: dict[str, Field] = {
     "search.method": Field("grid", Literal["grid", "random", "tpe", "cma-es"], "who picks points"),
     "search.seed": Field(0, _SEED, "seed of points that are drawn"),
     "search.trials": Field(0, _whole(0, 10**6), "points tried at most; 0: any number"),
-    "search.epochs": Field(0, _whole(0, 10**9), "epochs trained at most, all trials; 0: any number"),
+    "search.epochs": Field(
+        0, _whole(0, 10**9), "epochs trained at most, all trials; 0: any number"
+    ),
     "search.hours": Field(0.0, _number(0, 1e6), "hours trained, after which none starts; 0: any"),
     "search.pruner": Field("none", Literal["none", "median", "hyperband"], "who stops bad trials"),
     "search.metric": Field("best", Literal["best", "final"], "which score of a run ranks it"),

@@ -147,6 +147,17 @@ def check_field(path: str) -> None:
     raise UserError(f"unknown config field {shown(path)}; {hint}")
 
 
+def check_search_field(path: str) -> None:
+    """Refuses the path of a field that the config of a search can't have.
+
+    Raises:
+      UserError: with the nearest fields.
+    """
+    known = ["base", "seeds", *SEARCH_FIELDS]
+    if path not in known and not path.startswith("space."):
+        raise unknown("config field", path, known)
+
+
 def validate(config: Mapping[str, Any]) -> ConfigDict:
     """Returns a checked copy of a config, with values in their fields' exact types.
 

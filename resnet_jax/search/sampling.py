@@ -8,17 +8,20 @@ import importlib.util
 import pathlib
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from resnet_jax.search.space import Axis, Point, label
 from resnet_jax.search.storage import missing_extra
+from resnet_jax.search.trials import DONE, FAILED, PRUNED, Standing
 
-if TYPE_CHECKING:
-    from resnet_jax.search.study import Standing
-
-_PACKAGES = {"tpe": "optuna", "cma-es": "cmaes", "median": "optuna", "hyperband": "optuna"}
+_PACKAGES = {
+    "tpe": ("optuna",),
+    "cma-es": ("optuna", "cmaes"),
+    "median": ("optuna",),
+    "hyperband": ("optuna",),
+}
 
 
 def check_installed(settings: ConfigDict) -> None:
@@ -28,14 +31,18 @@ def check_installed(settings: ConfigDict) -> None:
       UserError: with the line that installs them.
     """
     for field in ("method", "pruner"):
-        packages = {_PACKAGES.get(settings[field]), "optuna"} - {None}
-        needs = settings[field] in _PACKAGES
-        if needs and any(importlib.util.find_spec(name) is None for name in packages if name):
+        names = _PACKAGES.get(settings[field], ())
+        if not all(map(is_installed, names)):
             raise missing_extra(f"search.{field}={settings[field]!r}")
 
 
+def is_installed(name: str) -> bool:
+    """Returns whether there is a package of that name."""
+    return importlib.util.find_spec(name) is not None
+
+
 def suggest(
-    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"], index: int
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], index: int
 ) -> Point:
     """Returns the next point, a function of what became of those before and of its number."""
     study, _ = _study(axes, settings, found)
@@ -44,7 +51,7 @@ def suggest(
 
 
 def is_pruned(
-    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"], number: int
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], number: int
 ) -> bool:
     """Returns whether the pruner gives up the trial of a number, by the curves so far."""
     _, trials = _study(axes, settings, found)
@@ -52,25 +59,24 @@ def is_pruned(
 
 
 def write_journal(
-    path: pathlib.Path, axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"]
+    path: pathlib.Path, axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing]
 ) -> None:
     """Writes all trials as a study for optuna-dashboard, a view that nothing reads back."""
     import optuna
     from optuna.storages.journal import JournalFileBackend
 
-    study, _ = _study(axes, settings, found)
     new = path.with_name(f"{path.name}.tmp")
     new.unlink(missing_ok=True)
     with warnings.catch_warnings(action="ignore"):
+        memory = optuna.storages.InMemoryStorage()
+        study, _ = _study(axes, settings, found, memory)
         journal = optuna.storages.JournalStorage(JournalFileBackend(str(new)))
-        optuna.copy_study(
-            from_study_name=study.study_name, from_storage=study._storage, to_storage=journal
-        )
+        optuna.copy_study(from_study_name=study.study_name, from_storage=memory, to_storage=journal)
     new.replace(path)
 
 
 def _study(
-    axes: Sequence[Axis], settings: ConfigDict, found: Sequence["Standing"]
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], storage: Any = None
 ) -> tuple[Any, dict[int, Any]]:
     """Returns a study that was told all that is known, and its trials by number."""
     import optuna
@@ -80,7 +86,11 @@ def _study(
     if settings.method == "cma-es":  # its state grows with each trial that it is told of
         sampler = _sampler(settings, 0)
     study = optuna.create_study(
-        direction="maximize", study_name="search", sampler=sampler, pruner=_pruner(settings)
+        storage=storage,
+        sampler=sampler,
+        pruner=_pruner(settings),
+        study_name="search",  # by which hyperband sorts trials too
+        direction="maximize",
     )
     trials = {}
     for standing in found:
@@ -89,11 +99,11 @@ def _study(
         _point(trial, axes)
         for epoch, score in standing.trials[0].curve:
             trial.report(score, int(epoch))
-        if standing.state == "done":
+        states = optuna.trial.TrialState
+        if standing.state == DONE:
             study.tell(trial, standing.mean())
-        elif standing.state in ("pruned", "failed"):
-            states = optuna.trial.TrialState
-            study.tell(trial, state=states.PRUNED if standing.state == "pruned" else states.FAIL)
+        elif standing.state in (PRUNED, FAILED):
+            study.tell(trial, state=states.PRUNED if standing.state == PRUNED else states.FAIL)
     return study, trials
 
 

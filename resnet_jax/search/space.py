@@ -34,8 +34,8 @@ class Axis:
 
     path: str
     values: tuple[Any, ...] = ()
-    low: float = 0.0
-    high: float = 0.0
+    low: Any = 0
+    high: Any = 0
     log: bool = False
     when: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
