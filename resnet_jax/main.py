@@ -5,7 +5,7 @@
   python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE [IMAGE ...]
   python -m resnet_jax.main --mode=summary --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
-  python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE ...]
+  python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE]
   python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
 
 modes

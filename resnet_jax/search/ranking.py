@@ -4,7 +4,6 @@ import csv
 import io
 import pathlib
 from collections.abc import Sequence
-from typing import Any
 
 from resnet_jax.errors import UserError, shown
 from resnet_jax.files import write_atomically
@@ -51,7 +50,7 @@ def _said(search: Search) -> str:
 
 def _table(search: Search, order: Sequence[Standing], prefix: str = "") -> Rows:
     """Returns a row for each point, best first."""
-    varying = [axis.path for axis in search.axes if len(axis.values) != 1]
+    varying = [axis.path for axis in search.axes if axis.varies]
     titles = ["rank", "state", "score", "std", "seeds", "train", "test", "epochs", "seconds"]
     rows = [[*titles, *(prefix + path for path in varying), "trials"]]
     for place, standing in enumerate(order, 1):
@@ -138,8 +137,3 @@ def progress_lines(found: Sequence[Standing], left: int | None) -> list[str]:
             scored = "" if score is None else f", {score:.2f} %"
             lines.append(f"  trial {trial.number}: epoch {epoch:g}/{trial.epochs:g}{scored}")
     return lines
-
-
-def point_text(point: dict[str, Any]) -> str:
-    """Returns a point as a text of one line."""
-    return ", ".join(f"{path}={value}" for path, value in point.items())

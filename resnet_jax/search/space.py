@@ -40,6 +40,11 @@ class Axis:
     when: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
     @property
+    def varies(self) -> bool:
+        """Whether there is more than one value."""
+        return len(self.values) != 1
+
+    @property
     def is_whole(self) -> bool:
         """Whether the values of the range are whole numbers."""
         return type(self.low) is type(self.high) is int

@@ -4,8 +4,8 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TextIO
+from collections.abc import Callable, Sequence
+from typing import TextIO
 
 from ml_collections import ConfigDict
 
@@ -14,8 +14,8 @@ from resnet_jax.inference.evaluate import evaluate_run
 from resnet_jax.platform import memory_errors
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records
-from resnet_jax.runs.terminal import Board, Terminal
-from resnet_jax.search.ranking import point_text, progress_lines, write_ranking
+from resnet_jax.runs.terminal import Board, Row, Terminal
+from resnet_jax.search.ranking import progress_lines, write_ranking
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import configured
 from resnet_jax.search.study import Study
@@ -68,11 +68,11 @@ class _Pruned(Exception):
 class _Output(Terminal):
     """The terminal of a trial, a file of its folder; tells of each score."""
 
-    def __init__(self, split: str, stream: TextIO, scored: Callable[[Mapping[str, Any]], None]):
+    def __init__(self, split: str, stream: TextIO, scored: Callable[[Row], None]) -> None:
         super().__init__(split, stream)
         self._scored = scored
 
-    def row(self, row: Mapping[str, Any]) -> None:
+    def row(self, row: Row) -> None:
         """Prints a row, and tells of the score in it."""
         super().row(row)
         if "score" in row:
@@ -82,7 +82,7 @@ class _Output(Terminal):
 def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> None:
     """Trains a trial, or goes on with it, and records what became of it."""
 
-    def scored(row: Mapping[str, Any]) -> None:
+    def scored(row: Row) -> None:
         trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
         trial.curve.append([row["epoch"], row["score"]])
         study.write(trial)
@@ -90,7 +90,9 @@ def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> N
         if row["step"] < row["num_steps"] and study.is_beaten(trial):
             raise _Pruned
 
-    board.note(f"trial {trial.number}: {point_text(trial.point)}, seed {trial.seed}")
+    varying = {axis.path for axis in study.search.axes if axis.varies}
+    values = [f"{path}={value}" for path, value in trial.point.items() if path in varying]
+    board.note(f"trial {trial.number}: {', '.join([*values, f'seed={trial.seed}'])}")
     board.show(_progress(study))
     config = configured(study.search.base, trial.point, seed=trial.seed)
     folder = study.folder(trial)
