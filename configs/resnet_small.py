@@ -13,9 +13,10 @@ dropout   86 (average)      86 expected, as an average over seeds
 better    -                 90 expected, a hypothesis
 
 Words after the variant turn parts on and off: adam_plain, dropout_plain, sgd_augmented,
-grid_decay, grid_plain, adam_val (scored on a tenth of the training images). The report's one data slide shows no augmentation; its network and decay are
-those of a tutorial that pads, crops and flips. Without, `adam` peaks at 81.89 and ends at 81.27,
-measured with seed 0: so `adam`, `dropout` and `grid` are augmented, `sgd` is plain.
+grid_decay, grid_plain, adam_val (scored on a tenth of the training images). The report's one data
+slide shows no augmentation; its network and decay are those of a tutorial that pads, crops and
+flips. Without, `adam` peaks at 81.89 and ends at 81.27, measured with seed 0: so `adam`, `dropout`
+and `grid` are augmented, `sgd` is plain.
 
 R1.e is SGD, RMSprop, Adagrad, Adadelta, Adam, Adamax and NAdam, at learning rates 0.001, 0.005,
 0.007, 0.01 and 0.05, for 10, 30, 50 and 80 epochs, at batches of 100, 150, 200 and 500, with decay

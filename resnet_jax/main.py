@@ -293,6 +293,13 @@ def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str])
         raise UserError("--mode=search needs --workdir, the folder of the search")
     of_base = [a for a in rest[1:] if re.match(r"--?(?:no)?config\.base\.", a)]
     own = [argument for argument in rest if argument not in of_base]
+    for path in re.findall(r"--?config\.(space\.[\w.]+)\.", " ".join(own)):
+        node = config
+        for group in path.split("."):
+            if not isinstance(node.get(group), ConfigDict):  # flags can't set into what is none
+                with config.ignore_type():
+                    node[group] = ConfigDict()
+            node = node[group]
     config = override(config, own, config_lib.check_search_field)
     base = config_lib.load(config.base)
     with config.ignore_type():

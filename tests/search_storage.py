@@ -1,4 +1,4 @@
-"""What tests of searches share: a search config of seconds, and a PostgreSQL server of their own."""
+"""What tests of searches share: a search of seconds, and a PostgreSQL server of their own."""
 
 import contextlib
 import os

@@ -1,13 +1,13 @@
 """R1.g, Optuna: 30 points of the small residual network, 5 epochs each, weak ones stopped early.
 
-  python -m resnet_jax.main --mode=search --config=configs/search/optuna_resnet_small.py \\
-      --workdir=runs/optuna_resnet_small
+  python -m resnet_jax.main --mode=search --config=search/optuna_resnet_small --workdir=runs/optuna
 
-It takes the extra `search`. The report names Optuna as future work and gives no figures. The base is
-R1.c with a tenth of the training images for validation, by which points are chosen; the test set is
-scored for the winner alone.
+It takes the extra `search`. The report names Optuna as future work and gives no figures. The base
+is R1.c with a tenth of the training images for validation, by which points are chosen; the test set
+is scored for the winner alone.
 
-Expected, not measured yet: better than R1.c's own recipe at equal epochs; 3.5 hours on two CPU cores.
+Expected, not measured yet: better than R1.c's own recipe at equal epochs; 3.5 hours on two CPU
+cores.
 """
 
 from ml_collections import ConfigDict

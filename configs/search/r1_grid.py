@@ -1,15 +1,15 @@
-"""R1.e, its grid: 7 optimizers, 5 learning rates, 4 lengths and 4 batch sizes, with and without decay.
+"""R1.e, its grid: 7 optimizers, 5 learning rates, 4 lengths, 4 batch sizes, with and without decay.
 
   python -m resnet_jax.main --mode=search --config=configs/search/r1_grid.py --workdir=runs/r1_grid
 
-That are 560 points without decay and 560 with a third of the learning rate every 8 epochs, which is
-assumed. A part of it is a search of its own, in another folder:
+These are 560 points without decay and 560 with a third of the learning rate every 8 epochs, which
+is assumed. A part of them is a search of its own, in another folder:
 
   --config.space.schedule.name="('constant',)" --config.space.optimizer.name="('adam', 'sgd')"
 
 The report does not say which images chose its best point, which its slide gives as the batch of 128
-and the 20 epochs of R1.c, outside of its own lists. Here the test set ranks (select_on_test), by the
-best epoch. To rank by validation instead:
+and the 20 epochs of R1.c, outside of its own lists. Here the test set ranks (select_on_test), by
+the best epoch. To rank by validation instead:
 
   --config.search.select_on_test=False --config.base.evaluate.split=val
   --config.base.data.val_fraction=0.1

@@ -1,4 +1,4 @@
-"""Points and prunings by Optuna, as functions of what became of the trials so far.
+"""Points by TPE and CMA-ES, and prunings, as functions of what became of the trials so far.
 
 Optuna's own studies live as long as a call: what it knows is told to it anew, from the documents of
 the search. So there is one storage, and nothing of it depends on a version of Optuna.
@@ -10,18 +10,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.search.space import Axis, Point, label
+from resnet_jax.search.space import Axis, Point, draw, label
 from resnet_jax.search.storage import missing_extra
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, Standing
 
-_PACKAGES = {
-    "tpe": ("optuna",),
-    "cma-es": ("optuna", "cmaes"),
-    "median": ("optuna",),
-    "hyperband": ("optuna",),
-}
+_PACKAGES = {"tpe": "optuna", "cma-es": "cmaes", "median": "optuna", "hyperband": "optuna"}
 
 
 def check_installed(settings: ConfigDict) -> None:
@@ -31,8 +27,8 @@ def check_installed(settings: ConfigDict) -> None:
       UserError: with the line that installs them.
     """
     for field in ("method", "pruner"):
-        names = _PACKAGES.get(settings[field], ())
-        if not all(map(is_installed, names)):
+        name = _PACKAGES.get(settings[field])
+        if name and not is_installed(name):
             raise missing_extra(f"search.{field}={settings[field]!r}")
 
 
@@ -45,9 +41,33 @@ def suggest(
     axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], index: int
 ) -> Point:
     """Returns the next point, a function of what became of those before and of its number."""
+    seed = settings.seed + index
+    if settings.method == "cma-es":
+        return draw(axes, settings.seed, index) | _evolved(axes, seed, found)
+    import optuna
+
     study, _ = _study(axes, settings, found)
-    study.sampler = _sampler(settings, index)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
     return _point(study.ask(), axes)
+
+
+def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Point:
+    """Returns values of the ranges without conditions by CMA-ES (Hansen 2016)."""
+    import cmaes
+
+    ranges = [axis for axis in axes if not (axis.values or axis.when)]
+    center, bounds = np.full(len(ranges), 0.5), np.tile([0.0, 1.0], (len(ranges), 1))
+    evolution = cmaes.CMA(mean=center, sigma=1 / 6, bounds=bounds, seed=seed)
+    done = [
+        (np.array([axis.share(s.point[axis.path]) for axis in ranges]), -(s.mean() or 0.0))
+        for s in found
+        if s.state == DONE
+    ]
+    size = evolution.population_size
+    for first in range(0, len(done) - size + 1, size):
+        evolution.tell(done[first : first + size])
+    drawn = evolution.ask()
+    return {axis.path: axis.at(float(share)) for axis, share in zip(ranges, drawn, strict=True)}
 
 
 def is_pruned(
@@ -82,12 +102,9 @@ def _study(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    sampler = optuna.samplers.RandomSampler(settings.seed)
-    if settings.method == "cma-es":  # its state grows with each trial that it is told of
-        sampler = _sampler(settings, 0)
     study = optuna.create_study(
         storage=storage,
-        sampler=sampler,
+        sampler=optuna.samplers.RandomSampler(settings.seed),  # every point is given
         pruner=_pruner(settings),
         study_name="search",  # by which hyperband sorts trials too
         direction="maximize",
@@ -105,16 +122,6 @@ def _study(
         elif standing.state in (PRUNED, FAILED):
             study.tell(trial, state=states.PRUNED if standing.state == PRUNED else states.FAIL)
     return study, trials
-
-
-def _sampler(settings: ConfigDict, index: int) -> Any:
-    import optuna
-
-    if settings.method == "cma-es":
-        return optuna.samplers.CmaEsSampler(
-            seed=settings.seed + index, warn_independent_sampling=False
-        )
-    return optuna.samplers.TPESampler(seed=settings.seed + index, constant_liar=True)
 
 
 def _pruner(settings: ConfigDict) -> Any:
@@ -136,6 +143,6 @@ def _point(trial: Any, axes: Sequence[Axis]) -> Point:
             labels = {label(value): value for value in axis.values}
             point[axis.path] = labels[trial.suggest_categorical(axis.path, list(labels))]
         else:
-            draw = trial.suggest_int if axis.is_whole else trial.suggest_float
-            point[axis.path] = draw(axis.path, axis.low, axis.high, log=axis.log)
+            suggested = trial.suggest_int if axis.is_whole else trial.suggest_float
+            point[axis.path] = suggested(axis.path, axis.low, axis.high, log=axis.log)
     return point

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -53,16 +54,23 @@ class Axis:
         """Returns whether a point, of the axes before this one, meets the conditions."""
         return all(path in point and point[path] in values for path, values in self.when.items())
 
-    def draw(self, generator: np.random.Generator) -> Any:
-        """Returns a random value."""
-        if self.values:
-            return self.values[generator.integers(len(self.values))]
-        if self.log:
-            value = float(np.exp(generator.uniform(np.log(self.low), np.log(self.high))))
-            return min(round(value), self.high) if self.is_whole else value
-        if self.is_whole:
-            return int(generator.integers(self.low, self.high, endpoint=True))
-        return float(generator.uniform(self.low, self.high))
+    def at(self, share: float) -> Any:
+        """Returns the value of a range that a share, in [0, 1], of it lies below."""
+        low, high = self._ends()
+        value = low + share * (high - low)
+        value = math.exp(value) if self.log else value
+        return min(max(round(value) if self.is_whole else value, self.low), self.high)
+
+    def share(self, value: float) -> float:
+        """Returns the share of a range that lies below a value."""
+        low, high = self._ends()
+        return ((math.log(value) if self.log else value) - low) / (high - low)
+
+    def _ends(self) -> tuple[float, float]:
+        """Returns where the range is uniform between; whole numbers have as much room each."""
+        room = 0.5 if self.is_whole else 0.0
+        low, high = self.low - room, self.high + room
+        return (math.log(low), math.log(high)) if self.log else (low, high)
 
 
 def parse(space: Mapping[str, Any]) -> tuple[Axis, ...]:
@@ -121,7 +129,9 @@ def draw(axes: Sequence[Axis], seed: int, number: int) -> Point:
     point: Point = {}
     for axis in axes:
         if axis.is_active(point):
-            point[axis.path] = axis.draw(generator)
+            chosen = generator.random()
+            in_list = axis.values and axis.values[int(chosen * len(axis.values))]
+            point[axis.path] = in_list if axis.values else axis.at(chosen)
     return point
 
 
