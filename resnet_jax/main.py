@@ -36,9 +36,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
+from resnet_jax.config.flags import override, override_search
 from resnet_jax.errors import Interrupted, UserError, unknown, without_secrets
 
 # Those that take a run as it is, and what they take beside it.
@@ -291,57 +292,7 @@ def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str])
         raise UserError(f"--config {values.config} is that of a run: --mode=search takes a search")
     if not values.workdir:
         raise UserError("--mode=search needs --workdir, the folder of the search")
-    of_base = [a for a in rest[1:] if re.match(r"--?(?:no)?config\.base\.", a)]
-    own = [argument for argument in rest if argument not in of_base]
-    for path in re.findall(r"--?config\.(space\.[\w.]+)\.", " ".join(own)):
-        node = config
-        for group in path.split("."):
-            if not isinstance(node.get(group), ConfigDict):  # flags can't set into what is none
-                with config.ignore_type():
-                    node[group] = ConfigDict()
-            node = node[group]
-    config = override(config, own, config_lib.check_search_field)
-    base = config_lib.load(config.base)
-    with config.ignore_type():
-        fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
-        config.base = override(base, [rest[0], *fields])
-    return _Settings("search", values.workdir, config)
-
-
-def override(
-    config: ConfigDict,
-    arguments: list[str],
-    check: Callable[[str], None] = config_lib.check_field,
-) -> ConfigDict:
-    """Returns a config with the fields that flags replace, not yet validated.
-
-    Args:
-      config: the config.
-      arguments: the program's name, and flags `--config.FIELD=VALUE`.
-      check: refuses paths of fields that there are not.
-
-    Raises:
-      UserError: if there is no such field, or anything else among the arguments.
-    """
-    for argument in arguments:
-        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            check(field[1])
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict(
-            "config",
-            config,
-            flag_values=values,
-            lock_config=False,
-            accept_new_attributes=True,  # those of the open fields
-            sys_argv=arguments,
-        )
-        rest = values(arguments)
-    except flags.Error as error:
-        raise UserError(f"{error}; see --help") from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; see --help")
-    return values.config
+    return _Settings("search", values.workdir, override_search(config, rest))
 
 
 if __name__ == "__main__":

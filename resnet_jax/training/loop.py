@@ -152,8 +152,7 @@ def _first_state(task: Task, terminal: Terminal) -> TrainState:
 
 
 def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
-    init, model = config.init.weights, config.model.name
-    return weights_file(init, model, terminal.note, terminal.bar)
+    return weights_file(config.init.weights, config.model.name, terminal.note, terminal.bar)
 
 
 def _begin(
@@ -324,8 +323,7 @@ def _best_test_accuracy(run: _Run, step: int) -> float | None:
     try:
         state = run.checkpoints.restore(run.task.template, step)
     except DamagedError as error:
-        note = f"the best checkpoint, {step}, is damaged: {error}; it is not scored"
-        run.checkpoints.notify(note)
+        run.checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; not scored")
         return None
     return _means(run, run.devices.put(state), "test")["accuracy"]
 
