@@ -1,5 +1,6 @@
 """Searches: spaces, points, trials that are trained once, and tables of what became of them."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -31,6 +32,7 @@ from resnet_jax.training.hyperparameters import forget_programs
 from resnet_jax.training.loop import train_and_evaluate
 
 CONFIG = f"--config={search_storage.CONFIG_FILE}"
+ROOT = pathlib.Path(__file__).parent.parent
 GRID = [(rate, decay) for rate in (0.01, 0.1) for decay in (1e-4, 1e-3)]
 
 
@@ -493,44 +495,41 @@ def test_the_journal_is_a_study_of_optuna(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kills", [50])
-def test_two_workers_and_fifty_kills_lose_nothing(address, tmp_path, kills):
+def test_two_workers_and_fifty_kills_lose_nothing(address, tmp_path):
     """Each point is there once at the end, with the scores of a search that nothing disturbed."""
-    command = [sys.executable, "-m", "resnet_jax.main", "--mode=search", CONFIG]
-    command += ["--config.seeds=(0,1,2,3,4,5,6,7,8,9)", "--config.base.checkpoint.every_steps=1"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    root = pathlib.Path(__file__).parent.parent
+    seeds = tuple(range(10))
 
-    def start(workdir, storage):
-        flags = [f"--workdir={workdir}", f"--config.search.storage={storage}"]
-        return subprocess.Popen(
-            [*command, *flags], env=environment, cwd=root, stdout=subprocess.DEVNULL
-        )
+    def start(name, storage):
+        flags = [f"--workdir={tmp_path / name}", f"--config.search.storage={storage}"]
+        flags += [f"--config.seeds={seeds}", "--config.base.checkpoint.every_steps=1"]
+        command = [sys.executable, "-m", "resnet_jax.main", "--mode=search", CONFIG, *flags]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
 
-    assert start(tmp_path / "calm", "").wait() == 0
-    draw, workers = np.random.default_rng(0), [start(tmp_path / "killed", address) for _ in "ab"]
-    for kill in range(kills):
-        victim = workers[kill % 2]
-        try:
-            victim.wait(timeout=draw.uniform(2, 12))
-        except subprocess.TimeoutExpired:
+    def ends(name, storage):
+        config = config_of()
+        config.seeds, config.base.checkpoint.every_steps = seeds, 1
+        config.search.storage = storage
+        with contextlib.closing(Study(Search.of(config), tmp_path / name)) as study:
+            return [(t.number, t.point, t.seed, t.state, t.score) for t in study.trials()]
+
+    assert start("calm", "").wait() == 0
+    calm, draw, kills = ends("calm", ""), np.random.default_rng(0), 0
+    while kills < 50:
+        name = f"killed after {kills}"
+        if address:
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute("DROP TABLE IF EXISTS resnet_jax_search")
+        workers = [start(name, address), start(name, address)]
+        while len(workers) > 1:  # one has ended by itself: nothing is left to be done
+            victim = workers[draw.integers(2)]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert victim.wait(timeout=draw.uniform(1, 9)) == 0
+                workers.remove(victim)
+                continue
             victim.kill()
             victim.wait()
-        workers[kill % 2] = start(tmp_path / "killed", address)
-    assert [worker.wait() for worker in workers] == [0, 0]
-    calm, killed = (
-        Study(search_of_torture(storage), tmp_path / name).trials()
-        for name, storage in (("calm", ""), ("killed", address))
-    )
-    assert [t.number for t in killed] == list(range(40))
-    assert [(t.point, t.seed, t.state, t.score) for t in killed] == [
-        (t.point, t.seed, t.state, t.score) for t in calm
-    ]
-
-
-def search_of_torture(storage):
-    config = config_of()
-    config.seeds = tuple(range(10))
-    config.base.checkpoint.every_steps = 1
-    config.search.storage = storage
-    return Search.of(config)
+            kills += 1
+            workers[workers.index(victim)] = start(name, address)
+        assert workers[0].wait() == 0
+        assert ends(name, address) == calm

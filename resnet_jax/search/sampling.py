@@ -86,7 +86,8 @@ def write_journal(
     from optuna.storages.journal import JournalFileBackend
 
     new = path.with_name(f"{path.name}.tmp")
-    new.unlink(missing_ok=True)
+    for left in (new, new.with_name(f"{new.name}.lock")):  # by a worker that was killed here
+        left.unlink(missing_ok=True)
     with warnings.catch_warnings(action="ignore"):
         memory = optuna.storages.InMemoryStorage()
         study, _ = _study(axes, settings, found, memory)
