@@ -491,6 +491,8 @@ def test_the_journal_is_a_study_of_optuna(tmp_path, monkeypatch):
     backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "optuna.journal"))
     study = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
     assert len(study.trials) == 6
+    for name in ("curves", "parallel", "importances"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert study.best_value == 100 * study.best_params["optimizer.learning_rate"]
 
 

@@ -78,6 +78,26 @@ def is_pruned(
     return bool(trials[number].should_prune())
 
 
+def importances(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing]
+) -> dict[str, float]:
+    """Returns how much each field matters to the score (PED-ANOVA, Watanabe et al. 2023).
+
+    Those that not all points have are left out; it is empty without Optuna and with few points.
+    """
+    done = [standing for standing in found if standing.state == DONE]
+    if not is_installed("optuna") or len(done) < 4:
+        return {}
+    import optuna
+
+    study, _ = _study(axes, settings, done)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    with warnings.catch_warnings(action="ignore"):
+        found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    varying = {axis.path for axis in axes if axis.varies}
+    return {path: share for path, share in found_shares.items() if path in varying}
+
+
 def write_journal(
     path: pathlib.Path, axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing]
 ) -> None:

@@ -15,6 +15,7 @@ from resnet_jax.platform import memory_errors
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records
 from resnet_jax.runs.terminal import Board, Row, Terminal
+from resnet_jax.search.plots import write_plots
 from resnet_jax.search.ranking import progress_lines, write_ranking
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import configured
@@ -58,7 +59,11 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
                 raise Interrupted("stopped between two trials", received[0])
         board.close()
         _score_winner(study, board)
-        board.note(write_ranking(folder, search, study.standings()))
+        found = study.standings()
+        board.note(write_ranking(folder, search, found))
+        plots = write_plots(folder, search.axes, search.settings, found)
+        missing = "need the extra report: pip install 'resnet-flax-cifar[report]'"
+        board.note(f"plots: {', '.join(plots) or missing}")
 
 
 class _Pruned(Exception):
