@@ -149,11 +149,11 @@ class Board:
         """Prints a text above the lines."""
         self._console.print(text, markup=False)
 
-    def show(self, lines: Sequence[str]) -> None:
-        """Replaces the lines below, if there are any."""
+    def show(self, lines: Callable[[], Sequence[str]]) -> None:
+        """Replaces the lines below, which are asked for only if they are shown."""
         if self._console.is_interactive:
             self._live.start()
-            self._live.update(Text("\n".join(lines)), refresh=True)
+            self._live.update(Text("\n".join(lines())), refresh=True)
 
     def close(self) -> None:
         """Removes the lines below."""

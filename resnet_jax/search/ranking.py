@@ -121,16 +121,15 @@ def progress_lines(found: Sequence[Standing], left: int | None) -> list[str]:
     states = [trial.state for trial in trials]
     counts = {state: states.count(state) for state in ("done", "running", "pruned", "failed")}
     total = f" of {len(trials) + left}" if left is not None else ""
-    parts = [", ".join(f"{count} {state}" for state, count in counts.items()) + total]
+    lines = [", ".join(f"{count} {state}" for state, count in counts.items()) + total]
     best = next((s for s in ranked(found) if s.state == DONE), None)
     if best:
         numbers = " ".join(str(trial.number) for trial in best.trials)
-        parts.append(f"best {_percent(best.mean())} % (trial {numbers})")
+        lines.append(f"best {_percent(best.mean())} % (trial {numbers})")
     seconds = [trial.seconds for trial in trials if trial.state == DONE]
     if seconds and left is not None:
         waiting = (left + counts["running"] / 2) / max(counts["running"], 1)
-        parts.append(f"about {duration(waiting * sum(seconds) / len(seconds))} left")
-    lines = ["; ".join(parts)]
+        lines[0] += f"; about {duration(waiting * sum(seconds) / len(seconds))} left"
     for trial in trials:
         if trial.state == "running":
             epoch, score = trial.curve[-1] if trial.curve else (0, None)

@@ -51,7 +51,7 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
             if trial is not None:
                 _run(study, trial, board, received)
             elif any(other.state == RUNNING for other in study.trials()):
-                board.show(_progress(study))
+                board.show(lambda: _progress(study))
                 time.sleep(_POLL_SECONDS)  # a worker may die, and its trial be left to this one
             else:
                 break
@@ -91,14 +91,14 @@ def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> N
         trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
         trial.curve.append([row["epoch"], row["score"]])
         study.write(trial)
-        board.show(_progress(study))
+        board.show(lambda: _progress(study))
         if row["step"] < row["num_steps"] and study.is_beaten(trial):
             raise _Pruned
 
     varying = {axis.path for axis in study.search.axes if axis.varies}
     values = [f"{path}={value}" for path, value in trial.point.items() if path in varying]
     board.note(f"trial {trial.number}: {', '.join([*values, f'seed={trial.seed}'])}")
-    board.show(_progress(study))
+    board.show(lambda: _progress(study))
     config = configured(study.search.base, trial.point, seed=trial.seed)
     folder = study.folder(trial)
     folder.mkdir(parents=True, exist_ok=True)
