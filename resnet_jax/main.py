@@ -15,8 +15,7 @@ modes
   summary   print the model's layers, shapes, parameters and multiply-accumulates, and a
             plot of the learning rate
   export    write a run's best checkpoint for PyTorch, as .safetensors
-  search    train what a search config lists, or go on with it, and rank it; further processes
-            with the same command share the work
+  search    train and rank what a search config lists; more processes share or resume the work
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant

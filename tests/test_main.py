@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+import search_storage
 import tiny_run
 from PIL import Image
 
@@ -237,7 +238,8 @@ def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
 
     monkeypatch.setitem(main._ACTIONS, mode, exhausted)
     rest = {"predict": ["x.png"], "export": ["--output=x.safetensors"]}.get(mode, [])
-    config = [f"--config={tiny_run.CONFIG_FILE}"] if mode in ("train", "summary") else []
+    file = search_storage.CONFIG_FILE if mode == "search" else tiny_run.CONFIG_FILE
+    config = [f"--config={file}"] if mode in ("train", "summary", "search") else []
     assert run(f"--mode={mode}", "--workdir=x", *config, *rest) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: there is too little memory; lower batch_size")
