@@ -3,6 +3,7 @@
 import difflib
 import errno
 import os
+import re
 from collections.abc import Callable, Iterable
 
 # What the system says of a place that can't be written, such as a full disk.
@@ -14,6 +15,16 @@ _UNWRITABLE = (
 
 class UserError(ValueError):
     """Something the user can mend; `main` prints it as one line and exits with status 2."""
+
+
+class TrainingFailed(UserError):
+    """A training that can't go on with its numbers: it diverges, or does not fit into memory."""
+
+
+def without_secrets(text: str) -> str:
+    """Returns a text with user and password of the addresses in it left out."""
+    text = re.sub(r"(\w://)\S*@", r"\1***@", text)
+    return re.sub(r"((?:^|[\s?&'])\w*password=)[^\s&']*", r"\1***", text)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:

@@ -5,6 +5,7 @@
   python -m resnet_jax.main --mode=eval|report --workdir=DIR [DIR ...]
   python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
+  python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE]
   python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
 
 modes
@@ -15,6 +16,7 @@ modes
   summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
   export    write a run's best checkpoint for PyTorch, as .safetensors
+  search    train and rank what a search config lists; more processes share or resume the work
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
@@ -35,10 +37,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.errors import Interrupted, UserError, unknown
+from resnet_jax.config.flags import override, override_search
+from resnet_jax.errors import Interrupted, UserError, unknown, without_secrets
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -50,7 +53,7 @@ _RUN_MODES = {
 
 _OF_PREDICT = ("format", "top", "cam")
 
-_COMPUTING_MODES = ("train", "eval", "predict", "report", "profile")
+_COMPUTING_MODES = ("train", "eval", "predict", "report", "profile", "search")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -72,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
         return _run_mode(_parse(arguments))
     except UserError as error:
         line = " ".join(str(error).split())  # libraries and config files may break their messages
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {without_secrets(line)}", file=sys.stderr)
         return 2
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
@@ -86,7 +89,7 @@ def main(arguments: Sequence[str]) -> int:
 def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
-    again = f"{command} {shlex.join(arguments[1:])}"
+    again = without_secrets(f"{command} {shlex.join(arguments[1:])}")
     # Unlike print, this can be called while another print is under way.
     os.write(2, f"{what}; the same command again resumes:\n  {again}\n".encode())
     return 128 + signal_number
@@ -113,7 +116,8 @@ def _run_mode(settings: "_Settings") -> int:
 
     from resnet_jax import cpu, platform
 
-    if settings.config.get("deterministic"):
+    config = settings.config
+    if config.get("base", config).get("deterministic"):
         platform.request_determinism()
     platform.keep_freed_memory()
     platform.enable_cache()
@@ -183,6 +187,12 @@ def _summarise(settings: "_Settings") -> None:
     print_summary(settings.config)
 
 
+def _search(settings: "_Settings") -> None:
+    from resnet_jax.search.worker import run_search
+
+    run_search(settings.config, settings.workdir, signals=stop_signals())
+
+
 def _export(settings: "_Settings") -> None:
     from resnet_jax.inference.export import export_torch
 
@@ -225,6 +235,7 @@ _ACTIONS: dict[str, Callable[[_Settings], int | None]] = {
     "profile": _profile,
     "summary": _summarise,
     "export": _export,
+    "search": _search,
 }
 
 
@@ -260,6 +271,10 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     if not values.config:
         raise UserError("--config is missing, such as --config=resnet_v2; see --help")
     config = config_lib.load(values.config)
+    if values.mode == "search":
+        return _parse_search(values, config, rest)
+    if "base" in config:
+        raise UserError(f"--config {values.config} is that of a search: add --mode=search")
     named = config.copy_and_resolve_references()
     config = config_lib.validate(override(config, rest))
     workdir = values.workdir or _default_workdir(values.config, named, config)
@@ -298,35 +313,13 @@ def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     return _Settings(mode, values.workdir, ConfigDict(), values.output, names, "", *options)
 
 
-def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
-    """Returns a config with the fields that flags replace, not yet validated.
-
-    Args:
-      config: the config.
-      arguments: the program's name, and flags `--config.FIELD=VALUE`.
-
-    Raises:
-      UserError: if there is no such field, or anything else among the arguments.
-    """
-    for argument in arguments:
-        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
-            config_lib.check_field(field[1])
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict(
-            "config",
-            config,
-            flag_values=values,
-            lock_config=False,
-            accept_new_attributes=True,  # those of the open fields
-            sys_argv=arguments,
-        )
-        rest = values(arguments)
-    except flags.Error as error:
-        raise UserError(f"{error}; see --help") from None
-    if len(rest) > 1:
-        raise UserError(f"unexpected argument {rest[1]!r}; see --help")
-    return values.config
+def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str]) -> _Settings:
+    """Returns what the command line asks of a search: its config, with that of its base in it."""
+    if "base" not in config:
+        raise UserError(f"--config {values.config} is that of a run: --mode=search takes a search")
+    if not values.workdir:
+        raise UserError("--mode=search needs --workdir, the folder of the search")
+    return _Settings("search", values.workdir, override_search(config, rest))
 
 
 if __name__ == "__main__":

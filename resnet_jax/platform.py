@@ -16,7 +16,7 @@ from typing import Any
 import jax
 import platformdirs
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import TrainingFailed, UserError
 
 # Without them a GPU adds in an order that varies, and takes the kernels that were the fastest when
 # they were tried (openxla.org/xla/determinism). Operations that can't do without are refused.
@@ -82,13 +82,13 @@ def memory_errors(
       advice: what to do about it.
 
     Raises:
-      UserError: if it was short.
+      TrainingFailed: if it was short.
     """
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
-            raise UserError(f"there is too little memory; {advice}") from error
+            raise TrainingFailed(f"there is too little memory; {advice}") from error
         raise
 
 

@@ -34,6 +34,8 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     final = records[-1] if records else None
     if final is None or final["kind"] != "final":
         raise UserError(f"the run in {folder} is not finished; start its training again")
+    if final["test_accuracy"] is None:
+        raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
     starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     overrides = [
         argument

@@ -37,6 +37,14 @@ def quick_programs(tmp_path_factory):
         yield
 
 
+@pytest.fixture(autouse=True)
+def own_programs():
+    """Tests share no jitted function, since they count programs and lower operations otherwise."""
+    yield
+    if hyperparameters := sys.modules.get("resnet_jax.training.hyperparameters"):
+        hyperparameters.forget_programs()
+
+
 @pytest.fixture
 def optimized_programs():
     """Programs of this test are optimised."""

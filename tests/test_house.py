@@ -13,7 +13,7 @@ FLOORS = (
     {"runs", "weights"},
     {"training"},
     {"inference"},
-    {"cpu", "report"},
+    {"cpu", "report", "search"},
     {"main", "resnet_jax"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

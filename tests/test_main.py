@@ -9,6 +9,7 @@ import sys
 
 import jax
 import pytest
+import search_storage
 import tiny_run
 
 import resnet_jax
@@ -183,7 +184,7 @@ def test_help_is_short_and_needs_no_jax():
     code = "import sys; from resnet_jax import main; main.main(['x', '--help']); "
     code += "assert 'jax' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.count("\n") <= 25
+    assert done.stdout.count("\n") <= 27
     assert max(map(len, done.stdout.splitlines())) <= 100
     assert "Traceback" not in done.stderr
 
@@ -235,7 +236,8 @@ def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
 
     monkeypatch.setitem(main._ACTIONS, mode, exhausted)
     rest = {"predict": ["x.png"], "export": ["--output=x.safetensors"]}.get(mode, [])
-    config = [f"--config={tiny_run.CONFIG_FILE}"] if mode in ("train", "summary") else []
+    file = search_storage.CONFIG_FILE if mode == "search" else tiny_run.CONFIG_FILE
+    config = [f"--config={file}"] if mode in ("train", "summary", "search") else []
     assert run(f"--mode={mode}", "--workdir=x", *config, *rest) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: there is too little memory; lower batch_size")

@@ -47,7 +47,7 @@ def test_the_wheel_holds_all_of_the_package_and_its_data(wheel):
     held = set(zipfile.ZipFile(wheel).namelist())
     files = {p for p in (ROOT / "resnet_jax").rglob("*") if p.is_file() and p.suffix != ".pyc"}
     assert held >= {str(path.relative_to(ROOT)) for path in files}
-    assert held >= {f"resnet_jax/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
+    assert held >= {f"resnet_jax/{p.relative_to(ROOT)}" for p in (ROOT / "configs").rglob("*.py")}
     assert not [name for name in held if name.startswith(("configs/", "tests/"))]
 
 

@@ -1,5 +1,5 @@
 """The config: its fields, the checks of their values, where configs come from."""
 
-from resnet_jax.config.load import choose, default_config
+from resnet_jax.config.load import choose, default_config, default_search
 
-__all__ = ["choose", "default_config"]
+__all__ = ["choose", "default_config", "default_search"]

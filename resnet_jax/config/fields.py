@@ -133,6 +133,7 @@ FIELDS: dict[str, Field] = {
     "evaluate.split": Field("val", Literal["val", "test"], "what is scored while training"),
     "evaluate.augment": Field(False, bool, "whether validation images are augmented too"),
     "evaluate.select_on_test": Field(False, bool, "whether the test set chooses the checkpoint"),
+    "evaluate.score_test": Field(True, bool, "whether the test set is scored when a run ends"),
     "evaluate.every_epochs": Field(1, _EPOCHS, "epochs between scores; 0: after the last only"),
     "evaluate.every_steps": Field(0, _STEPS, "steps between further scores; 0: none"),
     "evaluate.patience": Field(0, _EPOCHS, "scores without a new best before a stop; 0: no stop"),
@@ -146,6 +147,22 @@ FIELDS: dict[str, Field] = {
     "log.report": Field(False, bool, "whether the command line ends with a page, as --mode=report"),
     "log.wandb": Field(False, bool, "whether the records go to Weights & Biases too"),
     "log.mlflow": Field(False, bool, "whether the records go to MLflow too"),
+}
+
+# The group `search` of the config of a search
+SEARCH_FIELDS: dict[str, Field] = {
+    "search.method": Field("grid", Literal["grid", "random", "tpe", "cma-es"], "who picks points"),
+    "search.seed": Field(0, _SEED, "seed of points that are drawn"),
+    "search.trials": Field(0, _whole(0, 10**6), "points tried at most; 0: any number"),
+    "search.epochs": Field(
+        0, _whole(0, 10**9), "epochs trained at most, all trials; 0: any number"
+    ),
+    "search.hours": Field(0.0, _number(0, 1e6), "hours trained, after which none starts; 0: any"),
+    "search.pruner": Field("none", Literal["none", "median", "hyperband"], "who stops bad trials"),
+    "search.metric": Field("best", Literal["best", "final"], "which score of a run ranks it"),
+    "search.select_on_test": Field(False, bool, "whether the test set ranks, as in some reports"),
+    "search.keep": Field("all", Literal["all", "best"], "whose checkpoints are kept"),
+    "search.storage": Field("", str, "postgresql:// address; empty: files in the workdir"),
 }
 
 # Fields that a resumed run may change, since they don't alter its result. Whether the data are the

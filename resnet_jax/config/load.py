@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import checked
-from resnet_jax.config.fields import FIELDS, RESUMABLE
+from resnet_jax.config.fields import FIELDS, RESUMABLE, SEARCH_FIELDS
 from resnet_jax.errors import UserError, shown, unknown
 
 Variant = TypeVar("Variant")
@@ -33,6 +33,19 @@ CONFIGS = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent / "configs"
 def default_config() -> ConfigDict:
     """Returns a new config of all fields at their defaults."""
     return _nested({path: field.default for path, field in FIELDS.items()})
+
+
+def default_search() -> ConfigDict:
+    """Returns a new config of a search, with all fields but base and space at their defaults.
+
+    Its groups are "base", the name of a config; "space", see `resnet_jax.search.space`; "seeds";
+    "search", of `SEARCH_FIELDS`; and "reported", a report's table: "columns", the paths of fields
+    and then "train" or "test", and "rows".
+    """
+    fields = {path.removeprefix("search."): f.default for path, f in SEARCH_FIELDS.items()}
+    reported = {"columns": (), "rows": ()}
+    groups = {"base": "", "space": {}, "seeds": (0,), "search": fields, "reported": reported}
+    return ConfigDict(groups)
 
 
 def choose(variants: Mapping[str, Variant], name: str) -> Variant:
@@ -61,7 +74,8 @@ def load(path: str) -> ConfigDict:
       UserError: if there is no such file, or it does not make a config.
     """
     file, _, variant = path.partition(":")
-    named = {found.stem: str(found) for found in CONFIGS.glob("*.py")}
+    files = {f.relative_to(CONFIGS).with_suffix(""): str(f) for f in CONFIGS.rglob("*.py")}
+    named = {name.as_posix(): found for name, found in files.items()}
     file = named.get(file, file)
     if not os.path.isfile(file):
         beside = map(str, pathlib.Path(file).parent.glob("*.py"))
@@ -133,6 +147,17 @@ def check_field(path: str) -> None:
     raise UserError(f"unknown config field {shown(path)}; {hint}")
 
 
+def check_search_field(path: str) -> None:
+    """Refuses the path of a field that the config of a search can't have.
+
+    Raises:
+      UserError: with the nearest fields.
+    """
+    known = ["base", "seeds", *SEARCH_FIELDS]
+    if path not in known and not path.startswith("space."):
+        raise unknown("config field", path, known)
+
+
 def validate(config: Mapping[str, Any]) -> ConfigDict:
     """Returns a checked copy of a config, with values in their fields' exact types.
 
@@ -171,18 +196,18 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Returns the values before and after of each field that makes another run, by sorted paths."""
-    before, after = _leaves(old), _leaves(new)
+    before, after = leaves(old), leaves(new)
     values = {path: (before.get(path), after.get(path)) for path in sorted(before | after)}
     return {p: pair for p, pair in values.items() if p not in RESUMABLE and pair[0] != pair[1]}
 
 
-def _leaves(config: Mapping[str, Any]) -> dict[str, Any]:
+def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a config as JSON has them, by paths, those of open fields too."""
-    leaves: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for path, value in _plain(flatten(config)).items():
         is_open = isinstance(value, dict)
-        leaves |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
-    return leaves
+        found |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
+    return found
 
 
 def selects(config: ConfigDict) -> bool:
@@ -227,6 +252,11 @@ def _check_relations(config: ConfigDict) -> None:
         raise UserError(
             "config field evaluate.split is 'val' but data.val_fraction is 0; "
             "set data.val_fraction, or evaluate.split='test'"
+        )
+    if config.evaluate.split == "test" and not config.evaluate.score_test:
+        raise UserError(
+            "config field evaluate.score_test is False but evaluate.split is 'test'; set "
+            "evaluate.split='val'"
         )
     if config.evaluate.patience and not selects(config):
         raise UserError(

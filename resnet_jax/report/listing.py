@@ -5,7 +5,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from resnet_jax.config.fields import FIELDS
+from resnet_jax.config.fields import FIELDS, SEARCH_FIELDS
 from resnet_jax.config.load import CONFIGS
 from resnet_jax.data.registry import DATASETS
 from resnet_jax.errors import unknown
@@ -47,7 +47,8 @@ def _configs() -> dict[str, str]:
 
 
 def _fields() -> dict[str, str]:
-    return {path: f"{field.help} (default: {field.default!r})" for path, field in FIELDS.items()}
+    fields = (FIELDS | SEARCH_FIELDS).items()
+    return {path: f"{field.help} (default: {field.default!r})" for path, field in fields}
 
 
 def _with_options(function: Callable[..., Any]) -> str:

@@ -20,7 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.errors import UserError, shown, unwritable
+from resnet_jax.errors import UserError, shown, unwritable, without_secrets
 from resnet_jax.files import write_atomically
 from resnet_jax.platform import num_threads
 from resnet_jax.runs.checkpoints import Checkpoints, Run
@@ -167,7 +167,7 @@ def provenance() -> dict[str, Any]:
     """Returns when, by which command, code and libraries, and on what this process runs."""
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": shlex.join(sys.argv),
+        "command": without_secrets(shlex.join(sys.argv)),
         "commit": _commit(),
         "version": importlib.metadata.version("resnet-flax-cifar"),
         "python": platform.python_version(),

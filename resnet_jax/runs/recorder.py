@@ -123,8 +123,8 @@ class Recorder:
 
         Args:
           step: number of steps taken.
-          results: "test_loss", "test_accuracy", "best_test_accuracy" (None: not known) and
-            "train_accuracy", accuracies in percent.
+          results: "test_loss", "test_accuracy", "best_test_accuracy" and "train_accuracy",
+            accuracies in percent; None: not known.
         """
         best_step, best_score = max(self.scores, key=lambda score: score[1])
         best_epoch = best_step / self._steps_per_epoch

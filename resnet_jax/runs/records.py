@@ -22,8 +22,10 @@ _CHECKSUM = ', "crc32": '
 _NUMBERS = {
     "train": ("loss", "accuracy", "learning_rate"),
     "score": ("loss", "accuracy"),
-    "final": ("test_loss", "test_accuracy", "best_epoch", "best_score"),
+    "final": ("best_epoch", "best_score"),
 }
+# Those that may be unknown, None.
+_UNSURE = {"final": ("test_loss", "test_accuracy", "best_test_accuracy", "train_accuracy")}
 
 
 class History:
@@ -121,7 +123,7 @@ def _parsed(line: bytes) -> Record | None:
         numbers = ("step", "epoch", "seconds", *_NUMBERS[record["kind"]])
         is_whole = type(record["step"]) is int and record["step"] >= 0
         is_whole &= all(is_number(record[name]) for name in numbers)
-        unsure = ("best_test_accuracy", "train_accuracy") if record["kind"] == "final" else ()
+        unsure = _UNSURE.get(record["kind"], ())
         is_whole &= all(record[name] is None or is_number(record[name]) for name in unsure)
     except (ValueError, TypeError, LookupError, RecursionError):  # others know checksums too
         return None

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
@@ -134,6 +135,29 @@ class Terminal:
         if self._header is not None:
             self._console.print(Text(self._header, style="bold"))
             self._header = None
+
+
+class Board:
+    """Prints lines that stay; in a terminal, others below them show how far all is."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Binds the terminal; None: standard output."""
+        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def note(self, text: str) -> None:
+        """Prints a text above the lines."""
+        self._console.print(text, markup=False)
+
+    def show(self, lines: Callable[[], Sequence[str]]) -> None:
+        """Replaces the lines below, which are asked for only if they are shown."""
+        if self._console.is_interactive:
+            self._live.start()
+            self._live.update(Text("\n".join(lines())), refresh=True)
+
+    def close(self) -> None:
+        """Removes the lines below."""
+        self._live.stop()
 
 
 class _State(ProgressColumn):

@@ -18,6 +18,7 @@ from resnet_jax.data.order import padded_batches
 from resnet_jax.data.streams import Stream, is_resident, padded_reads
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
+from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
 from resnet_jax.training.optimizers import Optimizer
 from resnet_jax.training.state import Metrics, TrainState, Tree
 from resnet_jax.training.step import (
@@ -94,8 +95,13 @@ class Trainer:
         self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
-        self._train = jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
-        self._gradients = jax.jit(functools.partial(_gradients, network))
+        key = structure(config, hyperparameters(config, optimizer)), network.stage
+        self._train = shared(
+            "train", key, lambda: jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
+        )
+        self._gradients = shared(
+            "gradients", key, lambda: jax.jit(functools.partial(_gradients, network))
+        )
         self.augment = jax.jit(functools.partial(_augment, config))
 
     def train(
@@ -170,7 +176,9 @@ class Evaluator:
         """Binds the model; nothing is compiled yet."""
         self._devices = devices
         self._batches_per_dispatch = network.config.steps_per_dispatch
-        self._score = jax.jit(functools.partial(_score_batches, network), donate_argnums=0)
+        key = structure(network.config, None), network.stage
+        score = functools.partial(_score_batches, network)
+        self._score = shared("score", key, lambda: jax.jit(score, donate_argnums=0))
         self._classify = jax.jit(
             lambda variables, images: jax.nn.softmax(network.logits(variables, images))
         )

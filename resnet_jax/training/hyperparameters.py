@@ -3,12 +3,56 @@
 Their names are the paths of their fields. Trainings that differ only in them share a program.
 """
 
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any, TypeVar
+
 from ml_collections import ConfigDict
 
+from resnet_jax.config.load import leaves
 from resnet_jax.data.augment import STRENGTHS
 from resnet_jax.training.optimizers import Optimizer
 
 _FIELDS = ("loss.label_smoothing", "optimizer.ema_decay", *(f"augment.{s}" for s in STRENGTHS))
+
+# What no program depends on but by the shapes of its arguments, and what only training depends on.
+# What is missing here costs a compilation more.
+_OUTSIDE = (
+    *("seed", "num_epochs", "batch_size", "data.shuffle", "data.drop_last", "data.split_seed"),
+    *("schedule.", "checkpoint.", "log.", "evaluate.every_", "evaluate.patience"),
+    "evaluate.score_test",
+)
+_TRAINING = ("optimizer.", "loss.", "augment.")
+_MAX_PROGRAMS = 16
+
+Program = TypeVar("Program", bound=Callable[..., Any])
+_programs: dict[tuple[str, Hashable], Any] = {}
+
+
+def structure(config: ConfigDict, numbers: Iterable[str] | None) -> str:
+    """Returns all that a program depends on; configs that differ in numbers only have it in common.
+
+    Args:
+      config: the whole config.
+      numbers: the paths of the fields that are arguments of the program; None: it does not train.
+    """
+    names = sorted(numbers or ())
+    outside = _OUTSIDE if numbers is not None else (*_OUTSIDE, *_TRAINING)
+    fields = sorted(leaves(config).items())
+    return repr((names, [f for f in fields if f[0] not in names and not f[0].startswith(outside)]))
+
+
+def shared(name: str, key: Hashable, make: Callable[[], Program]) -> Program:
+    """Returns the jitted function of a name and a key, which is made once in this process."""
+    if (name, key) not in _programs:
+        if len(_programs) >= _MAX_PROGRAMS:
+            del _programs[next(iter(_programs))]
+        _programs[name, key] = make()
+    return _programs[name, key]
+
+
+def forget_programs() -> None:
+    """Makes later trainings compile anew, as they must if operations are lowered otherwise."""
+    _programs.clear()
 
 
 def hyperparameters(config: ConfigDict, optimizer: Optimizer) -> dict[str, float]:

@@ -15,7 +15,7 @@ from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import Stream, feed, is_resident
-from resnet_jax.errors import Interrupted, UserError
+from resnet_jax.errors import Interrupted, TrainingFailed, UserError
 from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
@@ -62,6 +62,7 @@ def train_and_evaluate(
     workdir: str | os.PathLike[str],
     dataset: Dataset | None = None,
     signals: Signals | None = None,
+    terminal: Terminal | None = None,
 ) -> tuple[Record, TrainState]:
     """Trains a model, or goes on training it, and scores it on the test set.
 
@@ -75,13 +76,14 @@ def train_and_evaluate(
       dataset: the images; None: those that the config's group `data` names.
       signals: entered while there is something to save; gives a sequence of the signals received
         since, and the run stops, saved, after the step that finds one there.
+      terminal: where the run is shown; None: on standard output.
 
     Returns:
-      The closing record, with "test_accuracy" and "best_test_accuracy" in percent among others,
-      and the state after the last step.
+      The closing record, with "test_accuracy" and "best_test_accuracy" in percent among others
+      (None where evaluate.score_test is False), and the state after the last step.
 
     Raises:
-      UserError: if config, data or folder can't be used, or the loss is not finite.
+      UserError: if config, data or folder can't be used; TrainingFailed if the loss is not finite.
       Interrupted: if a signal arrived; the state was saved.
     """
     config = validate(config)
@@ -95,7 +97,8 @@ def train_and_evaluate(
     devices = Devices()
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
-        terminal = stack.enter_context(contextlib.closing(Terminal(config.evaluate.split)))
+        terminal = terminal or Terminal(config.evaluate.split)
+        stack.enter_context(contextlib.closing(terminal))
         is_new = not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS))
         if is_new and config.init.weights and not os.path.isdir(config.init.weights):
             _weights_file(config, terminal)  # refused before all else
@@ -152,8 +155,7 @@ def _first_state(task: Task, terminal: Terminal) -> TrainState:
 
 
 def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
-    init, model = config.init.weights, config.model.name
-    return weights_file(init, model, terminal.note, terminal.bar)
+    return weights_file(config.init.weights, config.model.name, terminal.note, terminal.bar)
 
 
 def _begin(
@@ -304,10 +306,12 @@ def _finish(run: _Run, state: TrainState) -> Record:
         run.checkpoints.wait()
     best = recorder.best()
     assert best is not None, "the state was just scored"
-    last = recorder.test_score(step) or _means(run, state, "test")
-    best_test: float | None = best[1]
-    if run.task.config.evaluate.split == "val":
-        best_test = last["accuracy"] if best[0] == step else _best_test_accuracy(run, best[0])
+    last: Record = {"loss": None, "accuracy": None}
+    best_test = None
+    if run.task.config.evaluate.score_test:
+        last, best_test = recorder.test_score(step) or _means(run, state, "test"), best[1]
+        if run.task.config.evaluate.split == "val":
+            best_test = last["accuracy"] if best[0] == step else _best_test_accuracy(run, best[0])
     has_trained = bool(int(state.metrics.accuracy.count))
     results = {
         "test_loss": last["loss"],
@@ -322,19 +326,18 @@ def _best_test_accuracy(run: _Run, step: int) -> float | None:
     try:
         state = run.checkpoints.restore(run.task.template, step)
     except DamagedError as error:
-        note = f"the best checkpoint, {step}, is damaged: {error}; it is not scored"
-        run.checkpoints.notify(note)
+        run.checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; not scored")
         return None
     return _means(run, run.devices.put(state), "test")["accuracy"]
 
 
-def _stopped(run: _Run, problem: str, state: TrainState) -> UserError:
+def _stopped(run: _Run, problem: str, state: TrainState) -> TrainingFailed:
     """Returns the error that stops a run before a state that is not finite is saved."""
     run.checkpoints.wait()
     steps, leaf = run.checkpoints.steps(), not_finite(state)
     found = f" (in the state, first {leaf})" if leaf else ""
     saved = f"step {steps[0]:,}" if steps else "none"
-    return UserError(
+    return TrainingFailed(
         f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
         "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
     )

@@ -1,0 +1,74 @@
+"""Flags that replace fields of a config."""
+
+import re
+from collections.abc import Callable
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from resnet_jax.config import load as config_lib
+from resnet_jax.errors import UserError
+
+
+def override(
+    config: ConfigDict,
+    arguments: list[str],
+    check: Callable[[str], None] = config_lib.check_field,
+) -> ConfigDict:
+    """Returns a config with the fields that flags replace, not yet validated.
+
+    Args:
+      config: the config.
+      arguments: the program's name, and flags `--config.FIELD=VALUE`.
+      check: refuses paths of fields that there are not.
+
+    Raises:
+      UserError: if there is no such field, or anything else among the arguments.
+    """
+    for argument in arguments:
+        if field := re.match(r"--?(?:no)?config\.([^=]*)", argument):
+            check(field[1])
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config",
+            config,
+            flag_values=values,
+            lock_config=False,
+            accept_new_attributes=True,  # those of the open fields
+            sys_argv=arguments,
+        )
+        rest = values(arguments)
+    except flags.Error as error:
+        raise UserError(f"{error}; see --help") from None
+    if len(rest) > 1:
+        raise UserError(f"unexpected argument {rest[1]!r}; see --help")
+    return values.config
+
+
+def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """Returns the config of a search with the config that its base names in it.
+
+    Args:
+      config: the config of the search, with the name of a config as its base.
+      arguments: the program's name, and flags `--config.FIELD=VALUE`; those that start with
+        `--config.base.` replace fields of the base.
+
+    Raises:
+      UserError: if there is no such base or field, or anything else among the arguments.
+    """
+    of_base = [a for a in arguments if re.match(r"--?(?:no)?config\.base\.", a)]
+    own = [argument for argument in arguments if argument not in of_base]
+    for path in re.findall(r"--?config\.(space\.[\w.]+)\.", " ".join(own)):
+        node = config
+        for group in path.split("."):
+            if not isinstance(node.get(group), ConfigDict):  # flags can't set into what is none
+                with config.ignore_type():
+                    node[group] = ConfigDict()
+            node = node[group]
+    config = override(config, own, config_lib.check_search_field)
+    base = config_lib.load(config.base)
+    fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
+    with config.ignore_type():
+        config.base = override(base, [arguments[0], *fields])
+    return config

@@ -1,0 +1,1 @@
+"""Many trainings that differ in some fields: space, storage, study and worker."""

@@ -1,0 +1,169 @@
+"""Points by TPE and CMA-ES, and prunings, as functions of what became of the trials so far.
+
+Optuna's own studies live as long as a call: what it knows is told to it anew, from the documents of
+the search. So there is one storage, and nothing of it depends on a version of Optuna.
+"""
+
+import importlib.util
+import pathlib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from resnet_jax.search.space import Axis, Point, draw, label
+from resnet_jax.search.storage import missing_extra
+from resnet_jax.search.trials import DONE, FAILED, PRUNED, Standing
+
+_PACKAGES = {"tpe": "optuna", "cma-es": "cmaes", "median": "optuna", "hyperband": "optuna"}
+
+
+def check_installed(settings: ConfigDict) -> None:
+    """Refuses methods and pruners whose packages are missing.
+
+    Raises:
+      UserError: with the line that installs them.
+    """
+    for field in ("method", "pruner"):
+        name = _PACKAGES.get(settings[field])
+        if name and not is_installed(name):
+            raise missing_extra(f"search.{field}={settings[field]!r}")
+
+
+def is_installed(name: str) -> bool:
+    """Returns whether there is a package of that name."""
+    return importlib.util.find_spec(name) is not None
+
+
+def suggest(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], index: int
+) -> Point:
+    """Returns the next point, a function of what became of those before and of its number."""
+    seed = settings.seed + index
+    if settings.method == "cma-es":
+        return draw(axes, settings.seed, index) | _evolved(axes, seed, found)
+    import optuna
+
+    study, _ = _study(axes, settings, found)
+    study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+    return _point(study.ask(), axes)
+
+
+def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Point:
+    """Returns values of the ranges without conditions by CMA-ES (Hansen 2016)."""
+    import cmaes
+
+    ranges = [axis for axis in axes if not (axis.values or axis.when)]
+    center, bounds = np.full(len(ranges), 0.5), np.tile([0.0, 1.0], (len(ranges), 1))
+    evolution = cmaes.CMA(mean=center, sigma=1 / 6, bounds=bounds, seed=seed)
+    done = [
+        (np.array([axis.share(s.point[axis.path]) for axis in ranges]), -(s.mean() or 0.0))
+        for s in found
+        if s.state == DONE
+    ]
+    size = evolution.population_size
+    for first in range(0, len(done) - size + 1, size):
+        evolution.tell(done[first : first + size])
+    drawn = evolution.ask()
+    return {axis.path: axis.at(float(share)) for axis, share in zip(ranges, drawn, strict=True)}
+
+
+def is_pruned(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], number: int
+) -> bool:
+    """Returns whether the pruner gives up the trial of a number, by the curves so far."""
+    _, trials = _study(axes, settings, found)
+    return bool(trials[number].should_prune())
+
+
+def importances(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing]
+) -> dict[str, float]:
+    """Returns how much each field matters to the score (PED-ANOVA, Watanabe et al. 2023).
+
+    Those that not all points have are left out; it is empty without Optuna and with few points.
+    """
+    done = [standing for standing in found if standing.state == DONE]
+    if not is_installed("optuna") or len(done) < 4:
+        return {}
+    import optuna
+
+    study, _ = _study(axes, settings, done)
+    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
+    with warnings.catch_warnings(action="ignore"):
+        found_shares = optuna.importance.get_param_importances(study, evaluator=evaluator)
+    varying = {axis.path for axis in axes if axis.varies}
+    return {path: share for path, share in found_shares.items() if path in varying}
+
+
+def write_journal(
+    path: pathlib.Path, axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing]
+) -> None:
+    """Writes all trials as a study for optuna-dashboard, a view that nothing reads back."""
+    import optuna
+    from optuna.storages.journal import JournalFileBackend
+
+    new = path.with_name(f"{path.name}.tmp")
+    for left in (new, new.with_name(f"{new.name}.lock")):  # by a worker that was killed here
+        left.unlink(missing_ok=True)
+    with warnings.catch_warnings(action="ignore"):
+        memory = optuna.storages.InMemoryStorage()
+        study, _ = _study(axes, settings, found, memory)
+        journal = optuna.storages.JournalStorage(JournalFileBackend(str(new)))
+        optuna.copy_study(from_study_name=study.study_name, from_storage=memory, to_storage=journal)
+    new.replace(path)
+
+
+def _study(
+    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], storage: Any = None
+) -> tuple[Any, dict[int, Any]]:
+    """Returns a study that was told all that is known, and its trials by number."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        storage=storage,
+        sampler=optuna.samplers.RandomSampler(settings.seed),  # every point is given
+        pruner=_pruner(settings),
+        study_name="search",  # by which hyperband sorts trials too
+        direction="maximize",
+    )
+    trials = {}
+    for standing in found:
+        study.enqueue_trial({path: label(value) for path, value in standing.point.items()})
+        trial = trials[standing.trials[0].number] = study.ask()
+        _point(trial, axes)
+        for epoch, score in standing.trials[0].curve:
+            trial.report(score, int(epoch))
+        states = optuna.trial.TrialState
+        if standing.state == DONE:
+            study.tell(trial, standing.mean())
+        elif standing.state in (PRUNED, FAILED):
+            study.tell(trial, state=states.PRUNED if standing.state == PRUNED else states.FAIL)
+    return study, trials
+
+
+def _pruner(settings: ConfigDict) -> Any:
+    import optuna
+
+    if settings.pruner == "median":
+        return optuna.pruners.MedianPruner()
+    if settings.pruner == "hyperband":
+        return optuna.pruners.HyperbandPruner()
+    return optuna.pruners.NopPruner()
+
+
+def _point(trial: Any, axes: Sequence[Axis]) -> Point:
+    point: Point = {}
+    for axis in axes:
+        if not axis.is_active(point):
+            continue
+        if axis.values:
+            labels = {label(value): value for value in axis.values}
+            point[axis.path] = labels[trial.suggest_categorical(axis.path, list(labels))]
+        else:
+            suggested = trial.suggest_int if axis.is_whole else trial.suggest_float
+            point[axis.path] = suggested(axis.path, axis.low, axis.high, log=axis.log)
+    return point

@@ -1,0 +1,123 @@
+"""What a search config asks for, checked."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from resnet_jax.config import load as config_lib
+from resnet_jax.config.checks import checked
+from resnet_jax.config.fields import RESUMABLE, SEARCH_FIELDS
+from resnet_jax.errors import UserError, shown, unknown
+from resnet_jax.search import sampling
+from resnet_jax.search.space import Axis, Point, configured, draw, grid, parse
+from resnet_jax.search.storage import SEARCH
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a search config asks for, checked.
+
+    Attributes:
+      base: the config that trials start from.
+      axes: what varies.
+      seeds: the seeds of each point.
+      settings: the group `search`.
+      reported: columns and rows of a report's table.
+      grid: all points; empty if they are drawn.
+    """
+
+    base: ConfigDict
+    axes: tuple[Axis, ...]
+    seeds: tuple[int, ...]
+    settings: ConfigDict
+    reported: ConfigDict
+    grid: tuple[Point, ...]
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Search":
+        """Returns what a config asks for, whose base is a config already.
+
+        Raises:
+          UserError: if it can't be done.
+        """
+        known = config_lib.default_search()
+        for name in config:
+            if name not in known:
+                raise unknown("config field", name, known)
+        fields = {f"search.{name}": value for name, value in config.search.items()}
+        for path in fields:
+            if path not in SEARCH_FIELDS:
+                raise unknown("config field", path, SEARCH_FIELDS)
+        values = {
+            path.removeprefix("search."): checked(f"config field {path}", field.hint, fields[path])
+            for path, field in SEARCH_FIELDS.items()
+        }
+        settings = ConfigDict(values)
+        seeds = checked("config field seeds", tuple[int, ...], config.seeds)
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise UserError(f"config field seeds takes seeds that differ, not {shown(seeds)}")
+        axes = parse(config.space.to_dict())
+        base = _scored(config_lib.validate(config.base), settings)
+        points = tuple(grid(axes)) if settings.method == "grid" else ()
+        _check_method(settings, axes, seeds)
+        configured(base, points[0] if points else draw(axes, settings.seed, 0), seed=seeds[0])
+        return cls(base, axes, seeds, settings, config.reported, points)
+
+    def description(self) -> dict[str, Any]:
+        """Returns what makes this search another one than others, as JSON has it."""
+        base = {f"base.{p}": v for p, v in config_lib.leaves(self.base).items()}
+        kept = ("method", "seed", "pruner", "metric", "select_on_test")
+        return {
+            "number": SEARCH,
+            **{path: value for path, value in base.items() if path[5:] not in RESUMABLE},
+            **{f"space.{axis.path}": _plain(axis) for axis in self.axes},
+            **{f"search.{name}": self.settings[name] for name in kept},
+            "seeds": list(self.seeds),
+        }
+
+
+def _scored(base: ConfigDict, settings: ConfigDict) -> ConfigDict:
+    """Returns the base with the test set left to the winner, or refuses what contradicts that."""
+    scores_test = base.evaluate.split == "test"
+    if scores_test and not settings.select_on_test:
+        raise UserError(
+            "config field base scores the test set in every epoch; set "
+            "--config.base.evaluate.split=val and --config.base.data.val_fraction=0.1, or "
+            "--config.search.select_on_test=True, to rank by it as some reports did"
+        )
+    if not scores_test and settings.select_on_test:
+        raise UserError(
+            "config field search.select_on_test is True but base has evaluate.split='val'; set "
+            "--config.base.evaluate.split=test"
+        )
+    base = base.copy_and_resolve_references().unlock()
+    base.evaluate.score_test = scores_test
+    return base
+
+
+def _check_method(settings: ConfigDict, axes: Sequence[Axis], seeds: Sequence[int]) -> None:
+    method = settings.method
+    if method != "grid" and not (settings.trials or settings.epochs or settings.hours):
+        raise UserError(
+            f"config field search.method is {method!r}, which has no end; set search.trials, "
+            "search.epochs or search.hours"
+        )
+    if method == "cma-es" and sum(not (axis.values or axis.when) for axis in axes) < 2:
+        raise UserError(
+            "config field search.method is 'cma-es', which needs two ranges without conditions; "
+            "set search.method='tpe'"
+        )
+    if settings.pruner != "none" and len(seeds) > 1:
+        raise UserError(
+            "config field search.pruner compares single trials; set seeds=(0,), and try the best "
+            "point with more seeds afterwards"
+        )
+    sampling.check_installed(settings)
+
+
+def _plain(axis: Axis) -> dict[str, Any]:
+    """Returns an axis as JSON has it."""
+    when = {path: list(values) for path, values in axis.when.items()}
+    return {**dataclasses.asdict(axis), "values": list(axis.values), "when": when}

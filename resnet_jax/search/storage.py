@@ -1,0 +1,205 @@
+"""Where a search keeps what it knows: documents of JSON by number, and locks that die with workers.
+
+Whoever holds the lock of a trial is alive: the system frees the locks of a process that ends, and
+PostgreSQL those of a connection that breaks. There is nothing to expire, and nothing to guess.
+"""
+
+import contextlib
+import fcntl
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+from resnet_jax.errors import UserError, without_secrets
+from resnet_jax.files import write_atomically
+
+Document = dict[str, Any]
+
+SEARCH = -1  # the number of the search itself, beside those of its trials
+
+
+class Storage(Protocol):
+    """What workers of a search share."""
+
+    def read(self) -> dict[int, Document]:
+        """Returns all documents by their numbers, in order."""
+
+    def write(self, number: int, document: Document) -> None:
+        """Replaces a document; it is there whole or as it was."""
+
+    def lock(self, number: int, wait: bool = False) -> bool:
+        """Takes the lock of a number; returns whether it could be had."""
+
+    def unlock(self, number: int) -> None:
+        """Gives the lock of a number back."""
+
+    def close(self) -> None:
+        """Gives all locks back."""
+
+
+def trial_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
+    """Returns the folder of a trial's run."""
+    return workdir / "trials" / f"{number:04}"
+
+
+def open_storage(workdir: pathlib.Path, address: str) -> Storage:
+    """Returns the storage of an address; an empty one stands for files in the workdir.
+
+    Raises:
+      UserError: if it can't be had.
+    """
+    if not address:
+        return Files(workdir)
+    if not address.startswith(("postgresql://", "postgres://")):
+        raise UserError("config field search.storage takes an address postgresql://..., or nothing")
+    return Database(address)
+
+
+class Files:
+    """Files in the workdir, for workers on one machine, or on several that share the folder."""
+
+    def __init__(self, workdir: pathlib.Path) -> None:
+        """Opens or makes the folder."""
+        self._workdir = workdir
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            self._locks = (workdir / "locks").open("a+b")  # a byte for each number
+        except OSError as error:
+            raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from None
+
+    def read(self) -> dict[int, Document]:
+        """See `Storage`."""
+        found = {}
+        paths = [self._path(SEARCH), *sorted(self._workdir.glob("trials/*/trial.json"))]
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                document = _parsed(path.read_bytes(), str(path))
+                found[document["number"]] = document
+        return dict(sorted(found.items()))
+
+    def write(self, number: int, document: Document) -> None:
+        """See `Storage`."""
+        path = self._path(number)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(document, allow_nan=False).encode())
+        except OSError as error:
+            raise UserError(f"{path} can't be written: {error.strerror}") from None
+
+    def lock(self, number: int, wait: bool = False) -> bool:
+        """See `Storage`."""
+        try:
+            fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number + 1)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def unlock(self, number: int) -> None:
+        """See `Storage`."""
+        fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, number + 1)
+
+    def close(self) -> None:
+        """See `Storage`."""
+        self._locks.close()
+
+    def _path(self, number: int) -> pathlib.Path:
+        if number == SEARCH:
+            return self._workdir / "search.json"
+        return trial_folder(self._workdir, number) / "trial.json"
+
+
+class Database:
+    """A database of PostgreSQL that is this search's own, for workers on any machine."""
+
+    def __init__(self, address: str) -> None:
+        """Connects, and makes the table if there is none."""
+        try:
+            import psycopg
+            from psycopg import conninfo
+        except ImportError:
+            raise missing_extra("search.storage") from None
+        self._errors: type[Exception] = psycopg.Error
+        self._where, self._password = "the address", ""
+        with self._reached():
+            parts = conninfo.conninfo_to_dict(address)
+            self._password = str(parts.get("password") or "")
+            self._where = f"{parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
+        # The server must notice within half a minute that a machine has lost its power.
+        alive = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+        with self._reached():
+            self._connection = psycopg.connect(
+                address, autocommit=True, connect_timeout=10, options=alive
+            )
+        self.lock(SEARCH, wait=True)  # two workers that make the table at once get an error
+        self._run(
+            "CREATE TABLE IF NOT EXISTS resnet_jax_search "
+            "(number integer PRIMARY KEY, document jsonb NOT NULL)"
+        )
+        self.unlock(SEARCH)
+
+    def read(self) -> dict[int, Document]:
+        """See `Storage`."""
+        rows = self._run("SELECT document::text FROM resnet_jax_search ORDER BY number").fetchall()
+        documents = [_parsed(text.encode(), f"a row of {self._where}") for (text,) in rows]
+        return {document["number"]: document for document in documents}
+
+    def write(self, number: int, document: Document) -> None:
+        """See `Storage`."""
+        self._run(
+            "INSERT INTO resnet_jax_search VALUES (%s, %s) "
+            "ON CONFLICT (number) DO UPDATE SET document = excluded.document",
+            (number, json.dumps(document, allow_nan=False)),
+        )
+
+    def lock(self, number: int, wait: bool = False) -> bool:
+        """See `Storage`."""
+        if wait:
+            self._run("SELECT pg_advisory_lock(%s)", (number + 1,))
+            return True
+        found = self._run("SELECT pg_try_advisory_lock(%s)", (number + 1,)).fetchone()
+        return bool(found and found[0])
+
+    def unlock(self, number: int) -> None:
+        """See `Storage`."""
+        self._run("SELECT pg_advisory_unlock(%s)", (number + 1,))
+
+    def close(self) -> None:
+        """See `Storage`."""
+        self._connection.close()
+
+    def _run(self, command: str, values: tuple[Any, ...] = ()) -> Any:
+        with self._reached():
+            return self._connection.execute(command.encode(), values)
+
+    @contextlib.contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except self._errors as error:
+            # Of an address that can't be read, the message might show the password.
+            text = " ".join(str(error).split()) if self._where != "the address" else "is malformed"
+            if self._password:
+                text = text.replace(self._password, "***")
+            raise UserError(
+                f"search.storage, {self._where}: {without_secrets(text)}; once it can be reached, "
+                "the same command goes on"
+            ) from None
+
+
+def missing_extra(field: str) -> UserError:
+    """Returns the error for a field that needs packages which are not installed."""
+    return UserError(
+        f"config field {field} needs the extra search: pip install 'resnet-flax-cifar[search]'"
+    )
+
+
+def _parsed(text: bytes, where: str) -> Document:
+    """Returns a document whose number can be trusted to be one."""
+    try:
+        document = json.loads(text)
+        if type(document["number"]) is int and document["number"] >= SEARCH:
+            return document
+    except (ValueError, TypeError, LookupError, RecursionError):
+        pass
+    raise UserError(f"{where} is damaged; move it away, with its folder, and start again")

@@ -1,0 +1,174 @@
+"""A worker of a search: it trains one trial after the other, each in the folder of a run."""
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Callable, Sequence
+from typing import TextIO
+
+from ml_collections import ConfigDict
+
+from resnet_jax.errors import Interrupted, TrainingFailed, UserError
+from resnet_jax.inference.evaluate import evaluate_run
+from resnet_jax.platform import memory_errors
+from resnet_jax.runs import folder as folders
+from resnet_jax.runs import records
+from resnet_jax.runs.terminal import Board, Row, Terminal
+from resnet_jax.search.plots import write_plots
+from resnet_jax.search.ranking import progress_lines, write_ranking
+from resnet_jax.search.settings import Search
+from resnet_jax.search.space import configured
+from resnet_jax.search.study import Study
+from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, ranked
+from resnet_jax.training.loop import Signals, train_and_evaluate
+
+_POLL_SECONDS = 1.0
+
+
+def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None) -> None:
+    """Trains what is left of a search, together with other workers, and ranks all of it.
+
+    Any number of processes may run the same search at once; one that was killed is taken over from
+    its last checkpoint, by the others or by the same command.
+
+    Args:
+      config: a search config whose base is a config; see `resnet_jax.config.default_search`.
+      workdir: the folder of the search.
+      signals: see `resnet_jax.training.loop.train_and_evaluate`.
+
+    Raises:
+      UserError: if config, folder or storage can't be used, or every trial failed.
+      Interrupted: if a signal arrived; the trial in hand was saved.
+    """
+    search, folder = Search.of(config), pathlib.Path(workdir)
+    with contextlib.ExitStack() as stack:
+        study = stack.enter_context(contextlib.closing(Study(search, folder)))
+        board = stack.enter_context(contextlib.closing(Board()))
+        received = stack.enter_context(signals or contextlib.nullcontext(()))
+        while True:
+            trial = study.next()
+            if trial is not None:
+                _run(study, trial, board, received)
+            elif any(other.state == RUNNING for other in study.trials()):
+                board.show(lambda: _progress(study))
+                time.sleep(_POLL_SECONDS)  # a worker may die, and its trial be left to this one
+            else:
+                break
+            if received:
+                raise Interrupted("stopped between two trials", received[0])
+        board.close()
+        _score_winner(study, board)
+        found = study.standings()
+        board.note(write_ranking(folder, search, found))
+        plots = write_plots(folder, search.axes, search.settings, found)
+        missing = "need the extra report: pip install 'resnet-flax-cifar[report]'"
+        board.note(f"plots: {', '.join(plots) or missing}")
+
+
+class _Pruned(Exception):
+    """The pruner gave a trial up."""
+
+
+class _Output(Terminal):
+    """The terminal of a trial, a file of its folder; tells of each score."""
+
+    def __init__(self, split: str, stream: TextIO, scored: Callable[[Row], None]) -> None:
+        super().__init__(split, stream)
+        self._scored = scored
+
+    def row(self, row: Row) -> None:
+        """Prints a row, and tells of the score in it."""
+        super().row(row)
+        if "score" in row:
+            self._scored(row)
+
+
+def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> None:
+    """Trains a trial, or goes on with it, and records what became of it."""
+
+    def scored(row: Row) -> None:
+        trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
+        trial.curve.append([row["epoch"], row["score"]])
+        study.write(trial)
+        board.show(lambda: _progress(study))
+        if row["step"] < row["num_steps"] and study.is_beaten(trial):
+            raise _Pruned
+
+    varying = {axis.path for axis in study.search.axes if axis.varies}
+    values = [f"{path}={value}" for path, value in trial.point.items() if path in varying]
+    board.note(f"trial {trial.number}: {', '.join([*values, f'seed={trial.seed}'])}")
+    board.show(lambda: _progress(study))
+    config = configured(study.search.base, trial.point, seed=trial.seed)
+    folder = study.folder(trial)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "output.txt").open("a") as stream:
+        output = _Output(config.evaluate.split, stream, scored)
+        trial.state, trial.why = _train(config, folder, output, received)
+    _complete(trial, config, folder, study.search.settings.metric)
+    if trial.score is None and trial.state == DONE:
+        raise UserError(f"{folder / folders.METRICS} is damaged; remove that folder's checkpoints")
+    study.end(trial)
+    score = "" if trial.score is None else f", {trial.score:.2f} %"
+    board.note(f"trial {trial.number} {trial.state}{score}{trial.why and ': '}{trial.why}")
+    study.write_view()
+
+
+def _train(
+    config: ConfigDict, folder: pathlib.Path, output: Terminal, received: Sequence[int]
+) -> tuple[str, str]:
+    """Trains a trial; returns its state, and why it failed."""
+    try:
+        with memory_errors():
+            signals = contextlib.nullcontext(received)
+            train_and_evaluate(config, folder, signals=signals, terminal=output)
+    except _Pruned:
+        return PRUNED, ""
+    except TrainingFailed as error:
+        return FAILED, str(error)
+    return DONE, ""
+
+
+def _complete(trial: Trial, config: ConfigDict, folder: pathlib.Path, metric: str) -> None:
+    """Fills in what the records of a trial's run say."""
+    found, _ = records.read(folder / folders.METRICS)
+    scores = [r for r in found if r["kind"] == "score" and r["split"] == config.evaluate.split]
+    if not scores:
+        return
+    best, last = max(scores, key=lambda r: r["accuracy"]), scores[-1]
+    trial.score = (last if metric == "final" else best)["accuracy"]
+    curve = {math.ceil(record["epoch"]): record["accuracy"] for record in scores}
+    trial.curve = [[epoch, score] for epoch, score in curve.items()]
+    trial.seconds, trial.epochs = found[-1]["seconds"], found[-1]["epoch"]
+    trial.train_accuracy = found[-1].get("train_accuracy")
+    if config.evaluate.split == "test":
+        trial.test_accuracy = trial.score
+
+
+def _score_winner(study: Study, board: Board) -> None:
+    """Scores the winner, and nothing else, on the test set, if that was not done before.
+
+    Raises:
+      UserError: if there is no winner.
+    """
+    with study.locked():
+        standing = next(iter(ranked(study.standings())), None)
+        if standing is None:
+            raise UserError("the budget of the search is too small for one trial")
+        if standing.state != DONE:
+            why = next((trial.why for trial in standing.trials if trial.why), "they were pruned")
+            raise UserError(f"no trial was completed; the first one: {why}")
+        which = "newest" if study.search.settings.metric == "final" else "best"
+        for trial in standing.trials:
+            folder = study.folder(trial)
+            if trial.test_accuracy is not None:
+                continue
+            if not (folder / folders.CHECKPOINTS).exists():
+                board.note(f"the winner, trial {trial.number}, is on {trial.host}: scored there")
+                continue
+            trial.test_accuracy = evaluate_run(folder, which)["accuracy"]
+            study.write(trial)
+
+
+def _progress(study: Study) -> list[str]:
+    return progress_lines(study.standings(), study.runs_left())

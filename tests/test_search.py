@@ -1,0 +1,537 @@
+"""Searches: spaces, points, trials that are trained once, and tables of what became of them."""
+
+import contextlib
+import csv
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import psycopg
+import pytest
+import search_storage
+import tiny_run
+from ml_collections import ConfigDict
+
+from resnet_jax import main
+from resnet_jax.errors import UserError, without_secrets
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.search import sampling, worker
+from resnet_jax.search.settings import Search
+from resnet_jax.search.space import Axis, draw, grid, parse
+from resnet_jax.search.storage import SEARCH, open_storage
+from resnet_jax.search.study import Study
+from resnet_jax.search.trials import DONE, PRUNED, RUNNING, Trial, standings
+from resnet_jax.training.hyperparameters import forget_programs
+from resnet_jax.training.loop import train_and_evaluate
+
+CONFIG = f"--config={search_storage.CONFIG_FILE}"
+ROOT = pathlib.Path(__file__).parent.parent
+GRID = [(rate, decay) for rate in (0.01, 0.1) for decay in (1e-4, 1e-3)]
+
+
+@pytest.fixture(scope="module")
+def server():
+    if search_storage.postgres_programs() is None or search_storage.server_user() is None:
+        pytest.skip("there is no PostgreSQL server here (or only root, as whom it does not run)")
+    with search_storage.postgres_server() as address:
+        yield address
+
+
+@pytest.fixture
+def database(server):
+    with psycopg.connect(server, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS resnet_jax_search")
+    return server
+
+
+@pytest.fixture(params=["files", "database"])
+def address(request):
+    return "" if request.param == "files" else request.getfixturevalue("database")
+
+
+def run(workdir, *flags, config=CONFIG):
+    arguments = ["resnet-jax", "--mode=search", config, f"--workdir={workdir}", *flags]
+    return main.main(arguments)
+
+
+def config_of(variant="grid"):
+    config = search_storage.get_config(variant)
+    with config.ignore_type():
+        config.base = tiny_run.get_config()
+    return config
+
+
+def fake_training(monkeypatch, score=lambda config: 50.0):
+    """Makes trials end at once with a score; returns the configs that were trained."""
+    trained = []
+
+    def train(config, folder, output, received):
+        trained.append(config)
+        (folder / "checkpoints").mkdir()
+        return DONE, ""
+
+    def complete(trial, config, folder, metric):
+        trial.score, trial.curve = score(config), [[2, score(config)]]
+
+    monkeypatch.setattr(worker, "_train", train)
+    monkeypatch.setattr(worker, "_complete", complete)
+    monkeypatch.setattr(worker, "evaluate_run", lambda folder, which: {"accuracy": 40.0})
+    return trained
+
+
+# Spaces and points
+
+
+def test_a_grid_has_every_combination_once_and_conditions_hold():
+    momentum = {"values": (0.8, 0.9), "when": {"optimizer": {"name": ("sgd",)}}}
+    space = {"optimizer": {"options": {"momentum": momentum}, "name": ("adam", "sgd")}}
+    points = grid(parse(space | {"batch_size": (10, 20)}))
+    assert len(points) == 2 * (1 + 2)
+    assert len({json.dumps(point) for point in points}) == 6
+    for point in points:
+        assert ("optimizer.options.momentum" in point) == (point["optimizer.name"] == "sgd")
+
+
+def test_the_grids_of_the_reports():
+    r5 = main._parse(["x", "--mode=search", "--config=search/r5_grid", "--workdir=x"]).config
+    found = Search.of(r5)
+    assert len(found.grid) == 18 == len(found.reported.rows)
+    columns = found.reported.columns[:3]
+    reported = {row[:3] for row in found.reported.rows}
+    assert {tuple(point[path] for path in columns) for point in found.grid} == reported
+    r1 = Search.of(
+        main._parse(["x", "--mode=search", "--config=search/r1_grid", "--workdir=x"]).config
+    )
+    assert len(r1.grid) == 2 * 560
+    assert sum("schedule.options.factor" in point for point in r1.grid) == 560
+
+
+def test_random_points_lie_in_their_ranges_and_are_functions_of_seed_and_number():
+    axes = parse(
+        {
+            "batch_size": {"low": 10, "high": 12},
+            "optimizer": {"learning_rate": {"low": 1e-4, "high": 1.0, "log": True}},
+            "loss": {"label_smoothing": {"low": 0.0, "high": 0.5}},
+        }
+    )
+    points = [draw(axes, 0, number) for number in range(300)]
+    assert {point["batch_size"] for point in points} == {10, 11, 12}
+    rates = np.array([point["optimizer.learning_rate"] for point in points])
+    assert rates.min() >= 1e-4 and rates.max() <= 1
+    assert 0.4 < np.mean(rates < 1e-2) < 0.6  # the half of the decades
+    assert draw(axes, 0, 7) == points[7] != draw(axes, 1, 7)
+
+
+BAD = [
+    (["--config.space.optimizer.lerning_rate=(1.0,)"], "did you mean optimizer.learning_rate?"),
+    (["--config.space.batch_size=()"], "space.batch_size takes values that differ"),
+    (["--config.space.batch_size=(1,1)"], "space.batch_size takes values that differ"),
+    (["--config.space.batch_size=('x',)"], "space.batch_size takes a whole number, not 'x'"),
+    (["--config.space.batch_size=(0,)"], "space.batch_size must be at least 1"),
+    (["--config.space.batch_size=3"], "space.batch_size takes a list"),
+    (["--config.space.seed=(0,1)"], "list seeds in the field seeds"),
+    (["--config.space.evaluate.augment=(True,)"], "can't be compared"),
+    (["--config.seeds=()"], "config field seeds takes seeds that differ"),
+    (["--config.search.metod=x"], "did you mean search.method"),
+    (["--config.search.method=rnd"], "search.method"),
+    (["--config.search.method=random"], "which has no end; set search.trials"),
+    (["--config.search.trials=-1"], "search.trials must be at least 0"),
+    (["--config.num_epochs=3"], "unknown config field 'num_epochs'"),
+    (["--config.base.num_epoch=3"], "did you mean num_epochs?"),
+    (["--config.base=nowhere.py"], "--config nowhere.py does not exist"),
+    (["--config.base.evaluate.split=test"], "search.select_on_test=True"),
+    (["--config.search.select_on_test=True"], "base has evaluate.split='val'"),
+    (["--config.search.storage=mysql://a:b@c/d"], "search.storage takes an address postgresql://"),
+    (["--config.search.storage=postgresql://me:sesame@127.0.0.1:1/x"], "127.0.0.1/x: "),
+    (["--config.search.storage=postgresql://me:sesame@[::1/x"], "is malformed"),
+    (["--config.search.method=cma-es", "--config.search.trials=3"], "needs two ranges"),
+    (["--config.search.pruner=median", "--config.seeds=(0,1)"], "compares single trials"),
+]
+
+
+@pytest.mark.parametrize(("flags", "message"), BAD)
+def test_bad_input_gets_one_line(tmp_path, capsys, flags, message):
+    assert run(tmp_path / "search", *flags) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and err.count("\n") == 1
+    assert message in err
+    assert "sesame" not in err
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({}, "space is empty"),
+        ({"batch_size": {"low": 5}}, "takes a list of values, or low and high"),
+        ({"batch_size": {"low": 5, "high": 5}}, "low must be below high"),
+        ({"optimizer": {"weight_decay": {"low": 0, "high": 1, "log": True}}}, "above 0"),
+        ({"batch_size": {"values": (1, 2), "log": True}}, "which log does not go with"),
+        ({"batch_size": {"values": (1,), "when": {"num_epochs": (1,)}}}, "the space lacks"),
+        ({"batch_size": {"values": (1,), "when": 3}}, "when takes names with values"),
+        ({"model": {"options": {"x": (print,)}}}, "values that JSON has"),
+    ],
+)
+def test_bad_spaces(space, message):
+    with pytest.raises(UserError, match=message):
+        parse(space)
+
+
+def test_configs_of_runs_and_of_searches_are_told_apart(tmp_path, capsys):
+    assert main.main(["x", CONFIG]) == 2
+    assert "add --mode=search" in capsys.readouterr().err
+    assert run(tmp_path, config="--config=quickstart") == 2
+    assert "is that of a run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["tpe", "cma-es"])
+def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch, method):
+    monkeypatch.setattr(sampling, "is_installed", lambda name: False)
+    with pytest.raises(UserError, match=r"pip install 'resnet-flax-cifar\[search\]'"):
+        Search.of(config_of(method))
+
+
+# Trials
+
+
+def test_ten_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog):
+    config = config_of("random")
+    config.search.trials = 10
+    config.space.num_epochs = (1,)
+    config.space.loss = {"label_smoothing": {"low": 0.01, "high": 0.2}}
+    config.space.optimizer.options = {"momentum": {"low": 0.5, "high": 0.9}}
+    forget_programs()
+    with caplog.at_level(logging.WARNING), jax.log_compiles():
+        worker.run_search(config, tmp_path / "ten")
+        assert compiled_steps(caplog) == 1
+        config.space.batch_size = (40, 60)
+        config.search.trials = 6
+        worker.run_search(config, tmp_path / "six")
+    assert compiled_steps(caplog) == 3  # one more for each batch size
+    forget_programs()
+    study = Study(Search.of(config_of_ten(config)), tmp_path / "ten")
+    trial = study.trials()[9]
+    alone = worker.configured(study.search.base, trial.point, seed=0)
+    train_and_evaluate(alone, tmp_path / "alone")
+    shared, own = (newest(folder) for folder in (study.folder(trial), tmp_path / "alone"))
+    assert shared.keys() == own.keys()
+    assert all((shared[name] == own[name]).all() for name in own)
+
+
+def config_of_ten(config):
+    del config.space["batch_size"]
+    return config
+
+
+def newest(folder):
+    checkpoints = Checkpoints(folder / "checkpoints", 1, read_only=True)
+    return checkpoints.read(checkpoints.steps()[0])
+
+
+def compiled_steps(caplog):
+    return sum("Compiling jit(_take_steps)" in record.getMessage() for record in caplog.records)
+
+
+def test_a_search_ranks_on_validation_and_scores_the_winner_alone(tmp_path, capsys):
+    assert run(tmp_path) == 0
+    out = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "ranking.csv").open()))
+    assert {
+        (float(row["config.optimizer.learning_rate"]), float(row["config.optimizer.weight_decay"]))
+        for row in rows
+    } == set(GRID)
+    scores = [float(row["score"]) for row in rows]
+    assert scores == sorted(scores, reverse=True) and [row["rank"] for row in rows] == list("1234")
+    assert [bool(row["test"]) for row in rows] == [True, False, False, False]
+    assert "config.num_epochs" not in rows[0]  # it does not vary
+    assert f"{rows[0]['score']}" in (tmp_path / "ranking.md").read_text()
+    assert "the test set was scored for the winner alone" in out
+    for number in range(4):
+        records = tiny_run.records(tmp_path / "trials" / f"{number:04}")
+        assert records[-1]["kind"] == "final" and records[-1]["test_accuracy"] is None
+        assert {r["split"] for r in records if r["kind"] == "score"} == {"val"}
+    assert main.main(["x", "--mode=eval", f"--workdir={tmp_path / 'trials' / '0003'}"]) == 0
+    assert f"{float(rows[0]['test']):.2f}" in out
+
+
+def test_a_search_that_is_stopped_goes_on_in_mid_trial(tmp_path, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        tiny_run.interrupt(patch, 5, signal.SIGTERM)
+        assert run(tmp_path) == 128 + signal.SIGTERM
+    assert "stopped after step 5, which is saved; the same command" in capfd.readouterr().err
+    states = [json.loads(p.read_text())["state"] for p in tmp_path.glob("trials/*/trial.json")]
+    assert states == [RUNNING]
+    assert run(tmp_path) == 0
+    starts = [
+        len((tmp_path / "trials" / f"{number:04}" / "starts.jsonl").read_text().splitlines())
+        for number in range(4)
+    ]
+    assert starts == [2, 1, 1, 1]
+    assert "resuming after step 5" in (tmp_path / "trials" / "0000" / "output.txt").read_text()
+    before = (tmp_path / "ranking.csv").read_bytes()
+    assert run(tmp_path) == 0  # nothing is left to train, nor to score
+    assert (tmp_path / "ranking.csv").read_bytes() == before
+
+
+def test_seeds_give_mean_and_deviation(tmp_path, monkeypatch):
+    config = config_of()
+    config.seeds = (3, 4)
+    trained = fake_training(
+        monkeypatch, lambda c: 50 + 10 * c.optimizer.learning_rate + 2.0 * (c.seed == 4)
+    )
+    worker.run_search(config, str(tmp_path))
+    assert [c.seed for c in trained] == [3, 4] * 4
+    row = next(csv.DictReader((tmp_path / "ranking.csv").open()))
+    assert (row["score"], row["std"], row["seeds"]) == ("52.00", "1.41", "2")
+    assert row["config.optimizer.learning_rate"] == "0.1" and row["test"] == "40.00"
+
+
+def test_only_the_weights_of_the_best_are_kept(tmp_path):
+    assert run(tmp_path, "--config.search.keep=best") == 0
+    kept = [path.parent.name for path in tmp_path.glob("trials/*/checkpoints")]
+    best = next(csv.DictReader((tmp_path / "ranking.csv").open()))["trials"]
+    assert kept == [best]
+    assert len(list(tmp_path.glob("trials/*/metrics.jsonl"))) == 4
+
+
+def test_a_report_is_reproduced_as_it_was_and_stands_beside(tmp_path, monkeypatch, capsys):
+    fake_training(monkeypatch, lambda config: 70 + config.batch_size / 100)
+    config = main._parse(["x", "--mode=search", "--config=search/r5_grid", "--workdir=x"]).config
+    worker.run_search(config, str(tmp_path))
+    out = capsys.readouterr().out
+    assert "Ranked by the last score on the test set itself, as the report did." in out
+    assert "| batch_size | optimizer.learning_rate | data.shuffle | train reported | train measured"
+    rows = [line.split() for line in out.splitlines() if line.split()[-2:-1] == ["89.12"]]
+    assert rows[0][:5] == ["500", "0.01", "False", "95.81", "-"]
+    assert len(list(csv.reader((tmp_path / "ranking.csv").open()))) == 19
+
+
+def test_budgets_end_a_search(tmp_path, monkeypatch):
+    trained = fake_training(monkeypatch)
+    for field, value, count in (("trials", 3, 3), ("epochs", 5, 2)):
+        trained.clear()
+        config = config_of()
+        config.search[field] = value
+        worker.run_search(config, str(tmp_path / field))
+        assert len(trained) == count  # of two epochs each
+
+
+def test_trials_that_diverge_fail_and_the_others_go_on(tmp_path, capsys):
+    rates = "--config.space.optimizer.learning_rate=(0.1, 1000000.0)"
+    flags = [rates, "--config.space.optimizer.weight_decay=(1000.0,)"]
+    assert run(tmp_path, *flags) == 2
+    err = capsys.readouterr().err
+    assert "no trial was completed; the first one: " in err and "is not finite" in err
+    assert err.count("\n") == 1
+
+
+def test_another_search_is_refused(address, tmp_path, monkeypatch, capsys):
+    fake_training(monkeypatch)
+    flags = [f"--config.search.storage={address}"]
+    assert run(tmp_path, *flags) == 0
+    assert run(tmp_path, *flags, "--config.space.optimizer.weight_decay=(0.5,)") == 2
+    assert "is of another search: space.optimizer.weight_decay was" in capsys.readouterr().err
+    assert run(tmp_path, *flags, "--config.base.batch_size=60") == 2
+    assert "base.batch_size was 120, is 60" in capsys.readouterr().err
+    assert run(tmp_path, *flags, "--config.search.keep=best") == 0
+
+
+def test_a_folder_that_is_not_a_search_is_refused(tmp_path, plain_run, capsys):
+    assert run(plain_run[0]) == 2
+    assert "holds a run" in capsys.readouterr().err
+    (tmp_path / "trials" / "0000").mkdir(parents=True)
+    for text in ("junk", '{"number": 0, "state": "done"}', '{"number": "x"}'):
+        (tmp_path / "trials" / "0000" / "trial.json").write_text(text)
+        assert run(tmp_path) == 2
+        err = capsys.readouterr().err
+        assert "is damaged; move it away" in err and err.count("\n") == 1
+
+
+# Storages
+
+HOLD = """
+import sys, time
+from resnet_jax.search.storage import open_storage
+import pathlib
+storage = open_storage(pathlib.Path(sys.argv[1]), sys.argv[2])
+print(storage.lock(5), flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_lock_dies_with_its_process(address, tmp_path):
+    command = [sys.executable, "-c", HOLD, tmp_path, address]
+    storage = open_storage(tmp_path, address)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "True\n"
+        assert not storage.lock(5) and storage.lock(6)
+        other.kill()
+    assert storage.lock(5, wait=True)
+    storage.close()
+
+
+def test_documents_are_replaced_whole(address, tmp_path):
+    storage = open_storage(tmp_path, address)
+    storage.write(3, {"number": 3, "point": {"a": [1, None, "\u00e9"]}})
+    storage.write(3, {"number": 3, "point": {}})
+    storage.write(SEARCH, {"number": SEARCH})
+    assert storage.read() == {SEARCH: {"number": SEARCH}, 3: {"number": 3, "point": {}}}
+    storage.close()
+
+
+def test_a_dead_workers_trial_is_taken_over_first(address, tmp_path):
+    config = config_of()
+    config.search.storage = address
+    study = Study(Search.of(config), tmp_path)
+    assert study.next().number == 0
+    study.close()  # as when its process ends
+    other = Study(Search.of(config), tmp_path)
+    trial = other.next()
+    assert trial.number == 0
+    other.end(dataclasses.replace(trial, state=DONE, score=1.0))
+    following = other.next()
+    other.close()
+    assert following.number == 1
+
+
+def test_secrets_are_shown_nowhere(database, tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(sys, "argv", ["resnet-jax", f"--config.search.storage={database}"])
+    with monkeypatch.context() as patch:
+        tiny_run.interrupt(patch, 5, signal.SIGTERM)
+        assert run(tmp_path, f"--config.search.storage={database}") == 128 + signal.SIGTERM
+    assert run(tmp_path, f"--config.search.storage={database}x") == 2
+    captured = capfd.readouterr()
+    assert "postgresql://***@127.0.0.1" in captured.err and "postgresx" in captured.err
+    everything = captured.out + captured.err
+    for path in tmp_path.rglob("*"):
+        everything += path.read_bytes().decode(errors="replace") if path.is_file() else ""
+    assert search_storage.PASSWORD not in everything
+    with psycopg.connect(database) as connection:
+        rows = connection.execute("SELECT document::text FROM resnet_jax_search").fetchall()
+    assert search_storage.PASSWORD not in str(rows)
+
+
+@pytest.mark.parametrize(
+    "address", ["postgresql://me:a/b@c@host/db", "postgresql://host/db?user=me&password=a%20b"]
+)
+def test_addresses_without_secrets(address):
+    shown = without_secrets(f"resnet-jax --config.search.storage={address} --config.x=1")
+    assert "a/b" not in shown and "a%20b" not in shown and "--config.x=1" in shown
+
+
+# Optuna
+
+
+def history(axes, settings, value, count):
+    found = []
+    for index in range(count):
+        point = sampling.suggest(axes, settings, found, index)
+        trial = Trial(index, point, 0, 1, "", DONE, score=value(point))
+        found += standings([trial], 1)
+    return found
+
+
+@pytest.mark.parametrize("method", ["tpe", "cma-es"])
+def test_samplers_learn_from_the_documents_alone(method):
+    pytest.importorskip("optuna")
+    pytest.importorskip("cmaes")
+    axes = (
+        Axis("optimizer.learning_rate", (), 1e-4, 1.0, log=True),
+        Axis("loss.label_smoothing", (), 0.0, 0.5),
+    )
+    settings = ConfigDict({"method": method, "seed": 0, "pruner": "none"})
+
+    def value(point):
+        distance = np.log10(point["optimizer.learning_rate"]) + 2
+        return 90 - distance**2 - 20 * (point["loss.label_smoothing"] - 0.1) ** 2
+
+    found = history(axes, settings, value, 60)
+    scores = [standing.mean() for standing in found]
+    assert np.mean(scores[40:]) > np.mean(scores[:10]) + 0.5
+    assert sampling.suggest(axes, settings, found[:20], 20) == found[20].point
+
+
+def test_the_median_pruner_gives_up_what_is_worse_than_the_others():
+    pytest.importorskip("optuna")
+    settings = ConfigDict({"method": "tpe", "seed": 0, "pruner": "median"})
+    axes = (Axis("optimizer.learning_rate", (), 1e-4, 1.0),)
+    trials = [
+        Trial(n, {"optimizer.learning_rate": 0.1}, 0, 3, "", DONE, [[1, 50 + n], [2, 60]], 60.0)
+        for n in range(5)
+    ]
+    for score, expected in ((40.0, True), (58.0, False)):
+        running = Trial(5, {"optimizer.learning_rate": 0.2}, 0, 3, "", RUNNING, [[1, score]])
+        found = standings([*trials, running], 1)
+        assert sampling.is_pruned(axes, settings, found, 5) is expected
+
+
+def test_a_pruned_trial_ends_early_and_is_not_ranked(tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    config = config_of()
+    config.search.pruner = "median"
+    monkeypatch.setattr(Study, "is_beaten", lambda self, trial: trial.number == 1)
+    worker.run_search(config, str(tmp_path))
+    rows = list(csv.DictReader((tmp_path / "ranking.csv").open()))
+    assert [row["state"] for row in rows] == [DONE] * 3 + [PRUNED]
+    assert rows[-1]["trials"] == "0001" and float(rows[-1]["epochs"]) == 1
+    assert [row["rank"] for row in rows] == ["1", "2", "3", ""]
+
+
+def test_the_journal_is_a_study_of_optuna(tmp_path, monkeypatch):
+    optuna = pytest.importorskip("optuna")
+    fake_training(monkeypatch, lambda config: 100 * config.optimizer.learning_rate)
+    config = config_of("tpe")
+    worker.run_search(config, str(tmp_path))
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "optuna.journal"))
+    study = optuna.load_study(study_name="search", storage=optuna.storages.JournalStorage(backend))
+    assert len(study.trials) == 6
+    for name in ("curves", "parallel", "importances"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    assert study.best_value == 100 * study.best_params["optimizer.learning_rate"]
+
+
+@pytest.mark.slow
+def test_two_workers_and_fifty_kills_lose_nothing(address, tmp_path):
+    """Each point is there once at the end, with the scores of a search that nothing disturbed."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    seeds = tuple(range(10))
+
+    def start(name, storage):
+        flags = [f"--workdir={tmp_path / name}", f"--config.search.storage={storage}"]
+        flags += [f"--config.seeds={seeds}", "--config.base.checkpoint.every_steps=1"]
+        command = [sys.executable, "-m", "resnet_jax.main", "--mode=search", CONFIG, *flags]
+        return subprocess.Popen(command, env=environment, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+    def ends(name, storage):
+        config = config_of()
+        config.seeds, config.base.checkpoint.every_steps = seeds, 1
+        config.search.storage = storage
+        with contextlib.closing(Study(Search.of(config), tmp_path / name)) as study:
+            return [(t.number, t.point, t.seed, t.state, t.score) for t in study.trials()]
+
+    assert start("calm", "").wait() == 0
+    calm, draw, kills = ends("calm", ""), np.random.default_rng(0), 0
+    while kills < 50:
+        name = f"killed after {kills}"
+        if address:
+            with psycopg.connect(address, autocommit=True) as connection:
+                connection.execute("DROP TABLE IF EXISTS resnet_jax_search")
+        workers = [start(name, address), start(name, address)]
+        while len(workers) > 1:  # one has ended by itself: nothing is left to be done
+            victim = workers[draw.integers(2)]
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                assert victim.wait(timeout=draw.uniform(1, 9)) == 0
+                workers.remove(victim)
+                continue
+            victim.kill()
+            victim.wait()
+            kills += 1
+            workers[workers.index(victim)] = start(name, address)
+        assert workers[0].wait() == 0
+        assert ends(name, address) == calm
