@@ -7,6 +7,7 @@ import os
 import pathlib
 import time
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -148,10 +149,17 @@ def _first_state(task: Task, terminal: Terminal) -> TrainState:
     config, variables, init = task.config, None, task.config.init.weights
     arguments = task.network.module, task.input_shape, config.seed, terminal.note
     if os.path.isdir(init):
-        variables = adapted_variables(load_run(init).variables, init, *arguments)
+        variables = adapted_variables(_run_variables(init), init, *arguments)
     elif init:
         variables = initial_variables(_weights_file(config, terminal), *arguments)
     return task.create_state(variables)
+
+
+def _run_variables(workdir: str) -> dict[str, Any]:
+    try:
+        return load_run(workdir).variables
+    except UserError as error:
+        raise UserError(f"config field init.weights names a folder: {error}") from None
 
 
 def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
