@@ -7,7 +7,6 @@ import os
 import pathlib
 import time
 from collections.abc import Generator, Sequence
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -31,7 +30,7 @@ from resnet_jax.training.faults import Watch
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.restore import load_run
 from resnet_jax.training.schedules import plateau_factor
-from resnet_jax.training.state import Metrics, TrainState, not_finite
+from resnet_jax.training.state import Metrics, TrainState, Tree, not_finite
 from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves
 from resnet_jax.weights.load import adapted_variables, initial_variables
@@ -155,7 +154,7 @@ def _first_state(task: Task, terminal: Terminal) -> TrainState:
     return task.create_state(variables)
 
 
-def _run_variables(workdir: str) -> dict[str, Any]:
+def _run_variables(workdir: str) -> Tree:
     try:
         return load_run(workdir).variables
     except UserError as error:
