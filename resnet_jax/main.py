@@ -28,6 +28,7 @@ flags
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 import shlex
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str]) -> int:
     if len(arguments) < 2 or any(a in ("-h", "--help", "-help", "--helpfull") for a in arguments):
         print(__doc__)
         return 0
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names may be no text, or not in its encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     # XLA's own log would complain of every program that comes from the cache of compiled programs
     # (openxla issue 44565); its errors are raised as exceptions too. It is read on import of jax.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

@@ -3,6 +3,8 @@
 import csv
 import io
 import json
+import os
+import shutil
 import sys
 
 import jax
@@ -92,6 +94,7 @@ def test_patterns_and_standard_input(predict, folder, monkeypatch):
     _, by_name, _ = predict("--format=json", *sorted(folder.glob("*/*.png")))
     assert predict("--format=json", f"{folder}/*/*.png")[1] == by_name
     assert predict("--format=json", f"{folder}/**/*.png")[1] == by_name
+    assert len(predict("--format=json", f"{folder}/**")[1]) == 12, "each image once"
     paths = sorted(folder.glob("*/*.png"))
     for content in ("\n".join(map(str, paths)).encode(), paths[0].read_bytes()):
         stream = io.TextIOWrapper(io.BufferedReader(io.BytesIO(content)))
@@ -100,6 +103,45 @@ def test_patterns_and_standard_input(predict, folder, monkeypatch):
         expected = json.loads(by_name[0])["probabilities"]  # of a larger batch
         assert found[0]["probabilities"] == pytest.approx(expected, rel=1e-4)
     assert [prediction["path"] for prediction in found] == ["-"]
+
+
+def test_a_ppm_on_standard_input_is_an_image(predict, monkeypatch):
+    content = b"P6\n32 32\n255\n" + 32 * 32 * b"\x80\x90\xa0"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(io.BytesIO(content))))
+    status, lines, _ = predict("--format=json", "-")
+    assert (status, [json.loads(line)["path"] for line in lines]) == (0, ["-"])
+
+
+def test_closed_standard_input_is_a_line(predict, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert predict("--format=json", "-") == (1, [], "error: standard input is closed\n")
+
+
+def test_folders_that_cannot_be_read_are_named(predict, folder, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("automobile"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    status, lines, err = predict("--format=json", folder)
+    assert (status, len(lines)) == (1, 6)
+    assert f"error: folder {folder}/automobile can't be read: Permission denied" in err
+
+
+@pytest.mark.parametrize("form", ["table", "csv"])
+def test_names_that_the_terminal_cannot_show_are_escaped(
+    form, folder, plain_run, tmp_path, monkeypatch
+):
+    path = tmp_path / "ü\udcff.png"
+    shutil.copy(folder / "airplane" / "png.png", path)
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", stdout)
+    flags = "--mode=predict", f"--workdir={plain_run[0]}", f"--format={form}"
+    assert main.main(["resnet-jax", *flags, str(path)]) == 0
+    assert rb"\xfc\udcff.png" in stdout.buffer.getvalue()
 
 
 def test_bad_files_are_named_and_skipped(predict, folder, tmp_path, plain_run):

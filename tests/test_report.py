@@ -125,6 +125,23 @@ def test_names_are_text(plain_run, monkeypatch):
     assert name in [row[0] for row in Page(path.read_text()).tables["classes"]]
 
 
+def test_names_that_are_no_text_are_escaped(plain_run, monkeypatch, capfd):
+    run = findings.read(plain_run[0])
+    info = dataclasses.replace(run.info, class_names=("b\udcff", "日本", *run.info.class_names[2:]))
+    named = dataclasses.replace(run, info=info)
+    monkeypatch.setattr(findings, "read", lambda folder: named)
+    monkeypatch.setattr("resnet_jax.report.page.FOLDER", "report of bytes")
+    found = Page(write_report([plain_run[0]]).read_text())
+    assert [row[0] for row in found.tables["classes"]][1:3] == [r"b\udcff", "日本"]
+    assert capfd.readouterr().err == "", "no warnings of missing glyphs"
+
+
+def test_starts_that_say_nothing_are_left_out(tmp_path):
+    log = tmp_path / "starts.jsonl"
+    log.write_text('{}\n[]\nno JSON\n{"time": "now", "commit": "abc"}\n')
+    assert findings._starts(log) == [{"time": "now", "commit": "abc"}]
+
+
 def test_without_images_the_page_says_why(plain_run, monkeypatch):
     from resnet_jax.errors import UserError
 

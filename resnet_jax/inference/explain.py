@@ -142,7 +142,7 @@ class Overlays:
         for found, image, heat in zip(predictions, pixels, np.asarray(heats), strict=True):
             self._count += 1
             stem = os.path.splitext(os.path.basename(found.path))[0]
-            path = self.folder / f"{self._count:05}-{stem[:100]}.png"
+            path = self.folder / f"{self._count:05}-{stem[:60]}.png"
             try:
                 overlay(image, heat).save(path)
             except OSError as error:

@@ -5,6 +5,7 @@ import glob
 import io
 import itertools
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -19,6 +20,7 @@ Name = str | os.PathLike[str]
 OnBadImage = Callable[[UserError], None]
 
 _STANDARD_INPUT = "-"
+_PPM = re.compile(rb"P[1-6]\s")  # the one format whose head need not have a zero byte
 _MOST_BYTES = 2**28  # of one image on standard input
 
 
@@ -71,13 +73,19 @@ def _find(names: Iterable[Name], on_bad_image: OnBadImage) -> Iterator[_Image]:
         if name == _STANDARD_INPUT:
             yield from _standard_input(on_bad_image)
         elif os.path.isdir(name):
-            yield from _checked(_search(name), f"folder {name} holds no image", on_bad_image)
+            yield from _checked(
+                _search(name, on_bad_image), f"folder {name} holds no image", on_bad_image
+            )
         elif glob.has_magic(name) and not os.path.lexists(name):
             found = sorted(glob.glob(name, recursive=True))
             images = itertools.chain.from_iterable(
-                _search(path) if os.path.isdir(path) else [_Image(path, path)] for path in found
+                _search(path, on_bad_image) if os.path.isdir(path) else [_Image(path, path)]
+                for path in found
             )
-            yield from _checked(images, f"no file is named as in {name!r}", on_bad_image)
+            # "**" names a folder and what is in it.
+            yield from _checked(
+                dict.fromkeys(images), f"no file is named as in {name!r}", on_bad_image
+            )
         else:
             yield _Image(name, name)
 
@@ -92,8 +100,11 @@ def _checked(images: Iterable[_Image], problem: str, on_bad_image: OnBadImage) -
         on_bad_image(UserError(problem))
 
 
-def _search(folder: str) -> Iterator[_Image]:
-    for place, folders, files in os.walk(folder):
+def _search(folder: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
+    def refuse(error: OSError) -> None:
+        on_bad_image(UserError(f"folder {error.filename} can't be read: {error.strerror}"))
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(SUFFIXES):
@@ -102,9 +113,13 @@ def _search(folder: str) -> Iterator[_Image]:
 
 
 def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:
+    if sys.stdin is None:
+        on_bad_image(UserError("standard input is closed"))
+        return
     stream = sys.stdin.buffer
     assert isinstance(stream, io.BufferedReader)
-    if b"\0" in stream.peek(32)[:32]:  # no name has one
+    head = stream.peek(32)[:32]
+    if b"\0" in head or _PPM.match(head):  # no name has a zero byte
         yield _Image(_STANDARD_INPUT, io.BytesIO(stream.read(_MOST_BYTES)))
         return
     for line in stream:

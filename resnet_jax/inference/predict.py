@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_jax.errors import UserError
 from resnet_jax.inference.images import Name, OnBadImage, read_batches
+from resnet_jax.inference.scores import all_class_names
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator
 from resnet_jax.training.restore import restore
@@ -77,9 +78,7 @@ class Classifier:
         task, state = restore(workdir, which)
         devices = Devices()
         self.network, self.variables = task.network, devices.put(state.variables())
-        names = [*task.info.class_names]
-        names += [f"class {label}" for label in range(len(names), task.config.model.num_classes)]
-        self.class_names = tuple(names)
+        self.class_names = all_class_names(task.info.class_names, task.config.model.num_classes)
         self._shape, self._batch_size = task.info.image_shape, task.config.evaluate.batch_size
         self._evaluator = Evaluator(task.network, devices)
 

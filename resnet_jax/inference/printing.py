@@ -109,8 +109,7 @@ def _csv(class_names: Sequence[str], top: int) -> tuple[str, Line]:
 
     def line(found: Prediction) -> str:
         ranking = zip(found.class_names[:top], found.probabilities, strict=False)
-        path = found.path.encode(errors="backslashreplace").decode()
-        return row([path, *(cell for pair in ranking for cell in pair)])
+        return row([found.path, *(cell for pair in ranking for cell in pair)])
 
     titles = [f"{title}_{n}" for n in range(1, top + 1) for title in ("class", "probability")]
     return row(["path", *titles]) + "\n", line

@@ -24,6 +24,17 @@ class Bin(NamedTuple):
     accuracy: float
 
 
+def all_class_names(class_names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+    """Returns a name for each class of a model, which may have more than its dataset names.
+
+    Args:
+      class_names: the names that the dataset has.
+      num_classes: number of classes of the model.
+    """
+    more = range(len(class_names), num_classes)
+    return (*class_names, *(f"class {label}" for label in more))
+
+
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Returns how often each class was taken for each, int64 `[true class, predicted class]`.
 

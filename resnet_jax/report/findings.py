@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -15,7 +16,13 @@ from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
 from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import load_run_dataset
-from resnet_jax.inference.scores import Bin, calibration, confusion_matrix, precision_and_recall
+from resnet_jax.inference.scores import (
+    Bin,
+    all_class_names,
+    calibration,
+    confusion_matrix,
+    precision_and_recall,
+)
 from resnet_jax.report.summary import Layer, layer_table
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records as records_lib
@@ -52,6 +59,12 @@ class Run:
     def of(self, kind: str) -> list[Record]:
         """Returns the records of a kind."""
         return [record for record in self.records if record["kind"] == kind]
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of all classes; bytes of theirs that are no text are escaped."""
+        names = all_class_names(self.info.class_names, self.config.model.num_classes)
+        return [_text(name) for name in names]
 
     @property
     def final(self) -> Record | None:
@@ -127,7 +140,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     task = create_task(config, DatasetInfo.from_json(described))
     records, _ = records_lib.read(folder / folders.METRICS)
     layers = layer_table(task.network.module, task.input_shape)
-    name = folder.resolve().name
+    name = _text(folder.resolve().name)
     return Run(name, task.config, task.info, records, layers, _starts(folder / folders.STARTS))
 
 
@@ -157,10 +170,10 @@ def find(
         return None, filters, str(error)
     if not len(test):
         return None, filters, "the dataset has no test images"
-    return _findings(task, variables, test), filters, ""
+    return _findings(task, variables, test, run.class_names), filters, ""
 
 
-def _findings(task: Task, variables: Tree, test: Examples) -> TestFindings:
+def _findings(task: Task, variables: Tree, test: Examples, names: Sequence[str]) -> TestFindings:
     devices, labels = Devices(), np.asarray(test.labels)
     evaluator = Evaluator(task.network, devices)
     variables = devices.put(variables)
@@ -181,8 +194,6 @@ def _findings(task: Task, variables: Tree, test: Examples) -> TestFindings:
         return np.asarray(read.images)
 
     predicted, confidences = shares.argmax(-1), shares.max(-1)
-    names = [*task.info.class_names]
-    names += [f"class {label}" for label in range(len(names), shares.shape[1])]
     confusion = confusion_matrix(labels, predicted, len(names))
     is_wrong = predicted != labels
     worst = np.argsort(-confidences * is_wrong, kind="stable")
@@ -211,16 +222,20 @@ def _first_filters(run: Run, variables: Tree) -> np.ndarray:
 
 
 def _starts(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of the log of starts that are JSON objects; it is not checked."""
+    """Returns the lines of the log of starts that have a time and a commit; else unchecked."""
     starts = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         try:
             start = json.loads(line)
         except (ValueError, RecursionError):
             continue
-        if isinstance(start, dict):
+        if isinstance(start, dict) and {"time", "commit"} <= start.keys():
             starts.append(start)
     return starts
+
+
+def _text(name: str) -> str:
+    return name.encode(errors="backslashreplace").decode()
 
 
 def _positive(record: Record) -> bool:

@@ -70,8 +70,7 @@ def _figures(runs: list[Run], tested: TestFindings | None) -> dict[str, Figure]:
         "speed": plots.record_curves(runs, "images_per_second", "training images a second"),
     }
     if tested:
-        names = _class_names(runs[0], tested)
-        figures["confusion"] = plots.confusion_plot(tested.confusion, names)
+        figures["confusion"] = plots.confusion_plot(tested.confusion, runs[0].class_names)
         figures["reliability"] = plots.reliability_diagram(tested.bins, tested.calibration_error)
         figures["mistakes"] = plots.picture_grid(tested.mistakes)
         figures["examples"] = plots.picture_grid(tested.examples)
@@ -131,11 +130,6 @@ def _percent(accuracy: float | None) -> str:
     return "" if accuracy is None else f"{accuracy:.2f} %"
 
 
-def _class_names(run: Run, tested: TestFindings) -> list[str]:
-    names = [*run.info.class_names]
-    return names + [f"class {label}" for label in range(len(names), len(tested.confusion))]
-
-
 def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
     """Returns the rows of the table of classes."""
     confusion = tested.confusion
@@ -148,7 +142,7 @@ def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
             "recall": f"{100 * tested.recall[label]:.2f}",
             "accuracy": _one_against_all(confusion, label, total),
         }
-        for label, name in enumerate(_class_names(run, tested))
+        for label, name in enumerate(run.class_names)
     ]
 
 

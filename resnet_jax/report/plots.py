@@ -1,8 +1,10 @@
 """The figures of a report, by matplotlib; nothing of matplotlib's global state is used."""
 
+import contextlib
 import io
 import itertools
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -50,9 +52,11 @@ _SHADES = LinearSegmentedColormap.from_list(
 )
 
 
-def style() -> Any:
-    """Returns a context in which figures have the style of the reports."""
-    return matplotlib.rc_context(_STYLE)
+@contextlib.contextmanager
+def style() -> Iterator[None]:
+    """A context in which figures have the style of the reports, and do not warn of their looks."""
+    with warnings.catch_warnings(action="ignore"), matplotlib.rc_context(_STYLE):
+        yield
 
 
 def svg(figure: Figure) -> str:
