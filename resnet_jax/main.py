@@ -27,6 +27,7 @@ flags
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
@@ -82,9 +83,14 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
-    except BrokenPipeError:  # who reads the output has seen enough
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+        if error.errno == errno.EPIPE:  # who reads the output has seen enough
+            return 128 + signal.SIGPIPE
+        print(f"error: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return _interrupted("stopped before the first step", signal.SIGINT, arguments)
 

@@ -1,5 +1,6 @@
 """Predictions: where images come from, what is printed, what becomes of bad files, and why."""
 
+import contextlib
 import csv
 import io
 import json
@@ -129,6 +130,14 @@ def test_folders_that_cannot_be_read_are_named(predict, folder, monkeypatch):
     status, lines, err = predict("--format=json", folder)
     assert (status, len(lines)) == (1, 6)
     assert f"error: folder {folder}/automobile can't be read: Permission denied" in err
+
+
+def test_a_full_disk_under_the_output_is_a_line(folder, plain_run, monkeypatch, capsys):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        flags = "--mode=predict", f"--workdir={plain_run[0]}", "--format=json"
+        assert main.main(["resnet-jax", *flags, str(folder)]) == 2
+    assert capsys.readouterr().err == "error: No space left on device\n"
 
 
 @pytest.mark.parametrize("form", ["table", "csv"])
