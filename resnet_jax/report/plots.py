@@ -100,27 +100,13 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
         _line(axes, scores, name, label, color=colours[1], **options)
         if split == "val" and run.final:
             place = [run.final["epoch"]], [run.final[f"test_{name}"]]
-            look: dict[str, Any] = {
-                "color": colours[2],
-                "linestyle": "none",
-                "marker": "*",
-                "markersize": 11,
-            }
-            axes.plot(*place, label=f"{prefix}test, at the end", zorder=3, **look)
+            label = f"{prefix}test, at the end"
+            axes.plot(*place, "*", color=colours[2], markersize=11, label=label, zorder=3)
     figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
     for figure_of_report in figures if name == "accuracy" else ():
         axes.axhline(figure_of_report, color=_INK, linestyle=":", linewidth=1.5)
-        line: dict[str, Any] = {
-            "xy": (0.01, figure_of_report),
-            "xycoords": axes.get_yaxis_transform(),
-        }
-        above: dict[str, Any] = {
-            "xytext": (0, 2),
-            "textcoords": "offset points",
-            "va": "bottom",
-            "size": 8,
-        }
-        axes.annotate(f"reported {figure_of_report:g} %", **line, **above)
+        look: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "va": "bottom", "size": 8}
+        axes.text(0.01, figure_of_report, f"reported {figure_of_report:g} %", **look)
     _legend(axes)
     return figure
 
@@ -175,8 +161,7 @@ def reliability_diagram(bins: Sequence[Bin], error: float) -> Figure:
     axes.plot([0, 100], [0, 100], color=COLOURS[1], linestyle="--", label="calibrated")
     used = [b for b in bins if b.size]
     place = [100 * b.confidence for b in used], [100 * b.accuracy for b in used]
-    look: dict[str, Any] = {"linestyle": "none", "marker": "o", "markersize": 4, "color": _INK}
-    axes.plot(*place, label="means of the bins", **look)
+    axes.plot(*place, "o", color=_INK, markersize=4, label="means of the bins")
     axes.set(xlim=(0, 100), ylim=(0, 100), title=f"expected calibration error {100 * error:.2f} %")
     _legend(axes)
     return figure
@@ -209,14 +194,7 @@ def filter_grid(filters: np.ndarray) -> Figure:
         filters = filters.mean(2, keepdims=True)
     low, high = filters.min((0, 1, 2)), filters.max((0, 1, 2))
     images = np.moveaxis((filters - low) / np.maximum(high - low, 1e-12), -1, 0)
-    columns = 8
-    rows = -(-len(images) // columns)
-    figure = Figure(figsize=(5.2, 0.65 * rows))
-    for index, image in enumerate(images, start=1):
-        axes = figure.add_subplot(rows, columns, index)
-        axes.imshow(image.squeeze(), "gray", interpolation="none")
-        axes.axis("off")
-    return figure
+    return picture_grid(Pictures(images, [""] * len(images)), columns=8)
 
 
 def _axes(x: str, y: str) -> tuple[Figure, Axes]:
