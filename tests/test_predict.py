@@ -299,13 +299,16 @@ def test_grad_cam_is_that_of_pytorchs_hooks(tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
 
-def test_overlays_are_written(predict, folder, plain_run):
+def test_overlays_are_written(predict, folder, plain_run, tmp_path):
     status, _, err = predict("--cam", folder / "airplane" / "png.png")
     assert status == 0
     (path,) = (plain_run[0] / "cam").iterdir()
     assert path.name == "00001-png.png"
     assert str(path.parent) in err
     assert Image.open(path).size == (224, 224)
+    longest = tmp_path / f"{83 * '漢'}.png"
+    shutil.copy(folder / "airplane" / "png.png", longest)
+    assert predict("--cam", longest)[0] == 0, "the number makes no name too long"
 
 
 def test_an_overlay_is_brightest_where_the_heat_is():
