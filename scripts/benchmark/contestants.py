@@ -34,7 +34,7 @@ class Contestant:
 
         Args:
           name: its name.
-          module: module of this package that it runs.
+          module: the module that it runs, which calls `benchmark.worker.serve`.
           spec: what to measure.
 
         Raises:
@@ -49,7 +49,7 @@ class Contestant:
         }
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"benchmark.{module}"],
+            [sys.executable, "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,

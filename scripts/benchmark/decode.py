@@ -25,7 +25,7 @@ from benchmark import machine, tables
 from benchmark.contestants import OURS, Contestant, gather, say, take_turns
 from resnet_jax.errors import UserError
 
-PEER = "torchvision"
+PEERS = ("torchvision",)
 SIZE, CLASSES = (500, 375), 4
 TURN = 3.0  # seconds
 
@@ -47,6 +47,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
     parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
     given = parser.parse_args(arguments)
+    if given.images < CLASSES:
+        raise UserError(f"--images takes at least {CLASSES}, one for each class")
     about = machine.describe(arguments)
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         say(f"making {given.images} files")
@@ -57,7 +59,8 @@ def main(arguments: Sequence[str]) -> None:
             "batch": given.batch,
             "workers": given.workers,
         }
-        wanted = [(OURS, "decode_ours"), (PEER, "decode_torchvision")]
+        wanted = [(OURS, "benchmark.decode_ours")]
+        wanted += [(peer, "benchmark.decode_torchvision") for peer in PEERS]
         contestants, absent = gather(stack, wanted, spec)
         found = {contestant.started["found"] for contestant in contestants.values()}
         if found != {given.images}:

@@ -116,7 +116,10 @@ def measure(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         spec["weights"] = os.path.join(folder, "weights.pth")  # written by the first peer
-        wanted = [*((peer, "training_torch") for peer in peers), (OURS, "training_jax")]
+        wanted = [
+            *((peer, "benchmark.training_torch") for peer in peers),
+            (OURS, "benchmark.training_jax"),
+        ]
         contestants, absent = gather(stack, wanted, spec)
         ours = contestants.pop(OURS)
         everyone = [ours, *contestants.values()]
