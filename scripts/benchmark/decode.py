@@ -110,7 +110,7 @@ def make_files(folder: pathlib.Path, count: int) -> float:
 
 def _picture(random: np.random.Generator) -> bytes:
     """Returns a JPEG with structure of all sizes, as photographs have it, and a little noise."""
-    pixels = random.normal(128, 5, (SIZE[1], SIZE[0], 3))
+    pixels = random.normal(128, 9, (SIZE[1], SIZE[0], 3))
     for side in (4, 12, 36, 108):
         coarse = random.integers(0, 256, (side, side, 3), np.uint8)
         smooth = Image.fromarray(coarse).resize(SIZE, Image.Resampling.BICUBIC)

@@ -80,7 +80,8 @@ def _about(record: Mapping[str, Any]) -> str:
     devices = f"{len(about['devices'])} x {about['devices'][0]}"
     versions = [f"{name} {version}" for name, version in about["versions"].items()]
     parts = [
-        f"{about['processor'] or 'processor not recorded'} ({', '.join(features)}), {about['threads']} threads, {devices}",
+        f"{about['processor'] or 'processor not recorded'} ({', '.join(features)})",
+        f"{about['threads']} threads, {devices}",
         f"Python {about['python']}, {', '.join(versions)}",
         *(f"{name}={value}" for name, value in about["flags"].items()),
         f"commit {about['commit'][:8]}{'-dirty' * about['commit'].endswith('-dirty')}",

@@ -37,7 +37,7 @@ from resnet_jax.report.summary import Layer, layer_table
 PEERS = ("torch", "torch_channels_last", "torch_compile")
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
 # How far losses may lie apart, as a share: they have the rounding of the dtype in every layer.
-TOLERANCES = {"float32": 3e-4, "bfloat16": 1e-2}
+TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
 TURN = 1.0  # seconds
 EPOCH, TEST = 50, 8  # batches
 
