@@ -54,6 +54,7 @@ def run(monkeypatch, capsys):
 
     monkeypatch.setattr(contestants, "Contestant", InProcess)
     monkeypatch.setattr("resnet_jax.platform.keep_freed_memory", lambda: None)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
     return call
 
 
@@ -83,8 +84,7 @@ def test_peer_has_as_many_parameters(name):
 
 
 def test_measures_and_compares(monkeypatch, run, tmp_path):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    pytest.importorskip("torch")
     monkeypatch.setattr(training, "TURN", 0.01)
     monkeypatch.setattr(training, "PEERS", ("torch_channels_last",))
     monkeypatch.setattr("benchmark.training_jax.roofs", lambda dtype: (1e15, 1e12))
@@ -108,8 +108,7 @@ def test_measures_and_compares(monkeypatch, run, tmp_path):
 
 
 def test_nothing_is_measured_unless_losses_agree(monkeypatch, run):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)
+    pytest.importorskip("torch")
     monkeypatch.setattr(training, "PEERS", ("torch",))
     monkeypatch.setattr(training, "take_turns", None)
     modules = importlib.import_module("torch_modules")
@@ -130,10 +129,12 @@ def test_nothing_is_measured_unless_losses_agree(monkeypatch, run):
         (["--dtype=float8"], "float8"),
         (["--batch=many"], "--batch"),
         (["--model=cnn", "--image-size=8"], "too small"),
+        (["--model=resnet_custom", "--batch=2", "--peer=torch"], "no PyTorch module like"),
         (["decode", "--images=2"], "--images"),
     ],
 )
-def test_refuses_in_one_line(run, arguments, message):
+def test_refuses_in_one_line(monkeypatch, run, arguments, message):
+    monkeypatch.setattr(training, "PEERS", ("torch",))
     status, _, err = run(*arguments)
     assert status == 2 and err.startswith("error: ") and message in err
 
