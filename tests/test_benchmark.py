@@ -12,6 +12,7 @@ import pytest
 from benchmark import __main__ as command_line
 from benchmark import contestants, decode, tables, training
 from benchmark.contestants import Contestant
+from benchmark.worker import Refusal
 from PIL import Image
 
 from resnet_jax.errors import UserError
@@ -32,7 +33,10 @@ class InProcess(Contestant):
     def __init__(self, name, module, spec):
         self.name = name
         spec = json.loads(json.dumps(spec | {"contestant": name}))
-        self.started, self.commands = importlib.import_module(module).start(spec)
+        try:
+            self.started, self.commands = importlib.import_module(module).start(spec)
+        except Refusal as reason:
+            raise UserError(str(reason)) from reason
 
     def tell(self, do, **given):
         begin = time.perf_counter()
