@@ -126,13 +126,15 @@ def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
 def _pixels(
     image: Image.Image, shape: tuple[int, int, int], crop: Crop | None = None
 ) -> np.ndarray:
-    upright = ImageOps.exif_transpose(image)
-    if upright.mode in _DEEP_MODES:
-        upright = _shallow(upright)
-    elif upright.mode == "F":
+    image.load()
+    ImageOps.exif_transpose(image, in_place=True)  # a copy would take time, as where modes agree
+    if image.mode in _DEEP_MODES:
+        image = _shallow(image)
+    elif image.mode == "F":
         raise ValueError("its pixels are floating-point numbers of unknown range")
-    is_opaque = not upright.has_transparency_data
-    upright = upright.convert("RGB" if is_opaque else "RGBA")
+    is_opaque = not image.has_transparency_data
+    mode = "RGB" if is_opaque else "RGBA"
+    upright = image if image.mode == mode else image.convert(mode)
     height, width, channels = shape
     resampling = Image.Resampling.BILINEAR if crop else Image.Resampling.LANCZOS
     box = _box(upright.size, (width, height), crop)

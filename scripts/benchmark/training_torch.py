@@ -1,18 +1,25 @@
-"""The benchmark's measurements of PyTorch; see scripts/benchmark.py, which starts it."""
+"""PyTorch's side of the training benchmark, a process that `training.py` starts."""
 
 import functools
-import json
-import resource
-import sys
+import pathlib
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 import torch_modules
-from benchmark_worker import compile_seconds, obey, say
 from torch import Tensor, nn
 
-Spec = dict[str, Any]
+from benchmark.worker import (
+    Answer,
+    Commands,
+    Refusal,
+    Unavailable,
+    first_steps,
+    orders,
+    random_images,
+    serve,
+    training_commands,
+)
 
 BLOCKS: dict[str, Any] = {
     "BasicBlock": torch_modules.Basic,
@@ -74,31 +81,36 @@ class Measurement:
       module: the module.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Answer) -> None:
         """Makes everything; nothing is compiled yet.
 
         Args:
-          spec: what to measure, as benchmark.py sends it.
+          spec: what to measure, as `training.py` sends it.
         """
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.batch, self.dtype = spec["batch"], getattr(torch, spec["dtype"])
         self.format = torch.contiguous_format
         if spec["contestant"] != "torch":
             self.format = torch.channels_last
-        torch.manual_seed(0)
+        torch.manual_seed(0)  # all peers, and we by the file, start from the same weights
         self.module = build(spec["family"], spec["fields"], spec["image_size"])
+        if not pathlib.Path(spec["weights"]).exists():
+            torch.save(self.module.state_dict(), spec["weights"])
         self.module.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.call: Any = self.module
         if spec["contestant"] == "torch_compile":
             self.call = torch.compile(self.module)
-        side = spec["image_size"]
-        images = torch.randint(0, 256, (spec["images"], 3, side, side), dtype=torch.uint8)
-        self.images = images.to(self.device, memory_format=self.format)
-        self.labels = torch.randint(0, 10, (spec["images"],), device=self.device)
-        self.mean = torch.tensor((0.4914, 0.4822, 0.4465), device=self.device)[:, None, None]
-        self.std = torch.tensor((0.2470, 0.2435, 0.2616), device=self.device)[:, None, None]
-        self.optimizer = torch.optim.SGD(self.module.parameters(), 1e-3, momentum=0.9)
-        self.order = torch.randperm(spec["images"], device=self.device)
+        images, labels = (torch.from_numpy(array) for array in random_images(spec))
+        self.images = (
+            images.permute(0, 3, 1, 2).to(self.device).contiguous(memory_format=self.format)
+        )
+        self.labels = labels.long().to(self.device)
+        self.mean = torch.tensor(spec["mean"], device=self.device)[:, None, None]
+        self.std = torch.tensor(spec["std"], device=self.device)[:, None, None]
+        self.optimizer = torch.optim.SGD(
+            self.module.parameters(), spec["learning_rate"], spec["momentum"]
+        )
+        self.orders, self.order = orders(len(labels)), torch.zeros(0)
         self.next, self.test_images = 0, spec["test_images"]
 
     def logits(self, images: Tensor) -> Tensor:
@@ -112,8 +124,8 @@ class Measurement:
         """Takes training steps; returns the last one's loss."""
         self.module.train()
         for _ in range(steps):
-            if self.next + self.batch > len(self.labels):
-                self.order = torch.randperm(len(self.labels), device=self.device)
+            if self.next + self.batch > len(self.order):
+                self.order = torch.from_numpy(next(self.orders)).to(self.device)
                 self.next = 0
             indices = self.order[self.next : self.next + self.batch]
             self.next += self.batch
@@ -135,31 +147,28 @@ class Measurement:
         return loss.item() / self.test_images
 
 
-def peak_memory() -> int:
-    """Returns the most memory used so far: the device's own, or on a CPU the process's, bytes."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def device_peak() -> int:
+    """Returns the most memory that the device had in use, bytes; 0 on a CPU."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def main() -> None:
-    """Reads what to measure from standard input, says what it is, and obeys."""
-    spec = json.loads(sys.stdin.readline())
+def start(spec: Answer) -> tuple[Answer, Commands]:
+    """Compiles a training; see `benchmark.worker.serve`."""
     torch.set_num_threads(spec["threads"])
     try:
         measurement = Measurement(spec)
     except KeyError:
-        say({"error": f"there is no PyTorch module like {spec['model']} here"})
-        return
-    say(
-        {
-            "compile_seconds": compile_seconds(measurement, 1),
-            "parameters": sum(p.numel() for p in measurement.module.parameters()),
-            "provenance": {"torch": torch.__version__, "threads": torch.get_num_threads()},
-        }
-    )
-    obey(measurement, {"memory": lambda: {"bytes": peak_memory()}})
+        raise Refusal(f"--peer: there is no PyTorch module like {spec['model']} here") from None
+    try:
+        said = first_steps(measurement)
+    except Exception as error:
+        if spec["contestant"] != "torch_compile":
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise Unavailable(f"it can't compile here ({reason})") from error
+    said |= {"provenance": {"torch_threads": torch.get_num_threads()}}
+    return said, training_commands(measurement, device_peak)
 
 
 if __name__ == "__main__":
-    main()
+    serve(start)

@@ -1,27 +1,35 @@
-"""The benchmark's measurements of this library; see scripts/benchmark.py, which starts it."""
+"""Our side of the training benchmark, a process that `training.py` starts."""
 
-import json
-import resource
-import sys
+import pathlib
 import time
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from benchmark_worker import Answer, compile_seconds, obey, say
 
+from benchmark.worker import (
+    Answer,
+    Commands,
+    Refusal,
+    first_steps,
+    orders,
+    random_images,
+    serve,
+    training_commands,
+)
 from resnet_jax import cpu
 from resnet_jax.config.load import default_config, validate
 from resnet_jax.data.datasets import Dataset
+from resnet_jax.errors import UserError
 from resnet_jax.platform import keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator, Trainer
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.task import create_task
-
-Spec = dict[str, Any]
+from resnet_jax.weights.load import import_torch
 
 
 class Measurement:
@@ -30,59 +38,69 @@ class Measurement:
     Attributes:
       trainer: the compiled training step.
       state: the state after the last step.
-      step: its number.
     """
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Answer) -> None:
         """Makes everything; nothing is compiled yet.
 
         Args:
-          spec: what to measure, as benchmark.py sends it.
+          spec: what to measure, as `training.py` sends it.
+
+        Raises:
+          Refusal: if the peers' weights do not fit our model.
         """
         config = default_config()
         config.model.name, config.model.dtype = spec["model"], spec["dtype"]
         config.model.options.update(spec["options"])
-        config.batch_size = config.evaluate.batch_size = spec["batch"]
+        config.batch_size = config.evaluate.batch_size = self._batch = spec["batch"]
         config.data.val_fraction, config.data.drop_last = 0.0, True
+        config.data.mean, config.data.std = map(tuple, (spec["mean"], spec["std"]))
         config.evaluate.split = "test"
-        config.optimizer.name, config.optimizer.learning_rate = "sgd", 1e-3
-        config.optimizer.options.momentum = 0.9
-        dataset = _dataset(spec)
+        config.optimizer.name, config.optimizer.learning_rate = "sgd", spec["learning_rate"]
+        config.optimizer.options.momentum = spec["momentum"]
+        images, labels = random_images(spec)
+        test = slice(spec["test_images"])
+        names = tuple(str(label) for label in range(10))
+        dataset = Dataset.from_arrays(images, labels, images[test], labels[test], names)
         self._task = task = create_task(validate(config), dataset.info)
         devices = Devices()
         self._train, self._test = devices.put((dataset.train, dataset.test))
         self.trainer = Trainer(task.network, task.optimizer, devices, task.agenda.steps_per_epoch)
         self._evaluator = Evaluator(task.network, devices)
-        self.state: TrainState = devices.put(task.create_state())
-        self.step = 0
+        self.state: TrainState = devices.put(task.create_state(_weights(spec, task.network.module)))
+        self._orders, self._rest = orders(len(images)), np.zeros(0, np.int32)
 
     def train(self, steps: int) -> float:
         """Takes training steps; returns the last one's loss."""
-        task, stop = self._task, self.step + steps
-        size = self.trainer.steps_per_dispatch
-        for first, indices in task.order.dispatches(self.step, stop, size):
-            rates = np.full(len(indices), 1e-3, np.float32)
+        task, size = self._task, self.trainer.steps_per_dispatch
+        while steps:
+            if not len(self._rest):
+                self._rest = next(self._orders)
+            count = min(steps, size, len(self._rest) // self._batch)
+            taken, self._rest = np.split(self._rest, [count * self._batch])
+            rates = np.full(count, task.config.optimizer.learning_rate, np.float32)
             numbers = rates, task.hyperparameters, task.config.seed
-            epoch = first // task.agenda.steps_per_epoch
-            self.state, _, told = self.trainer.train(
-                self.state, self._train, indices, epoch, *numbers
-            )
-            self.step = first + len(indices)
-        return float(told.loss[len(indices) - 1])
+            indices = taken.reshape(count, self._batch)
+            self.state, _, told = self.trainer.train(self.state, self._train, indices, 0, *numbers)
+            steps -= count
+        return float(told.loss[count - 1])
 
     def evaluate(self) -> float:
         """Scores all test images; returns their mean loss."""
-        batch_size = self._task.config.evaluate.batch_size
-        metrics = self._evaluator.score(self.state.variables(), self._test, batch_size)
+        metrics = self._evaluator.score(self.state.variables(), self._test, self._batch)
         return metrics.means()["loss"]
 
 
-def _dataset(spec: Spec) -> Dataset:
-    random, shape = np.random.default_rng(0), (spec["image_size"], spec["image_size"], 3)
-    images = random.integers(0, 256, (spec["images"], *shape), np.uint8)
-    labels = random.integers(0, 10, (spec["images"],), np.int32)
-    names, test = tuple(str(label) for label in range(10)), spec["test_images"]
-    return Dataset.from_arrays(images, labels, images[:test], labels[:test], names)
+def _weights(spec: Answer, model: nn.Module) -> dict[str, Any] | None:
+    """Returns the weights that the peers start from; None if there are no peers."""
+    path = pathlib.Path(spec["weights"])
+    if not path.exists():
+        return None
+    size = spec["image_size"]
+    try:
+        return import_torch(path, model, image_shape=(size, size, 3))
+    except UserError as error:
+        raise Refusal(f"--peer: there is no PyTorch module like {spec['model']} here") from error
 
 
 def roofs(dtype: str) -> tuple[float, float]:
@@ -112,38 +130,28 @@ def _best_seconds(function: Any, argument: jax.Array) -> float:
     return min(seconds)
 
 
-def peak_memory() -> int:
-    """Returns the most memory used so far: the device's own, or on a CPU the process's, bytes."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return stats.get("peak_bytes_in_use", on_host)
+def device_peak() -> int:
+    """Returns the most memory that the device had in use, bytes; 0 on a CPU."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
 
 
-def main() -> None:
-    """Reads what to measure from standard input, says what it is, and obeys."""
-    spec = json.loads(sys.stdin.readline())
+def start(spec: Answer) -> tuple[Answer, Commands]:
+    """Compiles a training; see `benchmark.worker.serve`."""
     keep_freed_memory()
     if jax.default_backend() == "cpu":
         cpu.enable()
     measurement = Measurement(spec)
-    unit = measurement.trainer.steps_per_dispatch
     where = provenance()
     del where["command"]  # of this worker, not of the benchmark
-    say(
-        {
-            "compile_seconds": compile_seconds(measurement, unit),
-            "parameters": sum(leaf.size for leaf in jax.tree.leaves(measurement.state.params)),
-            "unit": unit,
-            "provenance": where,
-        }
-    )
+    said = {"unit": measurement.trainer.steps_per_dispatch, "provenance": where}
 
     def measured_roofs() -> Answer:
         return dict(zip(("flops", "bandwidth"), roofs(spec["dtype"]), strict=True))
 
-    obey(measurement, {"roofs": measured_roofs, "memory": lambda: {"bytes": peak_memory()}})
+    commands = training_commands(measurement, device_peak)
+    return said | first_steps(measurement), {**commands, "roofs": measured_roofs}
 
 
 if __name__ == "__main__":
     with memory_errors("lower --batch"):
-        main()
+        serve(start)

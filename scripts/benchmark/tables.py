@@ -1,0 +1,169 @@
+"""Makes Markdown of what was measured, and writes it into the README.
+
+  python scripts/benchmark tables
+
+Between the comments `<!-- results/NAME.json -->` and `<!-- end -->` the README has what is made of
+that file, once it is there.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import statistics
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from benchmark.contestants import OURS
+
+ROOT = pathlib.Path(__file__).parents[2]
+README = ROOT / "README.md"
+_SECTION = re.compile(r"(<!-- (results/[\w-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+NAMES = {
+    OURS: "ours",
+    "torch": "PyTorch",
+    "torch_channels_last": "PyTorch, channels last",
+    "torch_compile": "PyTorch, compiled",
+    "torchvision": "torchvision",
+}
+Row = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes the README's tables."""
+    parser = argparse.ArgumentParser(
+        prog="python scripts/benchmark tables", description=str(__doc__).split("\n")[0]
+    )
+    parser.parse_args(arguments)
+    README.write_text(with_tables(README.read_text()))
+
+
+def with_tables(text: str) -> str:
+    """Returns a text with each of its sections made anew."""
+
+    def section(match: re.Match[str]) -> str:
+        path, content = ROOT / match[2], "Yet to be measured."
+        if path.exists():
+            content = markdown(json.loads(path.read_text()))
+        return f"{match[1]}\n{content}\n\n{match[3]}"
+
+    return _SECTION.sub(section, text)
+
+
+def markdown(record: Mapping[str, Any]) -> str:
+    """Returns what was measured on what, the table, and the least and largest ratio.
+
+    Args:
+      record: what --json holds.
+    """
+    if "decode" in record:
+        parts = [_about(record), _decode(record["decode"])]
+    else:
+        parts = [
+            _about(record),
+            _training(record["training"], _has_roofs(record)),
+            *_ranges(record["training"]),
+        ]
+    return "\n\n".join(parts)
+
+
+def _has_roofs(record: Mapping[str, Any]) -> bool:
+    """Returns whether XLA's matrix product is a roof; on a CPU oneDNN's convolutions pass it."""
+    return record["about"]["devices"][0] != "cpu"
+
+
+def _about(record: Mapping[str, Any]) -> str:
+    about = record["about"]
+    features = [name for name in about["features"] if name in ("avx2", "avx512f", "avx512_bf16")]
+    load = "not recorded" if about["load"] is None else f"{about['load']:.1f}"
+    devices = f"{len(about['devices'])} x {about['devices'][0]}"
+    versions = [f"{name} {version}" for name, version in about["versions"].items()]
+    parts = [
+        f"{about['processor'] or 'processor not recorded'} ({', '.join(features)})",
+        f"{about['threads']} threads, {devices}",
+        f"Python {about['python']}, {', '.join(versions)}",
+        *(f"{name}={value}" for name, value in about["flags"].items()),
+        f"commit {about['commit'][:8]}{'-dirty' * about['commit'].endswith('-dirty')}",
+        f"load before {load}",
+        *(f"without {name}: {reason}" for name, reason in record["absent"].items()),
+    ]
+    return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _training(rows: Sequence[Row], has_roofs: bool) -> str:
+    head = (
+        *("model", "batch", "dtype", "", "training, images/s", "step, ms", "ours / it"),
+        *("inference, images/s", "ours / it", "compile, s", "peak, GB"),
+        *(("TFLOP/s", "of matmul", "of copy") if has_roofs else ()),
+    )
+    lines, ours = [], rows[0]
+    for row in rows:
+        ours = row if row["contestant"] == OURS else ours
+        step, inference = _medians(row)
+        cells = [
+            *(row["model"], str(row["batch"]), row["dtype"], NAMES[row["contestant"]]),
+            *(f"{row['batch'] / step:,.0f}", f"{1000 * step:,.1f}"),
+            "" if row is ours else f"**{step / _medians(ours)[0]:.2f}**",
+            f"{row['batch'] / inference:,.0f}",
+            "" if row is ours else f"{inference / _medians(ours)[1]:.2f}",
+            f"{row['compile_seconds']:.1f}",
+            f"{row['peak_bytes'] / 1e9:.2f}",
+        ]
+        if has_roofs:
+            shares = (row["compute_share"], row["bandwidth_share"])
+            cells += [f"{row['flops'] / 1e12:.3g}", *(f"{share:.0%}" for share in shares)]
+        lines.append(cells)
+    return _table(head, lines)
+
+
+def _medians(row: Row) -> tuple[float, float]:
+    """Returns the seconds of a training step and of scoring a batch."""
+    return statistics.median(row["step_seconds"]), statistics.median(row["inference_seconds"])
+
+
+def _ranges(rows: Sequence[Row]) -> list[str]:
+    """Returns a sentence per dtype: how fast we are beside the faster peer of each model."""
+    ratios: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
+    ours = _medians(rows[0])
+    for row in rows:
+        step, inference = _medians(row)
+        if row["contestant"] == OURS:
+            ours = step, inference
+        else:
+            of_dtype = ratios.setdefault(row["dtype"], {})
+            of_model = of_dtype.setdefault((row["model"], row["batch"]), [])
+            of_model.append((step / ours[0], inference / ours[1]))
+    sentences = []
+    for dtype, models in ratios.items():
+        fastest = [
+            [min(column) for column in zip(*peers, strict=True)] for peers in models.values()
+        ]
+        train, score = (
+            f"{min(column):.2f} to {max(column):.2f}" for column in zip(*fastest, strict=True)
+        )
+        sentences.append(
+            f"Beside the fastest peer, in {dtype} training is {train} times as fast and "
+            f"inference {score} times."
+        )
+    return ["\n".join(sentences)] if sentences else []
+
+
+def _decode(rows: Sequence[Row]) -> str:
+    head = ("", "images/s", "images/s per core", "ours / it")
+    rates = {row["contestant"]: statistics.median(row["images_per_second"]) for row in rows}
+    cells = [
+        [
+            NAMES[row["contestant"]],
+            f"{(rate := rates[row['contestant']]):,.0f}",
+            f"{rate / row['cores']:,.0f}",
+            "" if row["contestant"] == OURS else f"**{rates[OURS] / rate:.2f}**",
+        ]
+        for row in rows
+    ]
+    return _table(head, cells)

@@ -1,0 +1,265 @@
+"""Measures training and inference, alone or beside PyTorch, whose turns alternate with ours.
+
+  python scripts/benchmark --model=resnet_small,resnet18 --batch=128 --peer=torch --json=FILE
+
+Each contestant is a process of its own that keeps its model, data and compiled program, and is
+stopped while another is measured. All start from the same weights and take the same images in the
+same order; unless their losses agree nothing is measured. In each round they take their turns one
+after the other, about a second each; the figures are medians over the rounds. A Markdown table is
+printed; --json keeps every time that was taken.
+
+What is timed is a whole training step: images drawn from a data set on the device as uint8,
+normalised, forward, backward, SGD with momentum. Inference scores a test set of eight batches.
+Random images are used, no augmentation and no dropout. On a CPU all contestants use all cores that
+this process may use: `taskset -c 0,1 python scripts/benchmark ...` measures two threads.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import statistics
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import flax.linen as nn
+
+from benchmark import machine, tables
+from benchmark.contestants import OURS, Contestant, gather, say, take_turns
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.models.registry import create_model
+from resnet_jax.report.summary import Layer, layer_table
+
+PEERS = ("torch", "torch_channels_last", "torch_compile")
+DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
+# How far losses may lie apart, as a share: they have the rounding of the dtype in every layer.
+TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
+TURN = 1.0  # seconds
+EPOCH, TEST = 50, 8  # batches
+
+# How often a training step moves each output of a layer, forward and backward, where nothing is
+# fused. A convolution writes it and the next layer reads it; then the gradient is read twice, and
+# the input is read and its gradient written. A norm reads twice and writes; then it reads input
+# and gradient twice and writes. In inference both write once and are read once.
+TRAFFIC = {"Conv": 6, "BatchNorm": 8}
+
+
+@dataclasses.dataclass
+class Result:
+    """What was measured of one contestant.
+
+    Attributes:
+      model: registry name.
+      batch: images per step.
+      dtype: dtype of the computation.
+      contestant: `OURS` or one of `PEERS`.
+      step_seconds: of a training step, a value per round.
+      inference_seconds: of scoring a batch, a value per round.
+      compile_seconds: of the first training step beyond the second.
+      peak_bytes: most memory used: the device's own, or on a CPU the process's.
+      flops: FLOP/s of training, from the analytic count.
+      compute_share: `flops` over the measured rate of a large matrix product.
+      bandwidth_share: traffic of an unfused step, over the measured rate of a large copy.
+    """
+
+    model: str
+    batch: int
+    dtype: str
+    contestant: str
+    step_seconds: list[float]
+    inference_seconds: list[float]
+    compile_seconds: float
+    peak_bytes: int
+    flops: float
+    compute_share: float
+    bandwidth_share: float
+
+
+@dataclasses.dataclass
+class Measured:
+    """What was found of one model.
+
+    Attributes:
+      results: of those who took part.
+      absent: why the others did not, by name.
+      provenance: what the contestants say of themselves.
+    """
+
+    results: list[Result]
+    absent: dict[str, str]
+    provenance: dict[str, Any]
+
+
+def measure(
+    name: str, batch: int, dtype: str, image_size: int, peers: Sequence[str], rounds: int
+) -> Measured:
+    """Measures all contestants on one model.
+
+    Args:
+      name: registry name of the model.
+      batch: images per step.
+      dtype: dtype of the computation.
+      image_size: side of the images, pixels; from 128 on, residual networks have their ImageNet
+        stem.
+      peers: names among `PEERS`.
+      rounds: number of turns that each contestant takes.
+
+    Raises:
+      UserError: if a contestant can't be started, or the losses do not agree.
+    """
+    spec, layers = _spec(name, batch, dtype, image_size)
+    say(f"{name}, batch {batch}, {dtype}")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        spec["weights"] = os.path.join(folder, "weights.pth")  # written by the first peer
+        wanted = [
+            *((peer, "benchmark.training_torch") for peer in peers),
+            (OURS, "benchmark.training_jax"),
+        ]
+        contestants, absent = gather(stack, wanted, spec)
+        ours = contestants.pop(OURS)
+        everyone = [ours, *contestants.values()]
+        _check_losses(
+            {contestant.name: contestant.started["losses"] for contestant in everyone}, dtype
+        )
+        steps = {contestant.name: _steps_of_a_turn(contestant) for contestant in everyone}
+
+        def turn(contestant: Contestant) -> tuple[float, float]:
+            seconds = contestant.tell(do="train", steps=steps[contestant.name])["seconds"]
+            scored = contestant.tell(do="evaluate")["seconds"]
+            return seconds / steps[contestant.name], scored / TEST
+
+        times = take_turns(everyone, rounds, turn)
+        roofs = ours.tell(do="roofs")
+        results = [_result(c, times[c.name], roofs, layers, spec) for c in everyone]
+        provenance: dict[str, Any] = {}
+        for contestant in everyone:
+            provenance |= contestant.started["provenance"]
+    return Measured(results, absent, provenance)
+
+
+def _spec(
+    name: str, batch: int, dtype: str, image_size: int
+) -> tuple[dict[str, Any], Sequence[Layer]]:
+    """Returns what all contestants are told, and the layers of the model."""
+    options: dict[str, Any] = {"stem": "imagenet"} if "resnet" in name and image_size >= 128 else {}
+    if hasattr(create_model(name), "dropout_rate"):
+        options["dropout_rate"] = 0.0  # what it drops is random, and the losses are to agree
+    model = create_model(name, **options)
+    spec = {
+        "model": name,
+        "options": options,
+        "family": type(model).__name__,
+        "fields": _fields(model),
+        "batch": batch,
+        "dtype": dtype,
+        "image_size": image_size,
+        "images": EPOCH * batch,
+        "test_images": TEST * batch,
+        "threads": len(os.sched_getaffinity(0)),
+        "mean": (0.4914, 0.4822, 0.4465),
+        "std": (0.2470, 0.2435, 0.2616),
+        "learning_rate": 1e-2,
+        "momentum": 0.9,
+    }
+    return spec, layer_table(model, (image_size, image_size, 3))
+
+
+def _fields(model: nn.Module) -> dict[str, Any]:
+    """Returns those fields of a module that JSON can hold; of classes, the names."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    fields = {k: v.__name__ if isinstance(v, type) else v for k, v in fields.items()}
+    return {k: v for k, v in fields.items() if isinstance(v, str | int | float | tuple)}
+
+
+def _check_losses(losses: Mapping[str, Sequence[float]], dtype: str) -> None:
+    """Refuses contestants whose losses differ: scored, of two training steps, and scored again."""
+    ours = losses[OURS]
+    for name, theirs in losses.items():
+        pairs = zip(ours, theirs, strict=True)
+        if not all(abs(a - b) <= TOLERANCES[dtype] * abs(a) for a, b in pairs):
+            raise UserError(
+                f"the losses of {name} and {OURS} differ, so nothing was timed: {theirs}, {ours}"
+            )
+
+
+def _steps_of_a_turn(contestant: Contestant) -> int:
+    """Returns how many steps take about a second, whole calls of the compiled program."""
+    unit = contestant.started.get("unit", 1)
+    step = contestant.tell(do="train", steps=unit)["seconds"] / unit
+    return min(math.ceil(TURN / step / unit) * unit, EPOCH)
+
+
+def _result(
+    contestant: Contestant,
+    times: Sequence[tuple[float, float]],
+    roofs: dict[str, float],
+    layers: Sequence[Layer],
+    spec: dict[str, Any],
+) -> Result:
+    step_seconds, inference_seconds = (list(column) for column in zip(*times, strict=True))
+    rate = spec["batch"] / statistics.median(step_seconds)
+    flops = 6 * sum(layer.macs for layer in layers) * rate
+    moved = sum(TRAFFIC.get(layer.kind, 0) * math.prod(layer.output_shape) for layer in layers)
+    return Result(
+        model=spec["model"],
+        batch=spec["batch"],
+        dtype=spec["dtype"],
+        contestant=contestant.name,
+        step_seconds=step_seconds,
+        inference_seconds=inference_seconds,
+        compile_seconds=contestant.started["compile_seconds"],
+        peak_bytes=contestant.tell(do="memory")["bytes"],
+        flops=flops,
+        compute_share=flops / roofs["flops"],
+        bandwidth_share=moved * DTYPES[spec["dtype"]] * rate / roofs["bandwidth"],
+    )
+
+
+def _names(given: str, known: Sequence[str], flag: str) -> list[str]:
+    for name in given.split(","):
+        if name not in known:
+            raise unknown(flag, name, known)
+    return given.split(",")
+
+
+def _batches(given: str) -> list[int]:
+    if not all(word.isdecimal() and int(word) for word in given.split(",")):
+        raise UserError(f"--batch takes whole numbers with commas between them, not {given!r}")
+    return [int(word) for word in given.split(",")]
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Measures what the command line asks for.
+
+    Raises:
+      UserError: if it asks for what there is not, or as `measure` does.
+    """
+    parser = argparse.ArgumentParser(
+        prog="python scripts/benchmark", description=str(__doc__).split("\n")[0]
+    )
+    parser.add_argument("--model", default="resnet_small", help="registry names, with commas")
+    parser.add_argument("--batch", default="128", help="images per step, with commas")
+    parser.add_argument("--dtype", default="float32", help=f"of {', '.join(DTYPES)}, with commas")
+    parser.add_argument("--image-size", type=int, default=32, help="side of the images, pixels")
+    parser.add_argument("--peer", choices=("torch",), help=f"the others: {', '.join(PEERS)}")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
+    parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
+    parser.epilog = "`decode` and `tables` instead of the first flag do what their --help says"
+    given = parser.parse_args(arguments)
+    peers = PEERS if given.peer else ()
+    record: dict[str, Any] = {"about": machine.describe(arguments), "absent": {}, "training": []}
+    for dtype in _names(given.dtype, tuple(DTYPES), "--dtype"):
+        for batch in _batches(given.batch):
+            for name in given.model.split(","):
+                found = measure(name, batch, dtype, given.image_size, peers, given.rounds)
+                record["about"] |= found.provenance
+                record["absent"] |= found.absent
+                record["training"] += map(dataclasses.asdict, found.results)
+                if given.json:
+                    given.json.write_text(json.dumps(record, indent=1) + "\n")
+    print(tables.markdown(record))
