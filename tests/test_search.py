@@ -153,6 +153,10 @@ BAD = [
     (["--config.search.storage=postgresql://me:sesame@[::1/x"], "is malformed"),
     (["--config.search.method=cma-es", "--config.search.trials=3"], "needs two ranges"),
     (["--config.search.pruner=median", "--config.seeds=(0,1)"], "compares single trials"),
+    (["--config.seeds=(0,-1)"], "config field seed must be at least 0"),
+    (["--config.space.model.name=('cnn','cmm')"], "unknown model 'cmm'"),
+    (["--config.space.optimizer.name=('sgd','sdg')"], "unknown optimizer 'sdg'"),
+    (["--config.space.data.val_fraction=(0.1,0.0)"], "data.val_fraction is 0"),
 ]
 
 
@@ -290,6 +294,26 @@ def test_seeds_give_mean_and_deviation(tmp_path, monkeypatch):
     row = next(csv.DictReader((tmp_path / "ranking.csv").open()))
     assert (row["score"], row["std"], row["seeds"]) == ("52.00", "1.41", "2")
     assert row["config.optimizer.learning_rate"] == "0.1" and row["test"] == "40.00"
+
+
+def test_a_budget_that_ends_between_seeds_is_said(tmp_path, monkeypatch):
+    fake_training(monkeypatch)
+    config = config_of()
+    config.seeds, config.search.epochs = (3, 4), 3
+    with pytest.raises(UserError, match="too small for one point with all seeds"):
+        worker.run_search(config, str(tmp_path))
+
+
+def test_patterns_are_values_that_tables_and_plots_show_as_they_are(tmp_path, monkeypatch):
+    fake_training(monkeypatch)
+    config = config_of()
+    patterns = (r"bias$|\d$", r"bias$|\w+$")  # as a formula Matplotlib refuses them
+    config.space = {"optimizer": {"no_decay": patterns}}
+    worker.run_search(config, str(tmp_path))
+    assert (tmp_path / "parallel.png").exists()
+    lines = (tmp_path / "ranking.md").read_text().splitlines()
+    rows = [line.replace(r"\|", "") for line in lines if line.startswith("|")]
+    assert len({row.count("|") for row in rows}) == 1
 
 
 def test_only_the_weights_of_the_best_are_kept(tmp_path):

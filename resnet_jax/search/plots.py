@@ -64,7 +64,8 @@ def _parallel(ax: Any, axes: Sequence[Axis], found: Sequence[Standing]) -> None:
     for place, axis in enumerate(axes):
         values = axis.values or (axis.low, axis.high)
         for value in values:
-            ax.annotate(f" {value}", (place, _height(axis, value)), fontsize=7)
+            at = place, _height(axis, value)
+            ax.annotate(f" {value}", at, fontsize=7, parse_math=False)
     ax.set_xticks(range(len(axes) + 1), [*(axis.path for axis in axes), "score"], fontsize=7)
     ax.set_yticks([])
     ax.set_title(f"Points, scores from {scores.min():.2f} to {scores.max():.2f} %")

@@ -100,7 +100,8 @@ def _percent(value: float | None) -> str:
 
 
 def _markdown(rows: Rows) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
+    escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    lines = [f"| {' | '.join(row)} |" for row in escaped]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 

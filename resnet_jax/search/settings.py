@@ -10,9 +10,13 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.config.checks import checked
 from resnet_jax.config.fields import RESUMABLE, SEARCH_FIELDS
 from resnet_jax.errors import UserError, shown, unknown
+from resnet_jax.models.registry import create_model
 from resnet_jax.search import sampling
-from resnet_jax.search.space import Axis, Point, configured, draw, grid, parse
+from resnet_jax.search.space import Axis, Point, configured, draw, grid, label, parse
 from resnet_jax.search.storage import SEARCH
+from resnet_jax.training.optimizers import create_optimizer
+
+_DRAWN = 20  # points that are checked where there is no grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +66,8 @@ class Search:
         base = _scored(config_lib.validate(config.base), settings)
         points = tuple(grid(axes)) if settings.method == "grid" else ()
         _check_method(settings, axes, seeds)
-        configured(base, points[0] if points else draw(axes, settings.seed, 0), seed=seeds[0])
+        drawn = [draw(axes, settings.seed, number) for number in range(_DRAWN)]
+        _check_trials(base, points or drawn, seeds)
         return cls(base, axes, seeds, settings, config.reported, points)
 
     def description(self) -> dict[str, Any]:
@@ -115,6 +120,23 @@ def _check_method(settings: ConfigDict, axes: Sequence[Axis], seeds: Sequence[in
             "point with more seeds afterwards"
         )
     sampling.check_installed(settings)
+
+
+def _check_trials(base: ConfigDict, points: Sequence[Point], seeds: Sequence[int]) -> None:
+    """Refuses seeds and listed values that trials would refuse, before any of them trains."""
+    first: dict[tuple[str, Any], Point] = {}  # the first point with a value
+    for point in points:
+        for path, value in point.items():
+            first.setdefault((path, label(value)), point)
+    for point in {id(point): point for point in first.values()}.values():
+        _check_config(configured(base, point))
+    for seed in seeds:
+        _check_config(configured(base, points[0], seed=seed))
+
+
+def _check_config(config: ConfigDict) -> None:
+    create_model(config.model.name, max(config.model.num_classes, 1))
+    create_optimizer(config.optimizer)
 
 
 def _plain(axis: Axis) -> dict[str, Any]:

@@ -153,8 +153,8 @@ def _score_winner(study: Study, board: Board) -> None:
     """
     with study.locked():
         standing = next(iter(ranked(study.standings())), None)
-        if standing is None:
-            raise UserError("the budget of the search is too small for one trial")
+        if standing is None or standing.state == RUNNING:
+            raise UserError("the budget of the search is too small for one point with all seeds")
         if standing.state != DONE:
             why = next((trial.why for trial in standing.trials if trial.why), "they were pruned")
             raise UserError(f"no trial was completed; the first one: {why}")
