@@ -166,3 +166,15 @@ def test_refuses_what_is_no_file(tmp_path):
     for path, message in ((tmp_path, "is no file"), (tmp_path / "x", "does not exist")):
         with pytest.raises(UserError, match=message):
             images.read([path], (32, 32, 3))
+
+
+def test_what_is_cut_out_lies_in_the_image():
+    rng = np.random.default_rng(0)
+    for width, height, *crop in rng.random((20_000, 6)):
+        size = int(1 + 500 * width), int(1 + 500 * height)
+        smallest_area = 0.08
+        area = smallest_area + (1 - smallest_area) * crop[0]
+        for cut in (None, images.Crop(area, (4 / 3) ** (2 * crop[1] - 1), crop[2], crop[3])):
+            left, top, right, bottom = images._box(size, (224, 224), cut)
+            assert 0 <= left < right <= size[0]
+            assert 0 <= top < bottom <= size[1]

@@ -154,10 +154,10 @@ def _box(
         crop, across, down = Crop(1, 1, 0.5, 0.5), scale * columns, scale * rows
     else:
         scale = (crop.area * width * height / (columns * rows)) ** 0.5
-        across = min(scale * columns * crop.ratio**0.5, width)
-        down = min(scale * rows / crop.ratio**0.5, height)
+        across, down = scale * columns * crop.ratio**0.5, scale * rows / crop.ratio**0.5
+    across, down = min(across, width), min(down, height)
     left, top = crop.left * (width - across), crop.top * (height - down)
-    return left, top, left + across, top + down
+    return left, top, min(left + across, width), min(top + down, height)  # sums are rounded
 
 
 def _shallow(image: Image.Image) -> Image.Image:

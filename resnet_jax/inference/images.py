@@ -8,18 +8,20 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from resnet_jax.data import image_files
 from resnet_jax.data.folders import SUFFIXES
 from resnet_jax.errors import UserError
+from resnet_jax.platform import num_threads
 
 Name = str | os.PathLike[str]
 OnBadImage = Callable[[UserError], None]
 
 _STANDARD_INPUT = "-"
+_PIECE = 32  # images that a thread reads at once
 _PPM = re.compile(rb"P[1-6]\s")  # the one format whose head need not have a zero byte
 _MOST_BYTES = 2**28  # of one image on standard input
 
@@ -46,25 +48,33 @@ def read_batches(
       Paths, and uint8 `[images, height, width, channels]`.
     """
     images = _find(names, on_bad_image)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
 
-        def read_next() -> list[tuple[str, concurrent.futures.Future[np.ndarray]]]:
-            return [
-                (image.name, pool.submit(image_files.read_one, image.file, shape))
-                for image in itertools.islice(images, size)
-            ]
+    def read(piece: list[_Image]) -> list[tuple[str, np.ndarray | UserError]]:
+        return [(image.name, _read(image, shape)) for image in piece]
+
+    # A task for each small image would take longer than to read it.
+    with concurrent.futures.ThreadPoolExecutor(max(1, num_threads() - 1)) as pool:
+
+        def read_next() -> list[concurrent.futures.Future[list[tuple[str, Any]]]]:
+            batch = list(itertools.islice(images, size))
+            return [pool.submit(read, batch[i : i + _PIECE]) for i in range(0, size, _PIECE)]
 
         ahead = read_next()
-        while ahead:
-            batch, ahead = ahead, read_next()
-            found = []
-            for name, reading in batch:
-                try:
-                    found.append((name, reading.result()))
-                except UserError as error:
+        while batch := [pair for piece in ahead for pair in piece.result()]:
+            ahead = read_next()
+            for _, error in batch:
+                if isinstance(error, UserError):
                     on_bad_image(error)
+            found = [(name, image) for name, image in batch if not isinstance(image, UserError)]
             if found:
                 yield [name for name, _ in found], np.stack([pixels for _, pixels in found])
+
+
+def _read(image: _Image, shape: tuple[int, int, int]) -> np.ndarray | UserError:
+    try:
+        return image_files.read_one(image.file, shape)
+    except UserError as error:
+        return error
 
 
 def _find(names: Iterable[Name], on_bad_image: OnBadImage) -> Iterator[_Image]:
