@@ -75,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
     # XLA's own log would complain of every program that comes from the cache of compiled programs
     # (openxla issue 44565); its errors are raised as exceptions too. It is read on import of jax.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # Threads that wait actively for long keep other processes from the cores that they are to use.
+    os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     try:
         return _run_mode(_parse(arguments))
     except UserError as error:
