@@ -41,6 +41,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     return UserError(f"unknown {kind} {shown(name)}; {hint}")
 
 
+def pip_line(extra: str) -> str:
+    """Returns the command that installs an extra of this package."""
+    return f"pip install 'resnet-flax-cifar[{extra}]'"
+
+
 def unwritable(error: BaseException) -> int | None:
     """Returns the errno for which a place could not be written; None if that is not the error.
 

@@ -43,7 +43,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.errors import Interrupted, UserError, unknown, without_secrets
+from resnet_jax.errors import Interrupted, UserError, pip_line, unknown, without_secrets
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -160,8 +160,7 @@ def _report(settings: "_Settings") -> None:
     try:
         from resnet_jax.report.page import write_report
     except ModuleNotFoundError as error:
-        extra = "pip install 'resnet-flax-cifar[report]'"
-        raise UserError(f"a report needs {error.name}: {extra}") from None
+        raise UserError(f"a report needs {error.name}: {pip_line('report')}") from None
 
     print(f"report  {write_report([settings.workdir, *settings.paths])}")
 

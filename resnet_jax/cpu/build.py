@@ -19,12 +19,13 @@ import jax
 import jaxlib
 import platformdirs
 
+from resnet_jax.errors import pip_line
 from resnet_jax.platform import cpu_features, num_threads
 
 _SOURCES = ("convolution.cc", "normalization.cc")
 _HEADERS = ("team.h",)
 _FLAGS = "-O3 -march=native -fno-math-errno -fno-trapping-math -std=c++17 -fPIC -shared -fopenmp -w"
-_HOW = "for faster training on Linux: pip install 'resnet-flax-cifar[cpu]', and install g++"
+_HOW = f"for faster training on Linux: {pip_line('cpu')}, and install g++"
 
 
 class Unavailable(Exception):

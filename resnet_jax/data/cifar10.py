@@ -71,7 +71,11 @@ def pack(images: np.ndarray, labels: np.ndarray) -> bytes:
 def unpack(batches: Mapping[str, bytes], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the images (uint8 [N, 32, 32, 3]) and labels (int32 [N]) of the named batches."""
     content = np.concatenate([np.frombuffer(batches[name], np.uint8) for name in names])
-    records = content.reshape(-1, RECORD_BYTES)
+    return unpack_records(content.reshape(-1, RECORD_BYTES))
+
+
+def unpack_records(records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `unpack` does, of records, uint8 [N, 3073]: a label and the pixels of each."""
     planes = records[:, 1:].reshape(-1, 3, 32, 32)
     # Ten times faster than one transpose of four axes.
     images = np.stack([planes[:, channel] for channel in range(3)], axis=-1)

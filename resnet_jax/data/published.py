@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data import cache, originals
+from resnet_jax.data import cache, cifar10, originals
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, Notify, Opened
 from resnet_jax.data.download import PlainProgress, Progress, Remote, Unavailable, complete, reading
 from resnet_jax.errors import UserError
@@ -134,14 +134,11 @@ def _read_cifar100(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
                 content, is_binary = file.read(), name.endswith(".bin")
                 if not is_binary:
                     content = originals.unpickle(content, Path(name), labels="fine_labels")
-                rows = np.frombuffer(content, np.uint8).reshape(-1, 3074 if is_binary else 3073)
-                records[name.partition(".")[0]] = rows[:, -3073:]
-
-    def examples(rows: np.ndarray) -> Examples:
-        images = rows[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        return Examples(np.ascontiguousarray(images), rows[:, 0].astype(np.int32))
-
-    return examples(records["train"]), examples(records["test"])
+                rows = np.frombuffer(content, np.uint8)
+                rows = rows.reshape(-1, cifar10.RECORD_BYTES + is_binary)  # with a coarse label
+                records[name.partition(".")[0]] = rows[:, -cifar10.RECORD_BYTES :]
+    train, test = (Examples(*cifar10.unpack_records(records[part])) for part in ("train", "test"))
+    return train, test
 
 
 def _read_idx(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
@@ -164,13 +161,22 @@ def _read_svhn(contents: Sequence[bytes]) -> tuple[Examples, Examples]:
     return examples(contents[0]), examples(contents[1])
 
 
+def _idx_files(
+    url: str, packed: Sequence[tuple[int, str]], unpacked: Sequence[tuple[int, str]] = ()
+) -> tuple[tuple[Remote, ...], ...]:
+    """Returns the files of MNIST's format, by sizes and MD5s; unpacked, by sizes and SHA-256s."""
+    names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
+    forms = [[Remote(f"{url}{n}.gz", s, "md5", d)] for n, (s, d) in zip(names, packed, strict=True)]
+    for form, name, (size, digest) in zip(forms, names, unpacked, strict=False):
+        form.append(Remote(name, size, "sha256", digest))
+    return tuple(map(tuple, forms))
+
+
 _DIGITS = tuple("0123456789")
 _CIFAR = "https://www.cs.toronto.edu/~kriz/"
 _MNIST = "https://ossci-datasets.s3.amazonaws.com/mnist/"
 _FASHION = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/"
 _SVHN = "http://ufldl.stanford.edu/housenumbers/"
-_IDX = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-_IDX_BYTES = (47_040_016, 60_008, 7_840_016, 10_008)
 _CIFAR100_CLASSES = """
 apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
 camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup
@@ -214,25 +220,20 @@ PUBLISHED: Mapping[str, Published] = {
         test_counts=(980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009),
         mean=(0.1307,),
         std=(0.3081,),
-        files=tuple(
-            (Remote(f"{_MNIST}{name}.gz", *packed), Remote(name, size, "sha256", unpacked))
-            for name, packed, size, unpacked in zip(
-                _IDX,
-                (
-                    (9_912_422, "md5", "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
-                    (28_881, "md5", "d53e105ee54ea40749a09fcbcd1e9432"),
-                    (1_648_877, "md5", "9fb629c4189551a2d022fa330f9573f3"),
-                    (4_542, "md5", "ec29112dd5afa0611ce80d1b7f02629c"),
-                ),
-                _IDX_BYTES,
-                (
-                    "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
-                    "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
-                    "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
-                    "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
-                ),
-                strict=True,
-            )
+        files=_idx_files(
+            _MNIST,
+            packed=(
+                (9_912_422, "f68b3c2dcbeaaa9fbdd348bbdeb94873"),
+                (28_881, "d53e105ee54ea40749a09fcbcd1e9432"),
+                (1_648_877, "9fb629c4189551a2d022fa330f9573f3"),
+                (4_542, "ec29112dd5afa0611ce80d1b7f02629c"),
+            ),
+            unpacked=(
+                (47_040_016, "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db"),
+                (60_008, "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5"),
+                (7_840_016, "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7"),
+                (10_008, "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2"),
+            ),
         ),
         read=_read_idx,
     ),
@@ -246,18 +247,14 @@ PUBLISHED: Mapping[str, Published] = {
         test_counts=(1000,) * 10,
         mean=(0.2860,),
         std=(0.3530,),
-        files=tuple(
-            (Remote(f"{_FASHION}{name}.gz", size, "md5", digest),)
-            for name, (size, digest) in zip(
-                _IDX,
-                (
-                    (26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
-                    (29_515, "25c81989df183df01b3e8a0aad5dffbe"),
-                    (4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
-                    (5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
-                ),
-                strict=True,
-            )
+        files=_idx_files(
+            _FASHION,
+            packed=(
+                (26_421_880, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+                (29_515, "25c81989df183df01b3e8a0aad5dffbe"),
+                (4_422_102, "bef4ecab320f06d8554ea6380940ec79"),
+                (5_148, "bb300cfdad3c16e7a12a480ee83cd310"),
+            ),
         ),
         read=_read_idx,
     ),

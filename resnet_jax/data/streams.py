@@ -144,6 +144,11 @@ def feed(examples: Examples | Stream, plan: Plan, start: int, stop: int) -> Gene
         yield from itertools.repeat(examples, stop - start)
 
 
+def read_now(examples: Examples | Stream, indices: np.ndarray, epoch: int) -> Examples:
+    """Returns what the images of some indices, int32 `[batch]`, are taken from, read at once."""
+    return examples.read(indices, epoch) if isinstance(examples, Stream) else examples
+
+
 def padded_reads(
     examples: Examples | Stream, batch_size: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray, Examples]]:

@@ -42,10 +42,8 @@ def evaluate_run(
     dataset = dataset or load_run_dataset(task, progress)
     devices = Devices()
     evaluator = Evaluator(task.network, devices)
-    variables, test = (
-        devices.put(state.variables()),
-        place(dataset.test, dataset.info, config, devices),
-    )
+    variables = devices.put(state.variables())
+    test = place(dataset.test, dataset.info, config, devices)
     batch_size = batch_size or config.evaluate.batch_size
     metrics = evaluator.score(variables, test, batch_size, progress)
     return {"step": int(state.step), **metrics.means(), "count": len(dataset.test)}

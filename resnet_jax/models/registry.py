@@ -2,9 +2,12 @@
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from resnet_jax.config.checks import check_options
 from resnet_jax.errors import unknown
@@ -145,6 +148,20 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     constructor = _constructor(name)
     options["num_classes"] = num_classes
     return constructor(**check_options("model", name, _module(constructor), options))
+
+
+def variable_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
+    """Returns the shapes and dtypes of a model's variables, of which none is computed.
+
+    Args:
+      model: the module.
+      image_shape: `(height, width, channels)` of its images.
+    """
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+    shapes: dict[str, Any] = jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False), images
+    )
+    return shapes
 
 
 def _constructor(name: str) -> functools.partial[Any]:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax.data import streams
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
-from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.errors import UserError
 from resnet_jax.inference.evaluate import load_run_dataset
 from resnet_jax.inference.scores import (
@@ -181,17 +181,12 @@ def _findings(task: Task, variables: Tree, test: Examples, names: Sequence[str])
     size = min(task.config.evaluate.batch_size, len(test))
     parts = [
         evaluator.probabilities(variables, np.asarray(read.at(jnp.asarray(indices)).images), size)
-        for indices, _, read in padded_reads(examples, size)
+        for indices, _, read in streams.padded_reads(examples, size)
     ]
     shares = np.concatenate(parts)[: len(test)]
 
     def images(indices: np.ndarray) -> np.ndarray:
-        read = (
-            examples.read(indices, 0)
-            if isinstance(examples, Stream)
-            else examples.at(jnp.asarray(indices))
-        )
-        return np.asarray(read.images)
+        return np.asarray(streams.read_now(examples, indices, 0).at(jnp.asarray(indices)).images)
 
     predicted, confidences = shares.argmax(-1), shares.max(-1)
     confusion = confusion_matrix(labels, predicted, len(names))

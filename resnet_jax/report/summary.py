@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.models.layers import Function
+from resnet_jax.models.registry import variable_shapes
 from resnet_jax.models.vit import Attention
 from resnet_jax.platform import compute_dtype
 from resnet_jax.training.task import create_task
@@ -83,7 +82,7 @@ def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
         return output
 
     with nn.intercept_methods(record):
-        _shapes(model, input_shape)
+        variable_shapes(model, input_shape)
     return layers
 
 
@@ -101,7 +100,7 @@ def format_model(model: nn.Module, input_shape: Sequence[int], frozen: str = "")
     Raises:
       UserError: if the model can't take such images.
     """
-    layers, params = layer_table(model, input_shape), _shapes(model, input_shape)["params"]
+    layers, params = layer_table(model, input_shape), variable_shapes(model, input_shape)["params"]
     counts = {path: math.prod(leaf.shape) for path, leaf in named_leaves(params)}
     fixed = sum(n for path, n in counts.items() if frozen and re.search(frozen, path))
     total = sum(counts.values())
@@ -158,12 +157,6 @@ def print_summary(config: ConfigDict) -> None:
     print(format_model(task.network.module, task.input_shape, config.optimizer.frozen))
     print(f"\nlearning rate, {config.schedule.name}")
     print(format_schedule(task.learning_rates, config.num_epochs))
-
-
-def _shapes(model: nn.Module, input_shape: Sequence[int]) -> Any:
-    """Returns the shapes and dtypes of a model's variables."""
-    images = jnp.zeros((1, *input_shape))
-    return jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
 
 
 def _macs(module: nn.Module, own: dict[str, Any], output_shape: tuple[int, ...]) -> int:

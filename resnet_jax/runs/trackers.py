@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import flatten
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, pip_line
 from resnet_jax.runs.records import Record, is_number
 
 PROJECT = "resnet_jax"
@@ -104,5 +104,5 @@ def _imported(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError:
-        hint = f"pip install 'resnet-flax-cifar[{name}]'"
-        raise UserError(f"config field log.{name} needs the package {name}: {hint}") from None
+        hint = f"config field log.{name} needs the package {name}: {pip_line(name)}"
+        raise UserError(hint) from None

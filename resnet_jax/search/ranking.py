@@ -9,7 +9,7 @@ from resnet_jax.errors import UserError, shown
 from resnet_jax.files import write_atomically
 from resnet_jax.runs.terminal import duration
 from resnet_jax.search.settings import Search
-from resnet_jax.search.trials import DONE, Standing, ranked
+from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Standing, ranked
 
 Rows = list[list[str]]  # the first one has the titles
 
@@ -120,7 +120,7 @@ def progress_lines(found: Sequence[Standing], left: int | None) -> list[str]:
     """
     trials = [trial for standing in found for trial in standing.trials]
     states = [trial.state for trial in trials]
-    counts = {state: states.count(state) for state in ("done", "running", "pruned", "failed")}
+    counts = {state: states.count(state) for state in (DONE, RUNNING, PRUNED, FAILED)}
     total = f" of {len(trials) + left}" if left is not None else ""
     lines = [", ".join(f"{count} {state}" for state, count in counts.items()) + total]
     best = next((s for s in ranked(found) if s.state == DONE), None)
@@ -129,10 +129,10 @@ def progress_lines(found: Sequence[Standing], left: int | None) -> list[str]:
         lines.append(f"best {_percent(best.mean())} % (trial {numbers})")
     seconds = [trial.seconds for trial in trials if trial.state == DONE]
     if seconds and left is not None:
-        waiting = (left + counts["running"] / 2) / max(counts["running"], 1)
+        waiting = (left + counts[RUNNING] / 2) / max(counts[RUNNING], 1)
         lines[0] += f"; about {duration(waiting * sum(seconds) / len(seconds))} left"
     for trial in trials:
-        if trial.state == "running":
+        if trial.state == RUNNING:
             epoch, score = trial.curve[-1] if trial.curve else (0, None)
             scored = "" if score is None else f", {score:.2f} %"
             lines.append(f"  trial {trial.number}: epoch {epoch:g}/{trial.epochs:g}{scored}")

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any, Protocol
 
-from resnet_jax.errors import UserError, without_secrets
+from resnet_jax.errors import UserError, pip_line, without_secrets
 from resnet_jax.files import write_atomically
 
 Document = dict[str, Any]
@@ -189,9 +189,7 @@ class Database:
 
 def missing_extra(field: str) -> UserError:
     """Returns the error for a field that needs packages which are not installed."""
-    return UserError(
-        f"config field {field} needs the extra search: pip install 'resnet-flax-cifar[search]'"
-    )
+    return UserError(f"config field {field} needs the extra search: {pip_line('search')}")
 
 
 def _parsed(text: bytes, where: str) -> Document:

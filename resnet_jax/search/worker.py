@@ -9,7 +9,7 @@ from typing import TextIO
 
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import Interrupted, TrainingFailed, UserError
+from resnet_jax.errors import Interrupted, TrainingFailed, UserError, pip_line
 from resnet_jax.inference.evaluate import evaluate_run
 from resnet_jax.platform import memory_errors
 from resnet_jax.runs import folder as folders
@@ -62,7 +62,7 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
         found = study.standings()
         board.note(write_ranking(folder, search, found))
         plots = write_plots(folder, search.axes, search.settings, found)
-        missing = "need the extra report: pip install 'resnet-flax-cifar[report]'"
+        missing = f"need the extra report: {pip_line('report')}"
         board.note(f"plots: {', '.join(plots) or missing}")
 
 

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
 from resnet_jax.data.registry import open_dataset
-from resnet_jax.data.streams import Stream, feed, is_resident
+from resnet_jax.data.streams import Stream, feed, is_resident, read_now
 from resnet_jax.errors import Interrupted, TrainingFailed, UserError
 from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.randomness import Purpose
@@ -193,15 +193,10 @@ def _begin(
     start, stop = int(state.step), task.agenda.total_steps
     if start == 0 and config.log.tensorboard and config.log.images:
         first = task.order.epoch(0)[: config.batch_size]
-        shown = trainer.augment(_read(images, first, 0), first, 0, 0, Purpose.AUGMENT).images
+        shown = trainer.augment(read_now(images, first, 0), first, 0, 0, Purpose.AUGMENT).images
         recorder.images(np.asarray(shown[: config.log.images]), 0)
     evaluator, steps = Evaluator(network, devices), feed(data["train"], task.order, start, stop)
     return _Run(task, devices, data, steps, trainer, evaluator, recorder, checkpoints, terminal)
-
-
-def _read(examples: Examples | Stream, indices: np.ndarray, epoch: int) -> Examples:
-    """Returns what `Trainer` takes the images of some indices from."""
-    return examples.read(indices, epoch) if isinstance(examples, Stream) else examples
 
 
 def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
@@ -297,7 +292,7 @@ def _record_histograms(run: _Run, state: TrainState) -> None:
     epoch = (step - 1) // task.agenda.steps_per_epoch
     _, indices = next(task.order.dispatches(step - 1, step, 1))
     arguments = indices[0], epoch, task.hyperparameters, task.config.seed
-    examples = _read(run.data["train"], indices[0], epoch)
+    examples = read_now(run.data["train"], indices[0], epoch)
     gradients = run.trainer.gradients(state, examples, *arguments)
     for group, tree in (("params", state.params), ("gradients", gradients)):
         run.recorder.histograms(group, dict(named_leaves(tree)), step)

@@ -5,12 +5,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.registry import create_model
+from resnet_jax.models.registry import create_model, variable_shapes
 from resnet_jax.weights.torch_files import TorchFile
 from resnet_jax.weights.torch_names import implied_options
 from resnet_jax.weights.torch_weights import fill, new_layers
@@ -122,9 +120,8 @@ def adapted_variables(
     Raises:
       UserError: if more than the head does not fit the model.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
-    wanted = {path: leaf.shape for path, leaf in flatten_dict(shapes).items()}
+    shapes = flatten_dict(variable_shapes(model, image_shape))
+    wanted = {path: leaf.shape for path, leaf in shapes.items()}
     found = {path: leaf.shape for path, leaf in flatten_dict(dict(variables)).items()}
     paths = wanted.keys() | found.keys()
     layers = {path[1] for path in paths if wanted.get(path) != found.get(path)}

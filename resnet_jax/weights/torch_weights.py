@@ -16,6 +16,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from resnet_jax import randomness as keys
 from resnet_jax.errors import UserError, unknown
+from resnet_jax.models.registry import variable_shapes
 from resnet_jax.models.vit import VisionTransformer
 from resnet_jax.weights.torch_files import TorchFile
 from resnet_jax.weights.torch_names import (
@@ -92,8 +93,7 @@ def fill(
     tables = dialects(model)
     tensors = {k: a for k, a in file.tensors.items() if not k.endswith("num_batches_tracked")}
     image_shape = image_shape or _image_shape(model, tensors)
-    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
+    shapes = variable_shapes(model, image_shape)
     found = {name: _slots(rows, flatten_dict(shapes)) for name, rows in tables.items()}
     dialect = max(found, key=lambda name: len(found[name].keys() & tensors.keys()))
     slots, prefix = found[dialect], head_prefix(model, tables[dialect])
