@@ -1,0 +1,226 @@
+"""Runs any rows of the published studies, and writes results/README.md from the records.
+
+python scripts/reproduce.py --rows R1.c,R2.V2.SGD,R5.500_0.01_off --seeds 3
+python scripts/reproduce.py --all --better --budget 2h
+python scripts/reproduce.py --record RUN FILE:VARIANT      keeps the record of a run that is finished
+python scripts/reproduce.py --check                        compares the tables with the records
+
+A row that has a record is not run again; a run that was interrupted goes on. All rows run with the
+first seed before any with the next. Further flags, such as --config.data.dir=DIR, go to the runs.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import results_table
+from results_table import README, RESULTS, ROOT, TABLE, Records, record_name
+from studies import ROWS
+
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.runs import folder as workdir
+from resnet_jax.runs import records as records_lib
+
+RUNS = ROOT / "runs" / "reproduce"
+# Where a run takes its files from says nothing of what it is.
+_PLACES = re.compile(r"--config\.(seed|data\.dir|data\.source|data\.workers|init\.weights)\b")
+
+
+class Spent(Exception):
+    """The budget is spent."""
+
+
+def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
+    """Returns what there is to tell of a finished run.
+
+    Args:
+      folder: the folder of the run.
+      config: the config that it ran, FILE:VARIANT of configs/.
+
+    Raises:
+      UserError: if it is not finished.
+    """
+    settings = workdir.read_run(folder)[0]
+    records, bad = records_lib.read(folder / workdir.METRICS)
+    if bad:
+        raise UserError(f"{folder / workdir.METRICS} has {bad} torn or altered lines: not recorded")
+    final = records[-1] if records else None
+    if final is None or final["kind"] != "final":
+        raise UserError(f"the run in {folder} is not finished; start its training again")
+    if final["test_accuracy"] is None:
+        raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    overrides = [
+        argument
+        for argument in shlex.split(starts[0]["command"])[1:]
+        if argument.startswith("--config.") and not _PLACES.match(argument)
+    ]
+    kept = ("time", "commit", "version", "python", "jax", "devices", "cores")
+    return {
+        "config": config,
+        "overrides": overrides,
+        "seed": settings.seed,
+        "starts": [{name: start[name] for name in kept} for start in starts],
+        "final": final,
+        "scores": [record for record in records if record["kind"] == "score"],
+    }
+
+
+def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
+    """Writes the record of a finished run, or of a search, and returns its path.
+
+    Raises:
+      UserError: if it is not finished.
+    """
+    if config.startswith("search/"):
+        path = RESULTS / record_name(config)
+        path.write_text((folder / "ranking.csv").read_text())
+        return path
+    record = collect(folder, config)
+    path = RESULTS / record_name(" ".join([config, *record["overrides"]]), record["seed"])
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    return path
+
+
+def write_tables() -> None:
+    """Writes results/README.md and the README's table anew."""
+    records = Records(RESULTS)
+    TABLE.write_text(results_table.page(records))
+    README.write_text(results_table.with_summary(README.read_text(), records))
+
+
+def check() -> list[str]:
+    """Returns what is wrong with the tables: nothing if they are those of the records."""
+    records = Records(RESULTS)
+    wrong = []
+    for path, text in (
+        (TABLE, results_table.page(records)),
+        (README, results_table.with_summary(README.read_text(), records)),
+    ):
+        if path.read_text() != text:
+            wrong.append(f"{path.relative_to(ROOT)} is not what the records say")
+    return wrong
+
+
+def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
+    """Trains a config until it is done, and keeps its record; returns what is wrong, or "".
+
+    Args:
+      config: FILE:VARIANT, with `--config` flags after it.
+      seed: of the run; a search has its own.
+      flags: further flags of the command line.
+      deadline: when to interrupt it, by `time.monotonic`; 0: never.
+
+    Raises:
+      Spent: if it was interrupted.
+    """
+    file, *own = config.split()
+    is_search = file.startswith("search/")
+    folder = RUNS / record_name(config, None if is_search else seed).rpartition(".")[0]
+    mode = ["--mode=search"] if is_search else [f"--config.seed={seed}"]
+    command = [
+        *(sys.executable, "-m", "resnet_jax.main", f"--config={ROOT / 'configs' / file}"),
+        *(*own, *mode, *flags, f"--workdir={folder}"),
+    ]
+    print(f"== {config}, seed {seed}", flush=True)
+    process = subprocess.Popen(command, cwd=ROOT)
+    try:
+        process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it saves its step
+        process.wait()
+        raise Spent from None
+    except KeyboardInterrupt:
+        process.wait()  # it has got the same signal
+        raise
+    if process.returncode:
+        return f"{config} with seed {seed} ended with status {process.returncode}"
+    print(f"kept in {keep(folder, config).relative_to(ROOT)}", flush=True)
+    write_tables()
+    return ""
+
+
+def _chosen(names: str | None, better: bool) -> list[str]:
+    """Returns the configs of rows that are named, of all if none is; or our recipes for them."""
+    known = {row.name: row for row in ROWS}
+    for name in names.split(",") if names else ():
+        if name not in known:
+            raise unknown("row", name, known)
+    rows = [known[name] for name in names.split(",")] if names else list(ROWS)
+    faithful = [row.config for row in rows]
+    ours = [row.better for row in rows if row.better]
+    return list(dict.fromkeys(faithful + ours if better else faithful))
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
+    if not match:
+        raise UserError(f"--budget takes a time such as 2h, 90m or 30s, not {text!r}")
+    return float(match[1]) * {"h": 3600, "m": 60, "s": 1}[match[2]]
+
+
+def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
+    if given.check or given.record:
+        if given.record:
+            print(f"kept in {keep(pathlib.Path(given.record[0]), given.record[1])}")
+            write_tables()
+        wrong = check()
+        print("\n".join(wrong) or "the tables are those of the records")
+        return 1 if wrong else 0
+    if not (given.rows or given.all):
+        write_tables()
+        return 0
+    deadline = time.monotonic() + _seconds(given.budget) if given.budget else 0.0
+    configs = _chosen(given.rows, given.better)
+    failures = []
+    for seed in range(given.seeds):
+        for config in configs:
+            is_search = config.startswith("search/")
+            if (RESULTS / record_name(config, None if is_search else seed)).exists():
+                continue
+            failures += filter(None, [run(config, seed, flags, deadline)])
+    print("\n".join(failures), file=sys.stderr)
+    return 1 if failures else 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--rows", help=f"with commas, of {', '.join(row.name for row in ROWS)}")
+    parser.add_argument("--all", action="store_true", help="all rows")
+    parser.add_argument("--better", action="store_true", help="our recipes for the rows as well")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
+    parser.add_argument("--budget", help="time after which the run in hand is interrupted")
+    parser.add_argument("--record", nargs=2, metavar=("RUN", "CONFIG"), help="keeps a record")
+    parser.add_argument("--check", action="store_true", help="compares tables and records")
+    given, flags = parser.parse_known_args(arguments)
+    try:
+        for flag in flags:
+            if not flag.startswith("--config."):
+                raise UserError(f"unexpected argument {flag!r}; see --help")
+        return _execute(given, flags)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Spent:
+        print("the budget is spent; the same command goes on", file=sys.stderr)
+        return 0
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,236 @@
+"""The table of results/README.md, made of the records beside it and of nothing else."""
+
+import csv
+import functools
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+from studies import STUDIES, Row
+
+from resnet_jax.config import load as config_lib
+from resnet_jax.config.flags import override, override_search
+from resnet_jax.data.published import PUBLISHED
+from resnet_jax.models.registry import create_model
+from resnet_jax.report.summary import layer_table
+from resnet_jax.runs.terminal import duration
+from resnet_jax.search.settings import Search
+
+ROOT = pathlib.Path(__file__).parent.parent
+RESULTS = ROOT / "results"
+TABLE = RESULTS / "README.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- results -->\n", "<!-- end of results -->"
+
+_HEAD = (
+    *("row", "model", "parameters", "reported train / test %", "train %", "final test %"),
+    *("best test %", "our recipe, final test %", "epochs", "time", "device", "commit", "config"),
+)
+_INTRODUCTION = f"""# Results
+
+This file is written by `python scripts/reproduce.py` from the records beside it, and compared with
+them by `--check`. Each row is one command, `python -m resnet_jax.main --config=configs/CONFIG`, or
+`python scripts/reproduce.py --rows ROW --seeds 3`. `final` is the test accuracy after the last
+epoch, `best` that of the best epoch: chosen by validation where there are validation images, and by
+the test set itself where the report did so. `train` is the mean over the images of the last epoch,
+augmented and in mid-training. With several seeds: mean ± deviation of a sample (number of seeds).
+"our recipe" is the study's own model by our recipe, listed below. Of rows not run here the time is
+an estimate for two CPU cores: three times the multiplications of a forward pass, at the speed that
+`benchmark-cpu.json` has for the model of nearest size.
+
+[DISCUSSION.md](DISCUSSION.md) says what holds up.
+"""
+"""What stands above the tables."""
+
+
+class Records:
+    """The records of results/: of runs by their config, and of searches."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        """Reads them.
+
+        Args:
+          folder: where they are.
+        """
+        self._runs: dict[str, list[dict[str, Any]]] = {}
+        self._folder = folder
+        for path in sorted(folder.glob("*-seed*.json")):
+            record = json.loads(path.read_text())
+            if "config" in record:
+                name = " ".join([record["config"], *record["overrides"]])
+                self._runs.setdefault(name, []).append(record)
+
+    def runs(self, config: str) -> list[dict[str, Any]]:
+        """Returns the records of a config, one for each seed."""
+        return self._runs.get(config, [])
+
+    def has(self, config: str) -> bool:
+        """Returns whether a config was run."""
+        return bool(self.runs(config) or self.search(config))
+
+    def search(self, config: str) -> list[dict[str, str]]:
+        """Returns the points of a search, best first; none if it is not recorded."""
+        path = self._folder / record_name(config)
+        return list(csv.DictReader(path.open())) if path.exists() else []
+
+
+def record_name(config: str, seed: int | None = None) -> str:
+    """Returns the name of the file that keeps the record of a config.
+
+    Args:
+      config: FILE:VARIANT, with `--config` flags after it.
+      seed: the run's; None: it is a search.
+    """
+    name = config.replace(".py", "").replace(" --config.", "-")
+    name = name.replace(":", "-").replace("/", "-")
+    return f"{name}.csv" if seed is None else f"{name}-seed{seed}.json"
+
+
+def page(records: Records) -> str:
+    """Returns the text of results/README.md."""
+    parts = [_INTRODUCTION.strip()]
+    for study in STUDIES:
+        lines = [_cells(row, records) for row in study.rows]
+        parts += [f"## {study.title}", study.compare, _table(_HEAD, lines)]
+    ours = dict.fromkeys(row.better for study in STUDIES for row in study.rows if row.better)
+    lines = [_cells(Row(_stem(config), config), records) for config in ours]
+    parts += ["## Our recipes", "Chosen by validation images.", _table(_HEAD, lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def with_summary(text: str, records: Records) -> str:
+    """Returns the README's text with its table of what was run made anew."""
+    rows = [row for study in STUDIES for row in study.rows]
+    ours = dict.fromkeys(row.better for row in rows if row.better)
+    rows += [Row(f"ours, {_stem(config)}", config) for config in ours]
+    kept = [_HEAD.index(name) for name in _HEAD if name not in ("model", "device")]
+    head, *lines = (
+        [cells[column] for column in kept]
+        for cells in [_HEAD, *(_cells(row, records) for row in rows if records.has(row.config))]
+    )
+    table = _table(head, lines)
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
+
+
+def _stem(config: str) -> str:
+    return config.replace(".py", "")
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cells(row: Row, records: Records) -> list[str]:
+    """Returns a line of the table."""
+    runs = records.runs(row.config)
+    settings, epochs = _loaded(row.config)
+    head = [row.name, settings.model.name, f"{_size(row.config)[0]:,}", row.reported or "-"]
+    better = _spread([run["final"]["test_accuracy"] for run in records.runs(row.better)])
+    tail = [f"`{row.config}`"]
+    points = records.search(row.config)
+    if points:
+        return [*head, *_searched(points, record_name(row.config)), *tail]
+    if not runs:
+        cost = f"({_cost(row.config)})"
+        return [*head, "-", "not run here", "-", better, f"{epochs:,}", cost, "-", "-", *tail]
+    finals = [run["final"] for run in runs]
+    measured = (
+        _spread([final[name] for final in finals if final[name] is not None])
+        for name in ("train_accuracy", "test_accuracy", "best_test_accuracy")
+    )
+    return [
+        *head,
+        *measured,
+        better,
+        f"{finals[0]['epoch']:g}",
+        duration(statistics.fmean(final["seconds"] for final in finals)),
+        ", ".join(dict.fromkeys(_device(run["starts"][-1]) for run in runs)),
+        ", ".join(dict.fromkeys(run["starts"][-1]["commit"][:8] for run in runs)),
+        *tail,
+    ]
+
+
+def _searched(points: Sequence[Mapping[str, str]], file: str) -> list[str]:
+    """Returns the cells of a search, from its train accuracy to its commit."""
+    best, link = points[0], f"[{len(points)} points]({file})"
+    seconds = sum(float(point["seconds"]) for point in points)
+    return [
+        *(best["train"] or "-", f"{best['test'] or best['score']}, best of {link}", "-", "-"),
+        *(f"{sum(float(point['epochs']) for point in points):g}", duration(seconds), "-", "-"),
+    ]
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    mean = f"{statistics.fmean(values):.2f}"
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {statistics.stdev(values):.2f} ({len(values)})"
+
+
+def _device(start: Mapping[str, Any]) -> str:
+    names = start["devices"]
+    return f"{start['cores']} CPU cores" if names[0] == "cpu" else f"{len(names)} x {names[0]}"
+
+
+@functools.cache
+def _loaded(config: str) -> tuple[ConfigDict, float]:
+    """Returns the config of a row, of a search its base, and the epochs of all its runs."""
+    file, *flags = config.split()
+    loaded = config_lib.load(str(config_lib.CONFIGS / file))
+    if not _is_search(config):
+        return override(loaded, ["", *flags]), loaded.num_epochs
+    search = Search.of(override_search(loaded, ["", *flags]))
+    own = search.base.num_epochs
+    epochs = [point.get("num_epochs", own) for point in search.grid]
+    epochs = epochs or [max(search.settings.trials, 1) * own]
+    return search.base, len(search.seeds) * sum(epochs)
+
+
+def _is_search(config: str) -> bool:
+    return config.startswith("search/")
+
+
+@functools.cache
+def _network(name: str, shape: tuple[int, int, int], options: str) -> tuple[int, int]:
+    """Returns parameters and multiply-accumulates for an image of a model with JSON options."""
+    layers = layer_table(create_model(name, **json.loads(options)), shape)
+    return sum(layer.parameters for layer in layers), sum(layer.macs for layer in layers)
+
+
+def _size(config: str) -> tuple[int, int]:
+    """Returns parameters and multiply-accumulates for an image of a config's model."""
+    settings = _loaded(config)[0]
+    published = PUBLISHED.get(settings.data.name)
+    shape = published.image_shape if published else (32, 32, 3)
+    if settings.data.image_size:
+        shape = (settings.data.image_size, settings.data.image_size, shape[2])
+    classes = settings.model.num_classes or 10
+    options = {"num_classes": classes, **settings.model.options.to_dict()}
+    return _network(settings.model.name, shape, json.dumps(options))
+
+
+def _cost(config: str) -> str:
+    """Returns how long all runs of a row would take two CPU cores, about."""
+    settings, epochs = _loaded(config)
+    macs = _size(config)[1]
+    rows = json.loads((RESULTS / "benchmark-cpu.json").read_text())["training"]
+    speeds = {
+        _network(row["model"], (32, 32, 3), "{}")[1]: row["flops"]
+        for row in rows
+        if row["contestant"] == "resnet_jax" and row["dtype"] == "float32"
+    }
+    nearest = min(speeds, key=lambda known: abs(math.log(known / macs)))
+    if settings.init.cached_stage:  # one forward pass for all epochs
+        seconds = 2 * macs * 60_000 / speeds[nearest]
+    else:
+        images = 50_000 * (1 - settings.data.val_fraction)
+        seconds = epochs * images * 6 * macs / speeds[nearest]
+    return f"about {seconds / 3600:.1f} h" if seconds >= 3600 else f"about {seconds / 60:.0f} min"

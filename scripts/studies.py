@@ -1,0 +1,157 @@
+"""The rows of the results: what five studies of CIFAR-10 report, and the config of each figure."""
+
+from typing import NamedTuple
+
+
+class Row(NamedTuple):
+    """A published figure, or one of our own.
+
+    Attributes:
+      name: the study's number and that of the row, as `--rows` takes it.
+      config: FILE:VARIANT of configs/ that follows the report, in search/ a search; after a blank
+        each, `--config` flags.
+      reported: train and test accuracy as the report has them, percent; "": none.
+      better: FILE:VARIANT of our own recipe for it; "": none.
+    """
+
+    name: str
+    config: str
+    reported: str = ""
+    better: str = ""
+
+
+class Study(NamedTuple):
+    """Rows that belong together.
+
+    Attributes:
+      title: what it is.
+      compare: with which of our figures its own ones compare.
+      rows: its rows.
+    """
+
+    title: str
+    compare: str
+    rows: tuple[Row, ...]
+
+
+_TUNED = {  # R5: batch, learning rate and shuffling; train / test
+    "100_0.1": ("73.48 / 72.05", "77.07 / 75.13"),
+    "500_0.1": ("85.12 / 80.83", "86.36 / 83.00"),
+    "1000_0.1": ("84.75 / 81.27", "85.10 / 80.58"),
+    "100_0.01": ("95.54 / 88.30", "95.87 / 88.16"),
+    "500_0.01": ("95.34 / 87.87", "95.81 / 89.12"),
+    "1000_0.01": ("93.81 / 85.20", "94.14 / 86.51"),
+    "100_0.001": ("94.07 / 88.29", "94.61 / 87.24"),
+    "500_0.001": ("92.04 / 86.69", "92.43 / 86.20"),
+    "1000_0.001": ("90.17 / 85.29", "90.67 / 85.30"),
+}
+
+STUDIES = (
+    Study(
+        'R1, "Residual Network Model Exploration and Implementation" (slides)',
+        "It does not say which epoch its figures are of. R1.b and R1.c as its slides show them have "
+        "no augmentation, which `plain` means; its network and decay are those of a tutorial that "
+        "crops and flips.",
+        (
+            Row("R1.a", "cnn.py", "62", "cnn.py:better"),
+            Row("R1.b", "resnet_small.py:sgd", "80.95", "resnet_small.py:better"),
+            Row("R1.b.augmented", "resnet_small.py:sgd_augmented", "80.95"),
+            Row("R1.c", "resnet_small.py", "86.18", "resnet_small.py:better"),
+            Row("R1.c.plain", "resnet_small.py:adam_plain", "86.18"),
+            Row("R1.d", "resnet_small.py:dropout", "86 (average)", "resnet_small.py:better"),
+            Row("R1.d.plain", "resnet_small.py:dropout_plain", "86 (average)"),
+            Row("R1.e", "search/r1_grid.py", "its best is R1.c"),
+            Row(
+                *("R1.f.vgg16", "vgg16_transfer.py:vgg16_adam_0.001_10", "89.93"),
+                "vgg16_transfer.py:finetune",
+            ),
+            Row(
+                *("R1.f.vgg16_bn", "vgg16_transfer.py:vgg16_bn_adam_0.001_10", "91.03"),
+                "vgg16_transfer.py:finetune",
+            ),
+            Row("R1.g.vit", "vit.py"),
+            Row("R1.g.optuna", "search/optuna_resnet_small.py"),
+        ),
+    ),
+    Study(
+        "R2, residual networks under five million parameters",
+        "Its test figures are the best over all epochs: compare with `best`.",
+        (
+            Row("R2.18", "resnet.py:18", "89.81 / 86.14", "resnet.py:18_better"),
+            Row("R2.34", "resnet.py:34", "93.50 / 89.83", "resnet.py:34_better"),
+            Row("R2.50", "resnet.py:50", "", "resnet.py:50_better"),
+            Row("R2.101", "resnet.py:101", "94.72 / 90.66", "resnet.py:101_better"),
+            Row("R2.152", "resnet.py:152", "94.96 / 90.85", "resnet.py:152_better"),
+            Row("R2.V1.SGD", "resnet_v1.py", "89.55 / 86.45", "resnet_v1.py:better"),
+            Row("R2.V1.Adam", "resnet_v1.py:adam", "94.82 / 88.42", "resnet_v1.py:better"),
+            Row("R2.V2.SGD", "resnet_v2.py", "99.81 / 94.21", "resnet_v2.py:better"),
+            Row("R2.V2.Adam", "resnet_v2.py:adam", "98.13 / 90.98", "resnet_v2.py:better"),
+        ),
+    ),
+    Study(
+        "R3, residual networks against AlexNet",
+        "Its log shows the test accuracy every 250 steps: compare with `best`.",
+        (
+            Row(
+                *("R3.a", "resnet_textbook.py:alexnet", "about 70"),
+                "resnet_textbook.py:alexnet_better",
+            ),
+            Row("R3.b", "resnet_textbook.py:5", "about 73", "resnet_textbook.py:5_better"),
+            Row(
+                *("R3.c", "resnet_textbook.py:10", "about 76 (76.88)"),
+                "resnet_textbook.py:10_better",
+            ),
+            Row("R3.d.5", "resnet_textbook.py:5_3", 'no figure ("no better")'),
+            Row("R3.d.10", "resnet_textbook.py:10_3", 'no figure ("no better")'),
+        ),
+    ),
+    Study(
+        "R4, a custom network [1, 1, 1, 4]",
+        "Its figure is of validation images that are cropped and flipped; ours are of the test set.",
+        (
+            Row(
+                *("R4", "resnet_custom.py", "99.5 / 89.75 to 90.24 (validation)"),
+                "resnet_custom.py:better",
+            ),
+            Row("R4.clean", "resnet_custom.py:clean"),
+            Row("R4.skip", "resnet_custom.py:skip"),
+        ),
+    ),
+    Study(
+        "R5, hyper-parameters of a small residual network",
+        "It scored the test set once, after epoch 50: compare with `final`.",
+        tuple(
+            Row(
+                f"R5.{point}_{shuffle}",
+                "resnet_small_tuning.py"
+                + ("" if (point, shuffle) == ("500_0.01", "off") else f":{point}_{shuffle}"),
+                reported,
+                "resnet_small_tuning.py:better" if reported == "95.81 / 89.12" else "",
+            )
+            for point, both in _TUNED.items()
+            for shuffle, reported in zip(("on", "off"), both, strict=True)
+        )
+        + (Row("R5.10_epochs", "search/r5_grid.py --config.base.num_epochs=10"),),
+    ),
+    Study(
+        "Beyond the studies",
+        "He et al. 2015 and 2016 report the test accuracy of the last epoch; so did Zagoruyko and "
+        "Komodakis, as the median of five runs.",
+        (
+            Row("He.20", "resnet_he2015.py:20", "91.25"),
+            Row("He.32", "resnet_he2015.py:32", "92.49"),
+            Row("He.44", "resnet_he2015.py:44", "92.83"),
+            Row("He.56", "resnet_he2015.py:56", "93.03"),
+            Row("He.110", "resnet_he2015.py:110", "93.57"),
+            Row("preact_resnet18", "wide_resnet.py:preact_resnet18", "95.1"),
+            Row("wide_resnet28_10", "wide_resnet.py:wide_resnet28_10", "96.0"),
+            Row("quickstart", "quickstart.py"),
+            Row("mnist", "quickstart.py:mnist"),
+            Row("transfer.pretrain", "resnet_small_transfer.py:pretrain"),
+            Row("transfer.transfer", "resnet_small_transfer.py:transfer"),
+            Row("transfer.scratch", "resnet_small_transfer.py:scratch"),
+        ),
+    ),
+)
+
+ROWS = tuple(row for study in STUDIES for row in study.rows)

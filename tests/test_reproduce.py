@@ -1,0 +1,114 @@
+"""The records of finished runs, and the tables that are made of them."""
+
+import json
+import re
+import shutil
+
+import pytest
+import reproduce
+import results_table
+from studies import ROWS
+
+from resnet_jax.config import load as config_lib
+
+SEARCHES = [row for row in ROWS if row.config.startswith("search/")]
+RUNS = [row for row in ROWS if row not in SEARCHES]
+
+
+def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run):
+    folder, final, _ = plain_run
+    record = reproduce.collect(folder, "tiny_run.py")
+    assert record["final"] == final and len(record["scores"]) == 3
+    assert record["config"] == "tiny_run.py" and record["seed"] == 0
+
+
+def test_the_tables_are_those_of_the_records(capsys):
+    assert reproduce.main(["--check"]) == 0
+
+
+def test_a_missing_record_is_noticed(tmp_path, monkeypatch, capsys):
+    shutil.copytree(reproduce.RESULTS, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "quickstart-seed0.json").unlink()
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    assert reproduce.main(["--check"]) == 1
+    assert "results/README.md is not what the records say" in capsys.readouterr().out
+
+
+def test_every_record_of_a_run_is_in_a_row():
+    configs = {row.config for row in ROWS} | {row.better for row in ROWS}
+    for path in reproduce.RESULTS.glob("*-seed*.json"):
+        record = json.loads(path.read_text())
+        if "config" in record:
+            config = " ".join([record["config"], *record["overrides"]])
+            assert config in configs, path.name
+            assert results_table.record_name(config, record["seed"]) == path.name
+
+
+@pytest.mark.parametrize("row", RUNS, ids=lambda row: row.name)
+def test_a_row_reports_what_its_config_does(row):
+    config = config_lib.load(str(config_lib.CONFIGS / row.config.split()[0]))
+    figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", row.reported)]
+    assert config.reported_accuracy in [*figures, 0.0]
+    if row.better:
+        assert config_lib.load(str(config_lib.CONFIGS / row.better)).model.name
+
+
+@pytest.fixture
+def started(monkeypatch, tmp_path):
+    """Returns the command lines of the runs that are started; they succeed at once."""
+    commands = []
+
+    class Process:
+        returncode = 0
+
+        def __init__(self, command, cwd):
+            commands.append(command)
+
+        def wait(self, seconds=None):
+            pass
+
+    monkeypatch.setattr(reproduce.subprocess, "Popen", Process)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    monkeypatch.setattr(reproduce, "write_tables", lambda: None)
+
+    def keep(folder, config):
+        path = tmp_path / f"{folder.name}.{'csv' if 'search' in config else 'json'}"
+        path.touch()
+        return path
+
+    monkeypatch.setattr(reproduce, "keep", keep)
+    monkeypatch.setattr(reproduce, "ROOT", tmp_path)
+    return commands
+
+
+def test_rows_run_once_all_with_one_seed_before_the_next(started):
+    arguments = ["--rows", "R1.c,R1.b", "--better", "--seeds", "2", "--config.data.dir=D"]
+    assert reproduce.main(arguments) == 0
+    runs = [[part for part in command if part.startswith("--")] for command in started]
+    names = [run[0].rpartition("/")[2] for run in runs]
+    assert names == ["resnet_small.py", "resnet_small.py:sgd", "resnet_small.py:better"] * 2
+    assert ["--config.seed=0"] * 3 + ["--config.seed=1"] * 3 == [run[1] for run in runs]
+    assert all("--config.data.dir=D" in run for run in runs)
+    reproduce.main(arguments)
+    assert len(started) == 6
+
+
+def test_a_search_runs_once(started):
+    assert reproduce.main(["--rows", "R5.10_epochs", "--seeds", "2"]) == 0
+    (command,) = started
+    assert "--mode=search" in command and "--config.base.num_epochs=10" in command
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "R1.x"], "did you mean R1"),
+        (["--all", "--budget", "soon"], "--budget takes a time such as 2h"),
+        (["--all", "--seed", "3"], "unexpected argument"),
+        (["--record", "nowhere", "cnn.py"], "nowhere"),
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, message, capsys):
+    assert reproduce.main(arguments) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ") and message in lines[0]
