@@ -15,7 +15,7 @@ modes
   report    write a page of curves, mistakes and figures of a run, or to compare several
   summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
-  export    write a run's best checkpoint for PyTorch, as .safetensors
+  export    write a run's best checkpoint: .safetensors for PyTorch, .stablehlo a program
   search    train and rank what a search config lists; more processes share or resume the work
 
 flags
@@ -204,10 +204,9 @@ def _search(settings: "_Settings") -> None:
 
 
 def _export(settings: "_Settings") -> None:
-    from resnet_jax.inference.export import export_torch
+    from resnet_jax.inference.export import export
 
-    export_torch(settings.workdir, settings.output)
-    print(f"wrote {settings.output}")
+    print(f"wrote {export(settings.workdir, settings.output)}")
 
 
 def _evaluate(settings: "_Settings") -> None:

@@ -2,8 +2,8 @@
 
 python scripts/reproduce.py --rows R1.c,R2.V2.SGD,R5.500_0.01_off --seeds 3
 python scripts/reproduce.py --all --better --budget 2h
-python scripts/reproduce.py --record RUN FILE:VARIANT      keeps the record of a run that is finished
-python scripts/reproduce.py --check                        compares the tables with the records
+python scripts/reproduce.py --record RUN FILE:VARIANT   keeps the record of a finished run
+python scripts/reproduce.py --check                     compares the tables with the records
 
 A row that has a record is not run again; a run that was interrupted goes on. All rows run with the
 first seed before any with the next. Further flags, such as --config.data.dir=DIR, go to the runs.
@@ -30,8 +30,8 @@ from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records as records_lib
 
 RUNS = ROOT / "runs" / "reproduce"
-# Where a run takes its files from says nothing of what it is.
-_PLACES = re.compile(r"--config\.(seed|data\.dir|data\.source|data\.workers|init\.weights)\b")
+# The seed has its own place; what a run shows, and where its files come from, is not what it is.
+_UNTOLD = re.compile(r"--config\.(seed|log\.\w+|data\.(dir|source|workers)|init\.weights)\b")
 
 
 class Spent(Exception):
@@ -61,7 +61,7 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     overrides = [
         argument
         for argument in shlex.split(starts[0]["command"])[1:]
-        if argument.startswith("--config.") and not _PLACES.match(argument)
+        if argument.startswith("--config.") and not _UNTOLD.match(argument)
     ]
     kept = ("time", "commit", "version", "python", "jax", "devices", "cores")
     return {
@@ -180,7 +180,7 @@ def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
         return 0
     deadline = time.monotonic() + _seconds(given.budget) if given.budget else 0.0
     configs = _chosen(given.rows, given.better)
-    failures = []
+    failures: list[str] = []
     for seed in range(given.seeds):
         for config in configs:
             is_search = config.startswith("search/")

@@ -19,6 +19,7 @@ from resnet_jax.models.registry import create_model
 from resnet_jax.report.summary import layer_table
 from resnet_jax.runs.terminal import duration
 from resnet_jax.search.settings import Search
+from resnet_jax.search.space import draw
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -30,7 +31,7 @@ _HEAD = (
     *("row", "model", "parameters", "reported train / test %", "train %", "final test %"),
     *("best test %", "our recipe, final test %", "epochs", "time", "device", "commit", "config"),
 )
-_INTRODUCTION = f"""# Results
+_INTRODUCTION = """# Results
 
 This file is written by `python scripts/reproduce.py` from the records beside it, and compared with
 them by `--check`. Each row is one command, `python -m resnet_jax.main --config=configs/CONFIG`, or
@@ -141,7 +142,7 @@ def _cells(row: Row, records: Records) -> list[str]:
         return [*head, "-", "not run here", "-", better, f"{epochs:,}", cost, "-", "-", *tail]
     finals = [run["final"] for run in runs]
     measured = (
-        _spread([final[name] for final in finals if final[name] is not None])
+        _spread([final[name] for final in finals if final.get(name) is not None])
         for name in ("train_accuracy", "test_accuracy", "best_test_accuracy")
     )
     return [
@@ -188,10 +189,10 @@ def _loaded(config: str) -> tuple[ConfigDict, float]:
     if not _is_search(config):
         return override(loaded, ["", *flags]), loaded.num_epochs
     search = Search.of(override_search(loaded, ["", *flags]))
-    own = search.base.num_epochs
-    epochs = [point.get("num_epochs", own) for point in search.grid]
-    epochs = epochs or [max(search.settings.trials, 1) * own]
-    return search.base, len(search.seeds) * sum(epochs)
+    drawn = (draw(search.axes, 0, number) for number in range(search.settings.trials))
+    points = search.grid or drawn
+    epochs = sum(point.get("num_epochs", search.base.num_epochs) for point in points)
+    return search.base, len(search.seeds) * epochs
 
 
 def _is_search(config: str) -> bool:

@@ -34,6 +34,7 @@ class Study(NamedTuple):
     rows: tuple[Row, ...]
 
 
+_TUNING = "resnet_small_tuning.py"
 _TUNED = {  # R5: batch, learning rate and shuffling; train / test
     "100_0.1": ("73.48 / 72.05", "77.07 / 75.13"),
     "500_0.1": ("85.12 / 80.83", "86.36 / 83.00"),
@@ -45,12 +46,19 @@ _TUNED = {  # R5: batch, learning rate and shuffling; train / test
     "500_0.001": ("92.04 / 86.69", "92.43 / 86.20"),
     "1000_0.001": ("90.17 / 85.29", "90.67 / 85.30"),
 }
+_R5 = (
+    Row(f"R5.{point}_{shuffle}", f"{_TUNING}:{point}_{shuffle}", reported, f"{_TUNING}:better")
+    for point, both in _TUNED.items()
+    for shuffle, reported in zip(("on", "off"), both, strict=True)
+)
+_BFLOAT16 = "--config.model.dtype=bfloat16"
+_SHORT = "resnet_small.py --config.num_epochs=5"
 
 STUDIES = (
     Study(
         'R1, "Residual Network Model Exploration and Implementation" (slides)',
-        "It does not say which epoch its figures are of. R1.b and R1.c as its slides show them have "
-        "no augmentation, which `plain` means; its network and decay are those of a tutorial that "
+        "It does not say which epoch its figures are of. Its slides show R1.b and R1.c without "
+        "augmentation, which `plain` means; its network and decay are those of a tutorial that "
         "crops and flips.",
         (
             Row("R1.a", "cnn.py", "62", "cnn.py:better"),
@@ -107,7 +115,7 @@ STUDIES = (
     ),
     Study(
         "R4, a custom network [1, 1, 1, 4]",
-        "Its figure is of validation images that are cropped and flipped; ours are of the test set.",
+        "Its figure is of validation images, cropped and flipped; ours are of the test set.",
         (
             Row(
                 *("R4", "resnet_custom.py", "99.5 / 89.75 to 90.24 (validation)"),
@@ -120,18 +128,7 @@ STUDIES = (
     Study(
         "R5, hyper-parameters of a small residual network",
         "It scored the test set once, after epoch 50: compare with `final`.",
-        tuple(
-            Row(
-                f"R5.{point}_{shuffle}",
-                "resnet_small_tuning.py"
-                + ("" if (point, shuffle) == ("500_0.01", "off") else f":{point}_{shuffle}"),
-                reported,
-                "resnet_small_tuning.py:better" if reported == "95.81 / 89.12" else "",
-            )
-            for point, both in _TUNED.items()
-            for shuffle, reported in zip(("on", "off"), both, strict=True)
-        )
-        + (Row("R5.10_epochs", "search/r5_grid.py --config.base.num_epochs=10"),),
+        (*_R5, Row("R5.10_epochs", "search/r5_grid.py --config.base.num_epochs=10")),
     ),
     Study(
         "Beyond the studies",
@@ -145,11 +142,20 @@ STUDIES = (
             Row("He.110", "resnet_he2015.py:110", "93.57"),
             Row("preact_resnet18", "wide_resnet.py:preact_resnet18", "95.1"),
             Row("wide_resnet28_10", "wide_resnet.py:wide_resnet28_10", "96.0"),
-            Row("quickstart", "quickstart.py"),
             Row("mnist", "quickstart.py:mnist"),
             Row("transfer.pretrain", "resnet_small_transfer.py:pretrain"),
             Row("transfer.transfer", "resnet_small_transfer.py:transfer"),
             Row("transfer.scratch", "resnet_small_transfer.py:scratch"),
+        ),
+    ),
+    Study(
+        "bfloat16 beside float32",
+        "Equal within the noise of seeds? `model.dtype=auto` takes bfloat16 where it is fast.",
+        (
+            Row("quickstart.float32", "quickstart.py"),
+            Row("quickstart.bfloat16", f"quickstart.py {_BFLOAT16}"),
+            Row("resnet_small.float32", _SHORT),
+            Row("resnet_small.bfloat16", f"{_SHORT} {_BFLOAT16}"),
         ),
     ),
 )

@@ -12,7 +12,7 @@ from studies import ROWS
 from resnet_jax.config import load as config_lib
 
 SEARCHES = [row for row in ROWS if row.config.startswith("search/")]
-RUNS = [row for row in ROWS if row not in SEARCHES]
+PLAIN = [row for row in ROWS if row not in SEARCHES and " " not in row.config]
 
 
 def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run):
@@ -44,7 +44,7 @@ def test_every_record_of_a_run_is_in_a_row():
             assert results_table.record_name(config, record["seed"]) == path.name
 
 
-@pytest.mark.parametrize("row", RUNS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", PLAIN, ids=lambda row: row.name)
 def test_a_row_reports_what_its_config_does(row):
     config = config_lib.load(str(config_lib.CONFIGS / row.config.split()[0]))
     figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", row.reported)]
@@ -87,7 +87,7 @@ def test_rows_run_once_all_with_one_seed_before_the_next(started):
     runs = [[part for part in command if part.startswith("--")] for command in started]
     names = [run[0].rpartition("/")[2] for run in runs]
     assert names == ["resnet_small.py", "resnet_small.py:sgd", "resnet_small.py:better"] * 2
-    assert ["--config.seed=0"] * 3 + ["--config.seed=1"] * 3 == [run[1] for run in runs]
+    assert [run[1] for run in runs] == ["--config.seed=0"] * 3 + ["--config.seed=1"] * 3
     assert all("--config.data.dir=D" in run for run in runs)
     reproduce.main(arguments)
     assert len(started) == 6

@@ -1,9 +1,17 @@
-"""PyTorch weights from runs."""
+"""What a run leaves for others: PyTorch weights, and a program for any machine that has jax."""
 
 import os
 import pathlib
+from collections.abc import Sequence
 
-from resnet_jax.training.restore import load_run
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.errors import UserError, pip_line
+from resnet_jax.files import write_atomically
+from resnet_jax.training.restore import load_run, restore
+from resnet_jax.training.state import Tree
+from resnet_jax.training.step import Network
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 
@@ -28,3 +36,81 @@ def export_torch(
     run = load_run(workdir, which)
     write_safetensors(path, state_dict(run.model, run.variables))
     return pathlib.Path(path)
+
+
+def export_stablehlo(
+    workdir: str | os.PathLike[str], path: str | os.PathLike[str], which: str = "best"
+) -> pathlib.Path:
+    """Writes a checkpoint of a run as a program that needs nothing but jax and flatbuffers.
+
+    `jax.export.deserialize(pathlib.Path(path).read_bytes()).call(images)` takes any number of
+    images, uint8 `[batch, height, width, channels]`, on a CPU, CUDA or TPU, and returns the
+    probabilities of their classes, float32 `[batch, num_classes]`. The weights are in it.
+
+    Args:
+      workdir: the folder of the run.
+      path: the file, of suffix `.stablehlo`.
+      which: "best" or "newest"; see `resnet_jax.load_run`.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: if there is no checkpoint that can be used, the file can't be written, or
+        flatbuffers is missing.
+    """
+    task, state = restore(workdir, which)
+    content = program(task.network, jax.device_get(state.variables()), task.info.image_shape)
+    path = pathlib.Path(path)
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}") from None
+    return path
+
+
+def program(network: Network, variables: Tree, image_shape: Sequence[int]) -> bytes:
+    """Returns a classifier as a serialized program; see `export_stablehlo`.
+
+    Args:
+      network: a module, and what images go through before it.
+      variables: its parameters and statistics.
+      image_shape: `(height, width, channels)` of an image.
+
+    Raises:
+      UserError: if flatbuffers is missing.
+    """
+
+    @jax.jit
+    def classify(images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(network.logits(variables, images))
+
+    (batch,) = jax.export.symbolic_shape("batch")
+    images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
+    exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
+    try:
+        return bytes(exported.serialize())
+    except ModuleNotFoundError as error:
+        raise UserError(f"--mode=export needs {error.name}: {pip_line('export')}") from None
+
+
+_FORMATS = {".safetensors": export_torch, ".stablehlo": export_stablehlo}
+
+
+def export(workdir: str | os.PathLike[str], path: str | os.PathLike[str]) -> pathlib.Path:
+    """Writes the best checkpoint of a run in the format that a file's suffix says.
+
+    Args:
+      workdir: the folder of the run.
+      path: the file, of suffix `.safetensors` for PyTorch, or `.stablehlo` for a program.
+
+    Returns:
+      The path.
+
+    Raises:
+      UserError: as those do, or if the suffix is another.
+    """
+    suffix = pathlib.Path(path).suffix
+    if suffix not in _FORMATS:
+        raise UserError(f"--output {path}: the file ends in {' or '.join(_FORMATS)}")
+    return _FORMATS[suffix](workdir, path)

@@ -189,13 +189,17 @@ def _log_start(folder: pathlib.Path, images: str) -> None:
 
 def _commit() -> str | None:
     """Returns the commit of the checkout that this package runs from; None without one."""
-    here = pathlib.Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    describe = [*git, "describe", "--always", "--abbrev=40"]
+    # Records and prose, which a series of runs writes on its way, change nothing of what runs.
+    diff = [*git, "diff", "--quiet", "HEAD", "--", ":/"]
+    diff += [":(exclude,top)results", ":(exclude,top)*.md"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
+        is_dirty = subprocess.run(diff, capture_output=True, timeout=10).returncode == 1
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip()
+    return found.stdout.strip() + "-dirty" * is_dirty
 
 
 def _data(info: Mapping[str, Any]) -> str:

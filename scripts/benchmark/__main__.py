@@ -1,4 +1,4 @@
-"""The command line: `python scripts/benchmark [agree|decode|tables] ...`, training without a name."""
+"""The command line: `python scripts/benchmark [NAME] ...`, training without a name."""
 
 import pathlib
 import sys

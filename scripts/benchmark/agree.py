@@ -39,7 +39,9 @@ def main(arguments: Sequence[str]) -> None:
         reference = train(given.config, root / "cpu", {"JAX_PLATFORMS": "cpu"})
         worst = compare(device, reference)
         print(f"{len(device)} steps on the device and on the CPU: losses within {worst:.1e}")
-        pair = [train(given.config, root / name, {}, "--config.deterministic=True") for name in "ab"]
+        pair = [
+            train(given.config, root / name, {}, "--config.deterministic=True") for name in "ab"
+        ]
         if pair[0] != pair[1]:
             raise UserError("two deterministic runs on the device differ")
         print("two deterministic runs on the device: equal bits")

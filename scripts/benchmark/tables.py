@@ -76,16 +76,15 @@ def _has_roofs(record: Mapping[str, Any]) -> bool:
 def _about(record: Mapping[str, Any]) -> str:
     about = record["about"]
     features = [name for name in about["features"] if name in ("avx2", "avx512f", "avx512_bf16")]
-    load = "not recorded" if about["load"] is None else f"{about['load']:.1f}"
     devices = f"{len(about['devices'])} x {about['devices'][0]}"
     versions = [f"{name} {version}" for name, version in about["versions"].items()]
     parts = [
-        f"{about['processor'] or 'processor not recorded'} ({', '.join(features)})",
+        f"{about['processor']} ({', '.join(features)})",
         f"{about['threads']} threads, {devices}",
         f"Python {about['python']}, {', '.join(versions)}",
         *(f"{name}={value}" for name, value in about["flags"].items()),
         f"commit {about['commit'][:8]}{'-dirty' * about['commit'].endswith('-dirty')}",
-        f"load before {load}",
+        f"load before {about['load']:.1f}",
         *(f"without {name}: {reason}" for name, reason in record["absent"].items()),
     ]
     return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)

@@ -1,0 +1,60 @@
+"""Runs as programs that need nothing of ours."""
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import resnet_jax
+from resnet_jax.inference.export import program
+from resnet_jax.inference.predict import Classifier
+from resnet_jax.models.registry import create_model, list_models, variable_shapes
+from resnet_jax.training.restore import restore
+
+FAMILIES = ("alexnet", "cnn", "preact_resnet18", "resnet_small", "vgg11", "vit_tiny")
+
+LOAD = """
+import pathlib, sys
+import jax, numpy
+program = jax.export.deserialize(pathlib.Path("a.stablehlo").read_bytes())
+images = numpy.load("images.npy")
+parts = [program.call(images[:1]), program.call(images[1:])]
+numpy.save("probabilities.npy", numpy.concatenate(parts))
+assert not any(name.startswith(("resnet_jax", "flax")) for name in sys.modules)
+"""
+
+
+def test_a_program_gives_the_same_probabilities_without_us(plain_run, tmp_path):
+    pytest.importorskip("flatbuffers")
+    resnet_jax.export_stablehlo(plain_run[0], tmp_path / "a.stablehlo")
+    classifier = Classifier(plain_run[0])
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", LOAD], cwd=tmp_path, env=environment, check=True)
+    found = np.load(tmp_path / "probabilities.npy")
+    np.testing.assert_allclose(found, classifier.probabilities(images), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow)
+        for name in list_models()
+    ],
+)
+def test_every_model_lowers_for_any_number_of_images(name, plain_run):
+    pytest.importorskip("flatbuffers")
+    task, _ = restore(plain_run[0], "best")
+    network = dataclasses.replace(task.network, module=create_model(name))
+    shapes = variable_shapes(network.module, task.info.image_shape)
+    variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    content = program(network, variables, task.info.image_shape)
+    exported = jax.export.deserialize(bytearray(content))
+    assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
+    assert str(exported.in_avals[0].shape[0]) == "batch"
+    assert "onednn" not in exported.mlir_module()
