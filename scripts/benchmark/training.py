@@ -163,7 +163,7 @@ def _spec(
         "threads": len(os.sched_getaffinity(0)),
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
-        # Small: what rounding does to the gradients of a deep network must not show in the next loss.
+        # Small: the rounding of a deep network's gradients must not show in the next loss.
         "learning_rate": 1e-4,
         "momentum": 0.9,
     }
