@@ -134,7 +134,9 @@ def _run_mode(settings: "_Settings") -> int:
     platform.keep_freed_memory()
     platform.enable_cache()
     platform.quieten_libraries()
-    if settings.mode in _COMPUTING_MODES and jax.default_backend() == "cpu":
+    # With --weights the answer is to come at once, and to compile our calls of oneDNN takes 10 s.
+    with_onednn = settings.mode in _COMPUTING_MODES and not settings.weights
+    if with_onednn and jax.default_backend() == "cpu":
         cpu.enable()
     with platform.memory_errors():
         return (_list if settings.listed else _ACTIONS[settings.mode])(settings) or 0

@@ -12,7 +12,6 @@ from resnet_jax.inference.images import Name, OnBadImage, read_batches
 from resnet_jax.inference.scores import all_class_names
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator
-from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.step import Network
 from resnet_jax.weights.info import described, find_by_model
@@ -103,6 +102,9 @@ class Classifier:
         Raises:
           UserError: if there is no run, or no checkpoint that can be used.
         """
+        # It brings orbax, which takes long to import and no file of weights needs.
+        from resnet_jax.training.restore import restore
+
         task, state = restore(workdir, which)
         names = all_class_names(task.info.class_names, task.config.model.num_classes)
         return cls(task.network, state.variables(), names, task.info.image_shape)
