@@ -36,7 +36,7 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
         raise UserError(f"the run in {folder} is not finished; start its training again")
     if final["test_accuracy"] is None:
         raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
-    starts = workdir.starts(folder)
+    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
     overrides = [
         argument
         for argument in shlex.split(starts[0]["command"])[1:]
