@@ -10,6 +10,7 @@ import tempfile
 from resnet_jax.errors import UserError
 from resnet_jax.files import write_atomically
 from resnet_jax.inference.export import export_torch
+from resnet_jax.platform import quieten_libraries
 from resnet_jax.weights.info import BUNDLED, DEFAULT, WeightsInfo, described
 from resnet_jax.weights.torch_files import TorchFile
 
@@ -46,6 +47,7 @@ def main() -> int:
     if len(sys.argv) != 2:
         print(__doc__, file=sys.stderr)
         return 2
+    quieten_libraries()
     try:
         path, info = bundle(sys.argv[1], BUNDLED)
     except UserError as error:
