@@ -18,12 +18,14 @@ if TYPE_CHECKING:
     from resnet_jax.report.page import write_report
     from resnet_jax.training.loop import train_and_evaluate
     from resnet_jax.training.restore import load_run
+    from resnet_jax.weights.info import WeightsInfo, weights_info
     from resnet_jax.weights.load import import_torch, load_model
 
 _HOMES = {
     "Dataset": "data.datasets",
     "DatasetInfo": "data.datasets",
     "UserError": "errors",
+    "WeightsInfo": "weights.info",
     "create_model": "models.registry",
     "default_config": "config.load",
     "evaluate_run": "inference.evaluate",
@@ -35,6 +37,7 @@ _HOMES = {
     "load_run": "training.restore",
     "predict": "inference.predict",
     "train_and_evaluate": "training.loop",
+    "weights_info": "weights.info",
     "write_report": "report.page",
 }
 
@@ -42,6 +45,7 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "UserError",
+    "WeightsInfo",
     "create_model",
     "default_config",
     "evaluate_run",
@@ -53,6 +57,7 @@ __all__ = [
     "load_run",
     "predict",
     "train_and_evaluate",
+    "weights_info",
     "write_report",
 ]
 

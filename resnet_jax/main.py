@@ -1,17 +1,17 @@
 """The command line.
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
-  python -m resnet_jax.main --mode=predict --workdir=DIR IMAGE|FOLDER|PATTERN|- [...] [--cam]
+  python -m resnet_jax.main --mode=predict --workdir=DIR|--weights=NAME IMAGE|FOLDER|PATTERN|-
   python -m resnet_jax.main --mode=eval|report --workdir=DIR [DIR ...]
   python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
   python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE]
-  python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules
+  python -m resnet_jax.main --list=models|configs|datasets|fields|optimizers|schedules|weights
 
-modes
+modes (default: train)
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
-  predict   classify images with the best checkpoint; --cam writes where the model looks
+  predict   classify images by a run, or by weights, a file of export or one of --list=weights
   report    write a page of curves, mistakes and figures of a run, or to compare several
   summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
@@ -22,8 +22,8 @@ flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
-  --mode            one of the above; default: train
-  --format, --top   of predictions: table (default), json or csv; number of classes, default: 3
+  --format, --top   of predictions: table (default), json or csv; number of classes, default: 3;
+                    --cam writes where the model looks
 """
 
 import contextlib
@@ -48,12 +48,13 @@ from resnet_jax.errors import Interrupted, UserError, pip_line, unknown, without
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
     "eval": "nothing else",
-    "predict": "image files, folders, patterns or -, and perhaps --format, --top and --cam",
+    "predict": "image files, folders, patterns or -, and perhaps --format, --top and --cam; "
+    "or, in place of --workdir, --weights, a file or a name of --list=weights",
     "report": "perhaps further runs",
     "export": "--output=FILE",
 }
 
-_OF_PREDICT = ("format", "top", "cam")
+_OF_PREDICT = ("format", "top", "cam", "weights")
 
 _COMPUTING_MODES = ("train", "eval", "predict", "report", "profile", "search")
 
@@ -133,7 +134,9 @@ def _run_mode(settings: "_Settings") -> int:
     platform.keep_freed_memory()
     platform.enable_cache()
     platform.quieten_libraries()
-    if settings.mode in _COMPUTING_MODES and jax.default_backend() == "cpu":
+    # With --weights the answer is to come at once, and to compile our calls of oneDNN takes 10 s.
+    with_onednn = settings.mode in _COMPUTING_MODES and not settings.weights
+    if with_onednn and jax.default_backend() == "cpu":
         cpu.enable()
     with platform.memory_errors():
         return (_list if settings.listed else _ACTIONS[settings.mode])(settings) or 0
@@ -218,8 +221,9 @@ def _evaluate(settings: "_Settings") -> None:
 def _predict(settings: "_Settings") -> int:
     from resnet_jax.inference.printing import print_predictions
 
+    source = settings.workdir, settings.weights, settings.paths
     options = settings.form, settings.top, settings.cam
-    return print_predictions(settings.workdir, settings.paths, *options, stop_signals())
+    return print_predictions(*source, *options, stop_signals())
 
 
 class _Settings(NamedTuple):
@@ -234,6 +238,7 @@ class _Settings(NamedTuple):
     form: str = "table"
     top: int = 3
     cam: bool = False
+    weights: str = ""
 
 
 _ACTIONS: dict[str, Callable[[_Settings], int | None]] = {
@@ -252,7 +257,7 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     """Returns what the command line asks for, or raises UserError."""
     values = flags.FlagValues()
     values.set_gnu_getopt(True)
-    for name in ("config", "workdir", "mode", "output", "list", "format"):
+    for name in ("config", "workdir", "mode", "output", "list", "format", "weights"):
         default = {"mode": "train", "format": "table"}.get(name, "")
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_integer("top", 3, "", lower_bound=1, flag_values=values)
@@ -315,10 +320,10 @@ def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
         "export": not files and bool(values.output),
     }
     is_foreign = values.config or any(values[name].present for name in others)
-    if not values.workdir or is_foreign or not is_fine[mode]:
+    if bool(values.workdir) == bool(values.weights) or is_foreign or not is_fine[mode]:
         takes = f"--mode={mode} takes --workdir, the folder of a run, and {_RUN_MODES[mode]}"
         raise UserError(f"{takes}; see --help")
-    options = values.format, values.top, values.cam
+    options = values.format, values.top, values.cam, values.weights
     return _Settings(mode, values.workdir, ConfigDict(), values.output, names, "", *options)
 
 

@@ -31,7 +31,7 @@ assert not any(name.startswith(("resnet_jax", "flax")) for name in sys.modules)
 def test_a_program_gives_the_same_probabilities_without_us(plain_run, tmp_path):
     pytest.importorskip("flatbuffers")
     resnet_jax.export_stablehlo(plain_run[0], tmp_path / "a.stablehlo")
-    classifier = Classifier(plain_run[0])
+    classifier = Classifier.of_run(plain_run[0])
     images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 3), np.uint8)
     np.save(tmp_path / "images.npy", images)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}

@@ -160,3 +160,9 @@ def test_file_in_place_of_a_folder(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "run"):
         with pytest.raises(UserError, match="can't be written"), workdir.claim(folder):
             pass
+
+
+def test_starts_that_say_nothing_are_left_out(tmp_path):
+    lines = '{}\n[]\nno JSON\n{"time": "now", "commit": "abc"}\n'
+    (tmp_path / "starts.jsonl").write_text(lines)
+    assert workdir.starts(tmp_path) == [{"time": "now", "commit": "abc"}]

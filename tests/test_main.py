@@ -111,6 +111,11 @@ def test_bad_config_file(tmp_path, capsys, name):
         (["--mode=predict", "--workdir=x"], "--mode=predict takes --workdir, the folder of a run"),
         (["--mode=predict", "--workdir=x", "--tip=5", "y"], "--mode=predict takes --workdir"),
         (["--mode=predict", "--workdir=x", "y.png"], "--workdir x holds no checkpoint"),
+        (["--mode=predict", "--workdir=x", "--weights=y", "z"], "or, in place of --workdir"),
+        (["--mode=predict", "--weights=quikstart", "x"], "did you mean quickstart?"),
+        (["--mode=predict", "--weights=no.safetensors", "x"], "no.safetensors can't be read"),
+        (["--mode=eval", "--weights=quickstart"], "--mode=eval takes --workdir"),
+        (["--weights=quickstart"], "--weights is for --mode=predict only"),
         (["--mode=export", "--workdir=x"], "--mode=export takes --workdir"),
         (["--mode=eval", "--mode=train", "--workdir=x"], "--mode is given 2 times"),
         (["--mode=eval", "--workdir=/nowhere"], "--workdir /nowhere holds no checkpoint"),
@@ -220,6 +225,7 @@ def test_modes_eval_and_summary(plain_run, capsys):
         ("fields", ["optimizer.learning_rate  ", "peak learning rate (default: 0.1)"]),
         ("optimizers", ["sgd  ", "Stochastic gradient descent", " Options: momentum, "]),
         ("schedules", ["plateau  ", " Options: factor, patience, "]),
+        ("weights", ["quickstart  ", " % of the test images of cifar10, 304,154 parameters"]),
     ],
 )
 def test_list(capsys, kind, lines):

@@ -172,7 +172,7 @@ def test_bad_files_are_named_and_skipped(predict, folder, tmp_path, plain_run):
 def test_images_are_read_no_further_than_one_batch_ahead(plain_run, folder):
     from resnet_jax.inference.predict import Classifier
 
-    named, classifier = [], Classifier(plain_run[0])
+    named, classifier = [], Classifier.of_run(plain_run[0])
     classifier._batch_size = 2
 
     def names():

@@ -136,12 +136,6 @@ def test_names_that_are_no_text_are_escaped(plain_run, monkeypatch, capfd):
     assert capfd.readouterr().err == "", "no warnings of missing glyphs"
 
 
-def test_starts_that_say_nothing_are_left_out(tmp_path):
-    log = tmp_path / "starts.jsonl"
-    log.write_text('{}\n[]\nno JSON\n{"time": "now", "commit": "abc"}\n')
-    assert findings._starts(log) == [{"time": "now", "commit": "abc"}]
-
-
 def test_without_images_the_page_says_why(plain_run, monkeypatch):
     from resnet_jax.errors import UserError
 

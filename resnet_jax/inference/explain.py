@@ -102,7 +102,7 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
 
 
 class Overlays:
-    """Writes overlays of what speaks for the predicted class into the folder of a run.
+    """Writes overlays of what speaks for the predicted class into the folder `cam` of a run.
 
     Attributes:
       folder: where they are, named by the number of the image and the name of its file.
@@ -113,7 +113,7 @@ class Overlays:
 
         Args:
           classifier: what predicts.
-          workdir: the folder of its run.
+          workdir: the folder of the run, or another one.
 
         Raises:
           UserError: if the folder can't be made.

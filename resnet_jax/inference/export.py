@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.files import write_atomically
-from resnet_jax.training.restore import load_run, restore
+from resnet_jax.inference.description import describe
+from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.step import Network
 from resnet_jax.weights.torch_files import write_safetensors
@@ -20,6 +21,8 @@ def export_torch(
     workdir: str | os.PathLike[str], path: str | os.PathLike[str], which: str = "best"
 ) -> pathlib.Path:
     """Writes a checkpoint of a run as a state dict that PyTorch reads (by `safetensors.torch`).
+
+    A `resnet_jax.WeightsInfo` in its header tells `--mode=predict --weights=FILE` what it is for.
 
     Args:
       workdir: the folder of the run.
@@ -33,8 +36,9 @@ def export_torch(
     Raises:
       UserError: if there is no checkpoint that can be used, or the file can't be written.
     """
-    run = load_run(workdir, which)
-    write_safetensors(path, state_dict(run.model, run.variables))
+    task, state = restore(workdir, which)
+    info = describe(pathlib.Path(workdir), task, state)
+    write_safetensors(path, state_dict(task.network.module, state.variables()), info.header())
     return pathlib.Path(path)
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from resnet_jax.config.load import default_config
 from resnet_jax.errors import UserError
 from resnet_jax.inference.images import Name, OnBadImage, read_batches
 from resnet_jax.inference.scores import all_class_names
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Evaluator
-from resnet_jax.training.restore import restore
+from resnet_jax.training.state import Tree
+from resnet_jax.training.step import Network
+from resnet_jax.weights.info import described, find_by_model
+from resnet_jax.weights.torch_files import TorchFile
+from resnet_jax.weights.torch_weights import fill
 
 # Called with the pixels of a batch, uint8 `[images, height, width, channels]`, and predictions.
 Watch = Callable[[np.ndarray, list["Prediction"]], None]
@@ -53,11 +58,11 @@ def predict(
     Raises:
       UserError: if there is no run, or no checkpoint that can be used, or an image can't be read.
     """
-    return list(Classifier(workdir, which).predictions(paths, on_bad_image))
+    return list(Classifier.of_run(workdir, which).predictions(paths, on_bad_image))
 
 
 class Classifier:
-    """A checkpoint of a run that classifies images, held in memory.
+    """A model with its weights that classifies images, held in memory.
 
     Attributes:
       network: its module, and what images go through before it.
@@ -65,8 +70,30 @@ class Classifier:
       class_names: the names of the classes, by label.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], which: str = "best") -> None:
-        """Restores the checkpoint.
+    def __init__(
+        self,
+        network: Network,
+        variables: Tree,
+        class_names: tuple[str, ...],
+        image_shape: tuple[int, int, int],
+    ) -> None:
+        """Puts the variables on the devices.
+
+        Args:
+          network: the module, and what images go through before it.
+          variables: its parameters and statistics.
+          class_names: a name for each logit.
+          image_shape: height, width and channels that images are brought to.
+        """
+        devices = Devices()
+        self.network, self.variables = network, devices.put(variables)
+        self.class_names, self._shape = class_names, image_shape
+        self._batch_size = network.config.evaluate.batch_size
+        self._evaluator = Evaluator(network, devices)
+
+    @classmethod
+    def of_run(cls, workdir: str | os.PathLike[str], which: str = "best") -> "Classifier":
+        """Returns that of a checkpoint of a run.
 
         Args:
           workdir: the folder of the run.
@@ -75,12 +102,32 @@ class Classifier:
         Raises:
           UserError: if there is no run, or no checkpoint that can be used.
         """
+        # It brings orbax, which takes long to import and no file of weights needs.
+        from resnet_jax.training.restore import restore
+
         task, state = restore(workdir, which)
-        devices = Devices()
-        self.network, self.variables = task.network, devices.put(state.variables())
-        self.class_names = all_class_names(task.info.class_names, task.config.model.num_classes)
-        self._shape, self._batch_size = task.info.image_shape, task.config.evaluate.batch_size
-        self._evaluator = Evaluator(task.network, devices)
+        names = all_class_names(task.info.class_names, task.config.model.num_classes)
+        return cls(task.network, state.variables(), names, task.info.image_shape)
+
+    @classmethod
+    def of_weights(cls, weights: str | os.PathLike[str]) -> "Classifier":
+        """Returns that of a file of weights that says what it is for.
+
+        Args:
+          weights: a file that `resnet_jax.export_torch` wrote, or the name of a model whose weights
+            are part of the package.
+
+        Raises:
+          UserError: if there is no such file or name, or the file can't be used.
+        """
+        file = TorchFile(find_by_model(weights))
+        info = described(file)
+        model, config = info.create_model(), default_config()
+        config.data.mean, config.data.std = info.mean, info.std
+        config.data.image_size = info.image_size
+        config.evaluate.test_time_augmentation = info.test_time_augmentation
+        variables = fill(model, file, image_shape=info.input_shape)
+        return cls(Network(model, config), variables, info.class_names, info.image_shape)
 
     def predictions(
         self,
@@ -90,7 +137,7 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """Yields the predictions of images, which are read in batches while others are classified.
 
-        They are brought to the size of the run's own images, see
+        They are brought to the size of the images that the model was trained on, see
         `resnet_jax.data.image_files.read`, and from there take the way of the test images.
 
         Args:

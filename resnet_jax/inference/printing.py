@@ -20,7 +20,13 @@ Signals = contextlib.AbstractContextManager[Sequence[int]]
 
 
 def print_predictions(
-    workdir: str, names: Sequence[str], form: str, top: int, cam: bool, signals: Signals
+    workdir: str,
+    weights: str,
+    names: Sequence[str],
+    form: str,
+    top: int,
+    cam: bool,
+    signals: Signals,
 ) -> int:
     """Prints the classes of images as they are read, and of those that can't be read an error.
 
@@ -28,23 +34,24 @@ def print_predictions(
     error unless the form is "table". A signal ends it after the batch in hand, with what is done.
 
     Args:
-      workdir: the folder of a run.
+      workdir: the folder of a run; empty: the current folder, for overlays only.
+      weights: see `Classifier.of_weights`; empty: the best checkpoint of the run.
       names: see `Classifier.predictions`.
       form: "table", "json" or "csv".
       top: number of classes shown, the most probable ones.
-      cam: whether to write overlays into the run's folder; see `resnet_jax.inference.explain`.
+      cam: whether to write overlays into that folder; see `resnet_jax.inference.explain`.
       signals: entered while images are read; gives a sequence of the signals received since.
 
     Returns:
       The exit status: 0; 1 if an image can't be read; 128 + n after signal n.
 
     Raises:
-      UserError: if there is no such form, no run, or no checkpoint that can be used.
+      UserError: if there is no such form, no run, or no checkpoint or weights that can be used.
     """
     if form not in _FORMS:
         raise unknown("--format", form, _FORMS)
     with contextlib.redirect_stdout(sys.stderr):  # what is said of a damaged checkpoint
-        classifier = Classifier(workdir)
+        classifier = Classifier.of_weights(weights) if weights else Classifier.of_run(workdir)
         overlays = Overlays(classifier, workdir) if cam else None
     top = min(top, len(classifier.class_names))
     head, line = _FORMS[form](classifier.class_names, top)

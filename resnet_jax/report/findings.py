@@ -1,7 +1,6 @@
 """What there is to tell of a run: read from its folder, and found by its best checkpoint."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import statistics
@@ -141,7 +140,7 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     records, _ = records_lib.read(folder / folders.METRICS)
     layers = layer_table(task.network.module, task.input_shape)
     name = _text(folder.resolve().name)
-    return Run(name, task.config, task.info, records, layers, _starts(folder / folders.STARTS))
+    return Run(name, task.config, task.info, records, layers, folders.starts(folder))
 
 
 def find(
@@ -214,19 +213,6 @@ def _first_filters(run: Run, variables: Tree) -> np.ndarray:
     for name in path.split("/"):
         node = node[name]
     return np.asarray(node["kernel"], np.float32)
-
-
-def _starts(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns the lines of the log of starts that have a time and a commit; else unchecked."""
-    starts = []
-    for line in path.read_bytes().splitlines() if path.is_file() else []:
-        try:
-            start = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(start, dict) and {"time", "commit"} <= start.keys():
-            starts.append(start)
-    return starts
 
 
 def _text(name: str) -> str:

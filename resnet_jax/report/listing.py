@@ -12,13 +12,14 @@ from resnet_jax.errors import unknown
 from resnet_jax.models.registry import MODELS
 from resnet_jax.training.schedules import SCHEDULES, options_of
 from resnet_jax.training.update_rules import OPTIMIZERS
+from resnet_jax.weights.info import WeightsInfo, bundled, weights_info
 
 
 def format_list(kind: str) -> str:
     """Returns the names of a kind, each with a line on what it stands for.
 
     Args:
-      kind: "models", "configs", "datasets", "fields", "optimizers" or "schedules".
+      kind: "models", "configs", "datasets", "fields", "optimizers", "schedules" or "weights".
 
     Raises:
       UserError: if there is no such kind.
@@ -58,6 +59,14 @@ def _with_options(function: Callable[..., Any]) -> str:
     return f"{line} Options: {options}." if options else line
 
 
+def _weights() -> dict[str, str]:
+    def described(info: WeightsInfo) -> str:
+        accuracy = f"{info.test_accuracy:.2f} % of the test images of {info.dataset}"
+        return f"{accuracy}, {info.num_parameters:,} parameters"
+
+    return {model: described(weights_info(model)) for model in bundled()}
+
+
 _KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": _models,
     "configs": _configs,
@@ -65,4 +74,5 @@ _KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "fields": _fields,
     "optimizers": lambda: {name: _with_options(rule) for name, rule in OPTIMIZERS.items()},
     "schedules": lambda: {name: _with_options(options_of(name)) for name in SCHEDULES},
+    "weights": _weights,
 }

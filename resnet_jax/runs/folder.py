@@ -187,6 +187,22 @@ def _log_start(folder: pathlib.Path, images: str) -> None:
         file.write(f"{separator}{json.dumps(provenance() | {'images': images})}\n")
 
 
+def starts(folder: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what the log tells of the starts of a run, oldest first; see `provenance`.
+
+    Lines without a time and a commit are left out; else nothing is checked.
+    """
+    found, log = [], folder / STARTS
+    for line in log.read_bytes().splitlines() if log.is_file() else []:
+        try:
+            start = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(start, dict) and {"time", "commit"} <= start.keys():
+            found.append(start)
+    return found
+
+
 def _commit() -> str | None:
     """Returns the commit of the checkout that this package runs from; None without one."""
     git = ["git", "-C", str(pathlib.Path(__file__).parent)]

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model, variable_shapes
+from resnet_jax.weights.info import find, read_info
 from resnet_jax.weights.torch_files import TorchFile
 from resnet_jax.weights.torch_names import implied_options
 from resnet_jax.weights.torch_weights import fill, new_layers
@@ -25,9 +26,11 @@ def load_model(
       name: a name of `resnet_jax.list_models()`.
       num_classes: number of logits; 0: no head; None: as many as the file has. A head of the file
         with another number gives way to a new one.
-      weights: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed.
-      **options: options of the model; a ResNet's stem and a VGG's classifier are found from the
-        file if they are not among them.
+      weights: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed. A name
+        without slash and suffix, such as "cifar10", stands for weights that are part of the
+        package; see `--list=weights`.
+      **options: options of the model; others are taken from what a file of ours says of itself,
+        and a ResNet's stem and a VGG's classifier are found from any file.
 
     Returns:
       The module, to be called as `module.apply(variables, x, train=...)`, and its variables.
@@ -35,7 +38,10 @@ def load_model(
     Raises:
       UserError: if there is no such model, or the file can't be used or does not fit it.
     """
-    file = TorchFile(weights)
+    file = TorchFile(find(name, weights))
+    info, image_shape = read_info(file), None
+    if info is not None and info.model == name:
+        image_shape, options = info.input_shape, info.options | options
     shapes = {key: array.shape for key, array in file.tensors.items()}
     implied = implied_options(create_model(name, **options), shapes)
     found = implied.pop("num_classes", 0)
@@ -43,7 +49,7 @@ def load_model(
         raise UserError(f"{weights} has no classifier of {name!r}; give num_classes")
     wanted = found if num_classes is None else num_classes
     model = create_model(name, wanted, **(implied | options))
-    return model, fill(model, file, "keep" if num_classes is None else "fit")
+    return model, fill(model, file, "keep" if num_classes is None else "fit", image_shape)
 
 
 def import_torch(

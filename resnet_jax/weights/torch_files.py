@@ -46,6 +46,7 @@ class TorchFile:
     Attributes:
       path: the file.
       tensors: read-only arrays by name; names of wrappers, such as `module.`, are removed.
+      metadata: texts by name, which `.safetensors` may hold beside the tensors.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -58,7 +59,7 @@ class TorchFile:
           UserError: if the file can't be read, is damaged, holds no state dict, asks for code to be
             run, or its SHA-256 is not the one in its name.
         """
-        self.path = pathlib.Path(path)
+        self.path, self.metadata = pathlib.Path(path), dict[str, str]()
         try:
             with self.path.open("rb") as file:
                 if os.fstat(file.fileno()).st_size == 0:
@@ -149,6 +150,7 @@ class TorchFile:
         try:
             arrays = {}
             with safe_open(self.path, framework="np") as file:
+                self.metadata = file.metadata() or {}
                 # The library has checked that the tensors lie in this order and without gaps.
                 position = 8 + int.from_bytes(self._bytes[:8], "little")
                 for name in file.offset_keys():
@@ -206,12 +208,17 @@ def _without_prefix(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return tensors
 
 
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.ndarray]) -> None:
+def write_safetensors(
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, np.ndarray],
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     """Writes a state dict; the file appears whole or not at all.
 
     Args:
       path: the file, whose suffix is `.safetensors`.
       tensors: arrays by name.
+      metadata: texts by name, for the header.
 
     Raises:
       UserError: if the suffix is another, or the file can't be written.
@@ -221,6 +228,6 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, np.nda
         raise UserError(f"{path}: weights are written as .safetensors only; PyTorch reads it too")
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     try:
-        write_atomically(path, save(contiguous, {"format": "pt"}))
+        write_atomically(path, save(contiguous, {"format": "pt", **(metadata or {})}))
     except OSError as error:
         raise UserError(f"{path} can't be written: {error.strerror}") from None

@@ -11,6 +11,7 @@ from hostile.cases import CODE, CONFIG, Case, written
 from torch_format import legacy_start, one_tensor, state_dict_pickle, zip_file, zip_weights
 
 from resnet_jax import load_run
+from resnet_jax.weights.info import HEADER
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 
@@ -241,6 +242,61 @@ def damaged_export(index):
     return make
 
 
+def headers():
+    """Returns what a file may say of itself, by names; see `resnet_jax.WeightsInfo`."""
+    good = {
+        "model": "resnet_small",
+        "options": {},
+        "dataset": "sample",
+        "image_size": 0,
+        "image_shape": [32, 32, 3],
+        "class_names": ["a", "b"],
+        "mean": [0.5] * 3,
+        "std": [0.5] * 3,
+        "test_time_augmentation": "none",
+        "num_parameters": 1,
+        "provenance": {},
+    }
+    changed = {
+        "fields": {"extra": 1},
+        "channels": {"image_shape": [32, 32, 10**9]},
+        "images": {"image_shape": [10**6, 10**6, 3]},
+        "no_images": {"image_shape": [0, 0, 0]},
+        "fractions": {"image_shape": [32.5, 32, 3]},
+        "size": {"image_size": 10**9},
+        "escapes": {"class_names": ["\x1b]0;canary\a", "b"]},
+        "surrogates": {"class_names": ["\udcff", "b"]},
+        "long_name": {"class_names": ["a" * 10**6, "b"]},
+        "no_texts": {"class_names": [1, 2]},
+        "many_names": {"class_names": ["a"] * 10**6},
+        "nan": {"mean": [float("nan")] * 3},
+        "huge": {"mean": [10**400] * 3},
+        "zero": {"std": [0] * 3},
+        "model_path": {"model": "../../canary"},
+        "model_code": {"model": CODE},
+        "deep_model": {"options": {"stage_sizes": [10**6]}},
+        "wide_model": {"options": {"num_filters": [10**6] * 3}},
+        "code_option": {"options": {"activation": CODE}},
+        "named_option": {"options": {"name": "x"}},
+        "classes_option": {"options": {"num_classes": 3}},
+        "parent_option": {"options": {"parent": None}},
+        "no_options": {"options": [1]},
+        "views": {"test_time_augmentation": {}},
+        "accuracy": {"test_accuracy": 10**400},
+    }
+    texts = {name: json.dumps(good | change) for name, change in changed.items()}
+    texts |= {"empty": "", "list": "[]", "text": '"x"', "deep": "[" * 10**6, "code": CODE}
+    texts |= {"digits": "9" * 10**6, "nothing": "{}"}
+    return texts
+
+
+def headed():
+    for name, text in headers().items():
+        content = safetensors({"__metadata__": {HEADER: text}, **f32([4], 0, 16)}, bytes(16))
+        flags = "--mode=predict", "--weights={file}", "{file}"
+        yield written(f"weights/header_{name}", "a.safetensors", "a.safetensors", content, *flags)
+
+
 def exported(run):
     restored = load_run(run)
     return state_dict(restored.model, restored.variables)
@@ -254,3 +310,4 @@ def not_finite(room, run):
 
 def cases():
     yield from weights()
+    yield from headed()
