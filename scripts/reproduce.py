@@ -84,7 +84,7 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
         path = RESULTS / record_name(config)
         path.write_text((folder / "ranking.csv").read_text())
         return path
-    record = collect(folder, config)
+    record = collect(folder, config.split()[0])
     path = RESULTS / record_name(" ".join([config, *record["overrides"]]), record["seed"])
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

@@ -22,6 +22,28 @@ def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run):
     assert record["config"] == "tiny_run.py" and record["seed"] == 0
 
 
+def test_what_a_run_changes_of_its_config_is_told_once(plain_run, monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    folder = tmp_path / "run"
+    shutil.copytree(plain_run[0], folder)
+    command = (
+        "main --config=tiny_run.py --config.seed=0 --config.num_epochs=3 --config.log.report=0"
+    )
+    start = {
+        "command": command,
+        "time": "",
+        "commit": "c",
+        "version": "1",
+        "python": "3",
+        "jax": "0",
+    }
+    start |= {"devices": ["cpu"], "cores": 1}
+    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    path = reproduce.keep(folder, "tiny_run.py --config.num_epochs=3")
+    assert path.name == "tiny_run-num_epochs=3-seed0.json"
+    assert json.loads(path.read_text())["overrides"] == ["--config.num_epochs=3"]
+
+
 def test_the_tables_are_those_of_the_records(capsys):
     assert reproduce.main(["--check"]) == 0
 
