@@ -85,7 +85,8 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
         path.write_text((folder / "ranking.csv").read_text())
         return path
     record = collect(folder, config.split()[0])
-    path = RESULTS / record_name(" ".join([config, *record["overrides"]]), record["seed"])
+    name = " ".join([record["config"], *record["overrides"]])
+    path = RESULTS / record_name(name, record["seed"])
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path
 
