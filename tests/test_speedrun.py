@@ -128,7 +128,7 @@ def test_norms_follow_torch():
     bias = np.float32([1, 2, 3])
     (found, mean, var), gradients_of = jax.vjp(speedrun.batch_norm, IMAGES, bias)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5)
-    close(found, theirs(inputs).detach().permute(0, 2, 3, 1) + bias)
+    close(found, theirs(inputs).detach().permute(0, 2, 3, 1).numpy() + bias)
     close(mean, IMAGES.mean((0, 1, 2)))
     close(var, IMAGES.var((0, 1, 2)))
     gradient, of_bias = gradients_of((IMAGES[::-1], 0 * mean, 0 * var))
@@ -137,7 +137,7 @@ def test_norms_follow_torch():
 
 
 def test_a_step_keeps_its_share_of_the_statistics():
-    recipe = dataclasses.replace(THIN, widths=(26,), convs=1)
+    recipe = dataclasses.replace(THIN, convs=1)
     params, stats = net = net_of(recipe)
     _, after = jax.jit(lambda: speedrun.forward(recipe, net, IMAGES, train=True))()
     x = gelu(convolve(IMAGES, params["whitening_kernel"], 0) + params["whitening_bias"])
@@ -368,12 +368,20 @@ def test_views_are_the_image_and_its_neighbours_with_their_mirror_images():
 
 
 @pytest.fixture
-def run(run_script, monkeypatch):
-    """Runs the script with thin nets and small batches."""
-    muon = dataclasses.replace(MUON, widths=(4, 8, 8), epochs=2, batch_size=160)
-    recipes = {("94", "sgd"): THINNER, ("94", "muon"): muon}
-    monkeypatch.setattr(speedrun, "RECIPES", recipes)
-    monkeypatch.setattr(speedrun, "EVAL_BATCH_SIZE", 80)
+def run(run_script, monkeypatch, sample):
+    """Runs the script with thin nets on few images."""
+    muon = dataclasses.replace(MUON, widths=(4, 8, 8), epochs=2, batch_size=32)
+    sgd = dataclasses.replace(THINNER, batch_size=32)
+    few = [
+        speedrun.Examples(part.images[:count], part.labels[:count])
+        for part, count in zip(sample, (128, 30), strict=True)
+    ]
+    load = speedrun._load
+    monkeypatch.setattr(
+        speedrun, "_load", lambda *args: (*few, "few") if args[0] == "sample" else load(*args)
+    )
+    monkeypatch.setattr(speedrun, "RECIPES", {("94", "sgd"): sgd, ("94", "muon"): muon})
+    monkeypatch.setattr(speedrun, "EVAL_BATCH_SIZE", 16)  # so that two images are missing
     return functools.partial(run_script, speedrun, "--source=sample", "--dtype=float32")
 
 
@@ -389,29 +397,27 @@ def test_seeds_share_the_compiled_programs(run, tmp_path, monkeypatch, flags):
         function = functools.partial(counted, name, getattr(speedrun, name))
         monkeypatch.setattr(speedrun, name, function)
     file = tmp_path / "runs.json"
-    status, out, err = run("--seeds=3", "--first-seed=5", *flags, f"--json={file}")
+    status, out, err = run("--seeds=2", "--first-seed=5", *flags, f"--json={file}")
     assert (status, err) == (0, "")
     assert set(traced) == {"whitening_kernel", "views"}
     assert len(traced) < 5  # not once more for a seed: lowering, and shapes
 
     result = json.loads(file.read_text())
-    assert [r["seed"] for r in result["runs"]] == [5, 6, 7]
-    assert len({r["loss"] for r in result["runs"]}) == 3
-    assert all(1 < r["loss"] < 2.3 for r in result["runs"])
+    assert [r["seed"] for r in result["runs"]] == [5, 6]
+    assert len({r["loss"] for r in result["runs"]}) == 2
     assert all(r["training_seconds"] < r["seconds"] for r in result["runs"])
     for name in ("accuracy", "accuracy_without_augmentation", "seconds", "training_seconds"):
         values, summary = [r[name] for r in result["runs"]], result[name]
         np.testing.assert_allclose(summary["mean"], np.mean(values))
         np.testing.assert_allclose(summary["std"], np.std(values, ddof=1))
-        np.testing.assert_allclose(summary["interval"], 4.3027 * summary["std"] / 3**0.5, rtol=1e-4)
-        assert 0 < min(values) == summary["min"] and max(values) == summary["max"]
-    assert result["settings"]["batch_size"] == 160
+        np.testing.assert_allclose(summary["interval"], 12.706 * summary["std"] / 2**0.5, rtol=1e-4)
+        assert min(values) == summary["min"] and max(values) == summary["max"]
+    assert result["settings"]["batch_size"] == 32
     assert {"commit", "jax", "devices", "command"} <= result["provenance"].keys()
     lines = [line.split() for line in out.splitlines()]
-    epochs = result["settings"]["epochs"]
-    assert [line[1] for line in lines if line[0] == "epoch"] == 3 * [
-        str(epoch) for epoch in range(1, epochs + 1)
-    ]
+    losses = [float(line[3]) for line in lines if line[0] == "epoch"]
+    assert [line[1] for line in lines if line[0] == "epoch"] == ["1", "2", "1", "2"]
+    assert losses[1] < losses[0] and losses[3] < losses[2]
     seeds = [line for line in lines if line[0] == "seed"]
     assert [line[1:4] for line in seeds] == [
         [str(r["seed"]), f"{r['accuracy']:.2f}", "%,"] for r in result["runs"]
