@@ -232,9 +232,8 @@ def forward(recipe: Recipe, net: Net, x: jax.Array, *, train: bool) -> tuple[jax
         x = conv(x, params[f"conv{name}"], 1, 1 - x.shape[1] % 2 if place == 1 else 1)
         x, bias, kept = max_pool(x, 2) if place == 1 else x, params[f"norm{name}"], recipe.norm_kept
         if train:
-            x, mean, var = batch_norm(x, bias)
-            moments = zip(stats[name], (mean, var), strict=True)
-            after[name] = tuple(kept * old + (1 - kept) * new for old, new in moments)
+            (old_mean, old_var), (x, mean, var) = stats[name], batch_norm(x, bias)
+            after[name] = kept * old_mean + (1 - kept) * mean, kept * old_var + (1 - kept) * var
         else:
             x = _normalized(x, *stats[name], bias)
         x = gelu(x + first if recipe.residual and place == recipe.convs else x)
@@ -252,8 +251,8 @@ def whitening_kernel(images: jax.Array) -> jax.Array:
     """
     size, (_, height, width, channels) = WHITENING_SIZE, images.shape
     rows, columns, places = height - size + 1, width - size + 1, range(size)
-    patches = [images[:, i : i + rows, j : j + columns] for i in places for j in places]
-    patches = jnp.concatenate(patches, -1).reshape(-1, size * size * channels)
+    parts = [images[:, i : i + rows, j : j + columns] for i in places for j in places]
+    patches = jnp.concatenate(parts, -1).reshape(-1, size * size * channels)
     highest = jax.lax.Precision.HIGHEST  # accelerators would round the inputs
     covariance = jnp.matmul(patches.T, patches, precision=highest) / len(patches)
     variances, directions = jnp.linalg.eigh(covariance)
@@ -448,8 +447,8 @@ def train_step(
     are frozen are not trained.
     """
     (inputs, labels), (params, stats), slow = batch, state.fast, state.slow
-    targets = LABEL_SMOOTHING / NUM_CLASSES
-    targets += (1 - LABEL_SMOOTHING) * jax.nn.one_hot(labels, NUM_CLASSES)
+    right = jax.nn.one_hot(labels, NUM_CLASSES)
+    targets = (1 - LABEL_SMOOTHING) * right + LABEL_SMOOTHING / NUM_CLASSES
 
     def summed_loss(trained: Params) -> tuple[jax.Array, Stats]:
         logits, after = forward(recipe, (params | trained, stats), inputs, train=True)

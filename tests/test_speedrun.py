@@ -385,7 +385,10 @@ def run(run_script, monkeypatch, sample):
     return functools.partial(run_script, speedrun, "--source=sample", "--dtype=float32")
 
 
-@pytest.mark.parametrize("flags", [[], ["--optimizer=muon", "--resolutions=24,32"]])
+@pytest.mark.parametrize(
+    "flags",
+    [pytest.param([], marks=pytest.mark.slow), ["--optimizer=muon", "--resolutions=24,32"]],
+)
 def test_seeds_share_the_compiled_programs(run, tmp_path, monkeypatch, flags):
     traced = []
 
