@@ -1,4 +1,4 @@
-"""The command line: `python scripts/benchmark [decode|tables] ...`, training without a name."""
+"""`python scripts/benchmark [decode|trials|tables] ...`; training without a name."""
 
 import pathlib
 import sys
@@ -7,10 +7,10 @@ import jax
 
 sys.path[0] = str(pathlib.Path(__file__).parents[1])  # where the package is, and not its inside
 
-from benchmark import decode, tables, training  # noqa: E402
+from benchmark import decode, tables, training, trials  # noqa: E402
 from resnet_jax.errors import UserError  # noqa: E402
 
-COMMANDS = {"decode": decode.main, "tables": tables.main}
+COMMANDS = {"decode": decode.main, "tables": tables.main, "trials": trials.main}
 
 
 def main(arguments: list[str]) -> int:
