@@ -199,11 +199,11 @@ def test_bad_spaces(space, message):
 def test_ends_of_ranges_are_checked_before_a_trial():
     config = config_of("random")
     config.space.optimizer.options = {"momentum": {"low": 0.5, "high": 1.5}}
-    with pytest.raises(UserError, match="momentum of optimizer 'sgd' must be at least 0 and below 1"):
+    with pytest.raises(UserError, match=r"momentum of optimizer .* must be at least 0 and below 1"):
         Search.of(config)
 
 
-.mark.parametrize(
+@pytest.mark.parametrize(
     ("columns", "rows", "message"),
     [
         (("train", "batch_size"), (), "unknown config field 'train'"),
@@ -228,7 +228,8 @@ def test_groups_that_are_none_are_refused_by_name(name):
 
 
 def test_flags_take_their_value_after_a_blank_too():
-    flags = ["--config.base.batch_size", "60", "--config.base.data.shuffle", "--config.seeds", "(1,)"]
+    flags = ["--config.base.batch_size", "60", "--config.base.data.shuffle"]
+    flags += ["--config.seeds", "(1,)"]
     flags += ["--config.base.optimizer.learning_rate=0.2", "--config.space.num_epochs", "(1,)"]
     config = main._parse(["x", "--mode=search", CONFIG, "--workdir=x", *flags]).config
     assert (config.base.batch_size, config.base.data.shuffle, config.seeds) == (60, True, (1,))

@@ -1,5 +1,6 @@
 """Trainings side by side: equal to one by one, each an ordinary run, whatever ends one of them."""
 
+import contextlib
 import csv
 import json
 import logging
@@ -14,6 +15,7 @@ import tiny_run
 from resnet_jax import main
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.runs.recorder import Recorder
 from resnet_jax.search import worker
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import configured
@@ -24,8 +26,14 @@ from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.side_by_side import Dispatch, train_side_by_side
 
 
-def member(rate, seed, size):
+def small_config():
     config = tiny_run.get_config()
+    config.data.image_size = 8  # several networks in one program are slow on a CPU
+    return config
+
+
+def member(rate, seed, size):
+    config = small_config()
     config.seed, config.steps_per_dispatch = seed, size
     config.optimizer.learning_rate, config.optimizer.weight_decay = rate, rate / 100
     config.optimizer.ema_decay = 1 - rate
@@ -41,7 +49,7 @@ def call(tiny, state, first, indices):
 
 @pytest.mark.parametrize("size", [1, 3])
 def test_three_steps_side_by_side_are_those_one_by_one(size):
-    members = [member(rate, seed, size) for rate in (0.05, 0.1) for seed in (0, 1)]
+    members = [member(rate, seed, size) for rate in (0.01, 0.02) for seed in (0, 1)]
     alone, together = ([tiny.state() for tiny in members] for _ in range(2))
     steps = [[*tiny.task.order.dispatches(0, 3, size)] for tiny in members]
     for dispatches in zip(*steps, strict=True):
@@ -51,8 +59,8 @@ def test_three_steps_side_by_side_are_those_one_by_one(size):
         together = [taken[0] for taken in members[0].trainer.train_together(calls)]
     for one, other in zip(alone, together, strict=True):
         assert int(one.step) == 3
-        pairs = zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-        assert all(np.allclose(a, b, rtol=1e-5, atol=1e-5) for a, b in pairs)
+        pairs = zip(*(jax.tree.leaves(s.params) for s in (one, other)), strict=True)
+        assert all(np.allclose(a, b, rtol=0, atol=1e-5) for a, b in pairs)
     kernels = [np.asarray(jax.tree.leaves(state.params)[-1]) for state in together]
     assert len({kernel.tobytes() for kernel in kernels}) == 4  # each has a training of its own
 
@@ -112,7 +120,8 @@ def test_those_behind_catch_up_and_who_ends_leaves():
     trainer = Recording()
     trainings = [steps(trainer, "a", 0, 6), steps(trainer, "b", 2, 4), steps(trainer, "c", 0, 5)]
     assert train_side_by_side(trainings) == ["A", "B", "C"]
-    assert trainer.calls == ["ac", "ac", "acb", "acb", "ac", "a"]
+    calls = ["".join(sorted(names)) for names in trainer.calls]
+    assert calls == ["ac", "ac", "abc", "abc", "ac", "a"]
 
 
 def test_other_programs_and_other_images_are_other_calls():
@@ -146,11 +155,26 @@ def test_an_interrupted_training_leaves_the_others_to_end():
 def config_of(parallel_trials=4):
     config = search_storage.get_config()
     with config.ignore_type():
-        config.base = tiny_run.get_config()
+        config.base = small_config()
     config.space.optimizer = {"learning_rate": (0.01, 0.02)}
     config.seeds = (3, 4)
     config.search.parallel_trials = parallel_trials
     return config
+
+
+def stopped_search(workdir, monkeypatch):
+    """Trains a group until a signal arrives, while the first of it has its fifth step."""
+    received, progress = [], Recorder.progress
+
+    def progress_and_signal(self, step, means):
+        progress(self, step, means)
+        if step == 5:
+            received.append(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Recorder, "progress", progress_and_signal)
+        with pytest.raises(Interrupted, match="stopped after step 6, which is saved"):
+            worker.run_search(config_of(), workdir, signals=contextlib.nullcontext(received))
 
 
 def states(workdir):
@@ -175,7 +199,8 @@ def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys):
             tiny_run.records(folder / "trials" / f"{number:04}") for folder in (together, alone)
         )
         for record, other in zip(found, expected, strict=True):
-            assert record == pytest.approx(other, rel=1e-3, abs=1e-3)
+            assert record.keys() == other.keys() and record["kind"] == other["kind"]
+            assert record.get("loss") == pytest.approx(other.get("loss"), abs=1e-3)
     rows = [next(csv.DictReader((f / "ranking.csv").open())) for f in (together, alone)]
     assert rows[0]["trials"] == rows[1]["trials"] and rows[0]["seeds"] == "2"
     workdir = together / "trials" / "0002"
@@ -185,14 +210,11 @@ def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys):
 
 
 def test_a_group_that_is_stopped_goes_on(tmp_path, monkeypatch, caplog):
-    with monkeypatch.context() as patch:
-        tiny_run.interrupt(patch, 5, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            worker.run_search(config_of(), tmp_path, signals=main.stop_signals())
+    stopped_search(tmp_path, monkeypatch)
     assert states(tmp_path) == [RUNNING] * 4
     folders = sorted(tmp_path.glob("trials/*"))
     saved = [Checkpoints(f / "checkpoints", 1, read_only=True).steps()[0] for f in folders]
-    assert len(set(saved)) == 1 and 5 <= saved[0] < 8  # none went on without the others
+    assert saved == [6] * 4
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         worker.run_search(config_of(), tmp_path)
     assert compiled(caplog) == [0, 0]  # the same program
@@ -202,10 +224,7 @@ def test_a_group_that_is_stopped_goes_on(tmp_path, monkeypatch, caplog):
 
 
 def test_one_of_a_group_goes_on_alone(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        tiny_run.interrupt(patch, 5, signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            worker.run_search(config_of(), tmp_path, signals=main.stop_signals())
+    stopped_search(tmp_path, monkeypatch)
     study = Study(Search.of(config_of()), tmp_path)
     trial = study.trials()[1]
     study.close()
@@ -227,7 +246,7 @@ def test_who_is_pruned_or_diverges_leaves_the_others(tmp_path, monkeypatch):
 
 def test_groups_have_one_shape(tmp_path):
     config = config_of()
-    config.space.batch_size = (60, 40)
+    config.space.optimizer.weight_decay = (0.0, 1e-3)
     config.seeds = (3,)
     study = Study(Search.of(config), tmp_path)
     groups = []
@@ -242,5 +261,5 @@ def test_groups_have_one_shape(tmp_path):
 def test_images_of_their_own_are_refused(tmp_path):
     config = config_of()
     config.base.data.resident_bytes = 0
-    with pytest.raises(UserError, match="search.parallel_trials needs images that trials share"):
+    with pytest.raises(UserError, match="parallel_trials needs images that trials share"):
         worker.run_search(config, tmp_path)

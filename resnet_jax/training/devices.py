@@ -13,7 +13,6 @@ from resnet_jax.data.streams import ExampleBatch, Stream, is_resident
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import Tree
 
-
 # Images on devices by what they are, as long as anybody uses them.
 _placed: weakref.WeakValueDictionary[Any, Examples] = weakref.WeakValueDictionary()
 
@@ -104,7 +103,8 @@ def place_parts(
     data, placed = config.data, {}
     for name, part in split(dataset, data).items():
         key = (dataset.info, data.val_fraction, data.split_seed, name, devices.mesh)
-        found = _placed.get(key) or place(part, dataset.info, config, devices, name == "train")
+        found = _placed.get(key) if is_resident(dataset.info, data) else None
+        found = found or place(part, dataset.info, config, devices, name == "train")
         if not isinstance(found, Stream):
             _placed[key] = found
         placed[name] = found

@@ -35,7 +35,6 @@ from resnet_jax.training.step import (
     make_train_step,
 )
 
-
 # The arguments of `Trainer.train`, and what it returns.
 Call = tuple[TrainState, Examples, np.ndarray, int, np.ndarray, dict[str, float], int]
 Taken = tuple[TrainState, Metrics, StepMetrics]
