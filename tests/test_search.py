@@ -155,7 +155,7 @@ BAD = [
     (["--config.search.method=cma-es", "--config.search.trials=3"], "needs two ranges"),
     (["--config.search.pruner=median", "--config.seeds=(0,1)"], "compares single trials"),
     (["--config.seeds=(0,-1)"], "config field seed must be at least 0"),
-    (["--config.space.model.name=('cnn','cmm')"], "unknown model 'cmm'"),
+    (["--config.space.model.name=('resnet_small','resnet_smal')"], "unknown model 'resnet_smal'"),
     (["--config.space.optimizer.name=('sgd','sdg')"], "unknown optimizer 'sdg'"),
     (["--config.space.data.val_fraction=(0.1,0.0)"], "data.val_fraction is 0"),
     (["--config.search.parallel_trials=0"], "search.parallel_trials must be at least 1"),

@@ -100,11 +100,12 @@ def place_parts(
       config: the whole config.
       devices: the devices.
     """
-    data, placed = config.data, {}
+    data = config.data
+    placed: dict[str, Examples | Stream] = {}
     for name, part in split(dataset, data).items():
         key = (dataset.info, data.val_fraction, data.split_seed, name, devices.mesh)
-        found = _placed.get(key) if is_resident(dataset.info, data) else None
-        found = found or place(part, dataset.info, config, devices, name == "train")
+        shared = _placed.get(key) if is_resident(dataset.info, data) else None
+        found = shared or place(part, dataset.info, config, devices, name == "train")
         if not isinstance(found, Stream):
             _placed[key] = found
         placed[name] = found
