@@ -80,7 +80,7 @@ def test_peer_has_as_many_parameters(name):
     torch = pytest.importorskip("torch")
     build = importlib.import_module("benchmark.training_torch").build
     size = 224 if name.endswith("224") or name == "resnet50" else 32
-    spec, layers = training._spec(name, 8, "float32", size)
+    spec, layers = training.task_of(name, 8, "float32", size)
     with torch.device("meta"):
         peer = build(spec["family"], spec["fields"], size)
     count = sum(parameter.numel() for parameter in peer.parameters())
@@ -135,6 +135,7 @@ def test_nothing_is_measured_unless_losses_agree(monkeypatch, run):
         (["--model=cnn", "--image-size=8"], "too small"),
         (["--model=resnet_custom", "--batch=2", "--peer=torch"], "no PyTorch module like"),
         (["decode", "--images=2"], "--images"),
+        (["trials", "--parallel=0"], "--parallel takes whole numbers"),
     ],
 )
 def test_refuses_in_one_line(monkeypatch, run, arguments, message):
@@ -225,6 +226,18 @@ def test_reads_files(monkeypatch, run, tmp_path):
     for row in record["decode"]:
         assert len(row["images_per_second"]) == 2 and row["cores"] == 1
         assert f"{np.median(row['images_per_second']):,.0f}" in out
+
+
+def test_measures_trials_side_by_side(monkeypatch, run, tmp_path):
+    monkeypatch.setattr(training, "TURN", 0.01)
+    file = tmp_path / "out.json"
+    flags = "--model=cnn", "--parallel=1,2", "--batch=8", "--rounds=2", f"--json={file}"
+    status, out, err = run("trials", *flags)
+    assert status == 0, err
+    rows = json.loads(file.read_text())["trials"]
+    assert [(row["parallel"], len(row["step_seconds"])) for row in rows] == [(1, 2), (2, 2)]
+    one, two = (np.median(row["step_seconds"]) for row in rows)
+    assert f"| {16 / two:,.0f} | {1000 * two:,.1f} | **{2 * one / two:.2f}** |" in out
 
 
 def test_files_have_the_size_of_photographs(tmp_path):

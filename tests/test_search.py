@@ -72,7 +72,8 @@ def fake_training(monkeypatch, score=lambda config: 50.0):
     """Makes trials end at once with a score; returns the configs that were trained."""
     trained = []
 
-    def train(config, folder, output, received):
+    def train(config, folder, output, received, dataset):
+        yield from ()
         trained.append(config)
         (folder / "checkpoints").mkdir()
         return DONE, ""
@@ -154,9 +155,17 @@ BAD = [
     (["--config.search.method=cma-es", "--config.search.trials=3"], "needs two ranges"),
     (["--config.search.pruner=median", "--config.seeds=(0,1)"], "compares single trials"),
     (["--config.seeds=(0,-1)"], "config field seed must be at least 0"),
-    (["--config.space.model.name=('cnn','cmm')"], "unknown model 'cmm'"),
+    (["--config.space.model.name=('resnet_small','resnet_smal')"], "unknown model 'resnet_smal'"),
     (["--config.space.optimizer.name=('sgd','sdg')"], "unknown optimizer 'sdg'"),
     (["--config.space.data.val_fraction=(0.1,0.0)"], "data.val_fraction is 0"),
+    (["--config.search.parallel_trials=0"], "search.parallel_trials must be at least 1"),
+    (["--config.search.parallel_trials=x"], "search.parallel_trials"),
+    (["--config.space.data.name=('sample','smaple')"], "did you mean sample?"),
+    (["--config.space.model.options.dropout=(0.1,)"], "unknown option of model"),
+    (["--config.space.schedule.options.factor=(0.5,)"], "'constant' has no options"),
+    (["--config.space.optimizer.options.momentum=(0.5,1.5)"], "momentum of optimizer"),
+    (["--config.base", "nowhere.py"], "--config nowhere.py does not exist"),
+    (["--config.base.batch_size", "x"], "batch_size"),
 ]
 
 
@@ -185,6 +194,46 @@ def test_bad_input_gets_one_line(tmp_path, capsys, flags, message):
 def test_bad_spaces(space, message):
     with pytest.raises(UserError, match=message):
         parse(space)
+
+
+def test_ends_of_ranges_are_checked_before_a_trial():
+    config = config_of("random")
+    config.space.optimizer.options = {"momentum": {"low": 0.5, "high": 1.5}}
+    with pytest.raises(UserError, match=r"momentum of optimizer .* must be at least 0 and below 1"):
+        Search.of(config)
+
+
+@pytest.mark.parametrize(
+    ("columns", "rows", "message"),
+    [
+        (("train", "batch_size"), (), "unknown config field 'train'"),
+        (("batch_size", "test"), ((100,),), "does not fit the columns"),
+        (("batch_size", "test"), ((100, "x"),), "does not fit the columns"),
+    ],
+)
+def test_a_table_that_can_not_be_written_is_refused_first(columns, rows, message):
+    config = config_of()
+    config.reported.columns, config.reported.rows = columns, rows
+    with pytest.raises(UserError, match=message):
+        Search.of(config)
+
+
+@pytest.mark.parametrize("name", ["base", "space", "seeds", "search", "reported"])
+def test_groups_that_are_none_are_refused_by_name(name):
+    config = config_of()
+    with config.ignore_type():
+        config[name] = 3
+    with pytest.raises(UserError, match=f"config (group|field) {name} takes"):
+        Search.of(config)
+
+
+def test_flags_take_their_value_after_a_blank_too():
+    flags = ["--config.base.batch_size", "60", "--config.base.data.shuffle"]
+    flags += ["--config.seeds", "(1,)"]
+    flags += ["--config.base.optimizer.learning_rate=0.2", "--config.space.num_epochs", "(1,)"]
+    config = main._parse(["x", "--mode=search", CONFIG, "--workdir=x", *flags]).config
+    assert (config.base.batch_size, config.base.data.shuffle, config.seeds) == (60, True, (1,))
+    assert config.base.optimizer.learning_rate == 0.2 and config.space.num_epochs == (1,)
 
 
 def test_configs_of_runs_and_of_searches_are_told_apart(tmp_path, capsys):
@@ -413,13 +462,13 @@ def test_a_dead_workers_trial_is_taken_over_first(address, tmp_path):
     config = config_of()
     config.search.storage = address
     study = Study(Search.of(config), tmp_path)
-    assert study.next().number == 0
+    assert [trial.number for trial in study.next()] == [0]
     study.close()  # as when its process ends
     other = Study(Search.of(config), tmp_path)
-    trial = other.next()
+    (trial,) = other.next()
     assert trial.number == 0
     other.end(dataclasses.replace(trial, state=DONE, score=1.0))
-    following = other.next()
+    (following,) = other.next()
     other.close()
     assert following.number == 1
 

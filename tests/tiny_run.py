@@ -10,11 +10,11 @@ import numpy as np
 from resnet_jax import main
 from resnet_jax.config import choose, default_config
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, split
+from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.runs.recorder import Recorder
-from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer, place
+from resnet_jax.training.devices import Devices, place_parts
+from resnet_jax.training.driver import Evaluator, Trainer
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.task import create_task
 
@@ -74,11 +74,7 @@ class Tiny:
         self.task = create_task(config, self.dataset.info)
         self.config = self.task.config
         self.devices = Devices()
-        parts = split(self.dataset, config.data)
-        self.data = {
-            name: place(part, self.task.info, self.config, self.devices, name == "train")
-            for name, part in parts.items()
-        }
+        self.data = place_parts(self.dataset, self.config, self.devices)
         network, steps_per_epoch = self.task.network, self.task.agenda.steps_per_epoch
         self.trainer = Trainer(network, self.task.optimizer, self.devices, steps_per_epoch)
         self.evaluator = Evaluator(network, self.devices)

@@ -159,6 +159,7 @@ SEARCH_FIELDS: dict[str, Field] = {
     ),
     "search.hours": Field(0.0, _number(0, 1e6), "hours trained, after which none starts; 0: any"),
     "search.pruner": Field("none", Literal["none", "median", "hyperband"], "who stops bad trials"),
+    "search.parallel_trials": Field(1, _whole(1, 1000), "trials of one shape trained side by side"),
     "search.metric": Field("best", Literal["best", "final"], "which score of a run ranks it"),
     "search.select_on_test": Field(False, bool, "whether the test set ranks, as in some reports"),
     "search.keep": Field("all", Literal["all", "best"], "whose checkpoints are kept"),

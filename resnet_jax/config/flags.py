@@ -7,6 +7,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from resnet_jax.config import load as config_lib
+from resnet_jax.config.checks import checked
 from resnet_jax.errors import UserError
 
 
@@ -57,6 +58,7 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     Raises:
       UserError: if there is no such base or field, or anything else among the arguments.
     """
+    arguments = _without_blanks(arguments)
     of_base = [a for a in arguments if re.match(r"--?(?:no)?config\.base\.", a)]
     own = [argument for argument in arguments if argument not in of_base]
     for path in re.findall(r"--?config\.(space\.[\w.]+)\.", " ".join(own)):
@@ -67,8 +69,19 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
                     node[group] = ConfigDict()
             node = node[group]
     config = override(config, own, config_lib.check_search_field)
-    base = config_lib.load(config.base)
+    base = config_lib.load(checked("config field base", str, config.base))
     fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
     with config.ignore_type():
         config.base = override(base, [arguments[0], *fields])
     return config
+
+
+def _without_blanks(arguments: list[str]) -> list[str]:
+    """Returns arguments with `--config.FIELD VALUE` as `--config.FIELD=VALUE`."""
+    joined = arguments[:1]
+    for argument in arguments[1:]:
+        if re.fullmatch(r"--?config\.[^=]+", joined[-1]) and not re.match(r"--?[a-z]", argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined

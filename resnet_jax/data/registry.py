@@ -119,6 +119,19 @@ DATASETS: Mapping[str, Registered] = {
 """The datasets by name."""
 
 
+def find_dataset(name: str) -> tuple[Registered, str]:
+    """Returns what a name stands for, and what it has after a colon.
+
+    Raises:
+      UserError: if there is no such dataset.
+    """
+    kind, _, rest = name.partition(":")
+    names = {(known.partition(":")[0], ":" in known): known for known in DATASETS}
+    if (kind, bool(rest)) not in names:
+        raise unknown("dataset (data.name)", name, DATASETS)
+    return DATASETS[names[kind, bool(rest)]], rest
+
+
 def open_dataset(config: ConfigDict) -> Opened:
     """Returns the dataset that a config names: what it is, and a function that loads it.
 
@@ -128,11 +141,8 @@ def open_dataset(config: ConfigDict) -> Opened:
     Raises:
       UserError: if there is no such dataset, or a field of the group does not suit it.
     """
-    kind, _, rest = config.name.partition(":")
-    names = {(name.partition(":")[0], ":" in name): name for name in DATASETS}
-    if (kind, bool(rest)) not in names:
-        raise unknown("dataset (data.name)", config.name, DATASETS)
-    whole, load_whole = DATASETS[names[kind, bool(rest)]].open(rest, config)
+    registered, rest = find_dataset(config.name)
+    whole, load_whole = registered.open(rest, config)
     info = select_info(whole, config.classes)
 
     def load(notify: Notify, progress: Progress | None) -> Dataset:

@@ -26,8 +26,8 @@ from resnet_jax.report.summary import Layer, layer_table
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records as records_lib
 from resnet_jax.runs.records import Record
-from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, place
+from resnet_jax.training.devices import Devices, place
+from resnet_jax.training.driver import Evaluator
 from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.task import Task, create_task

@@ -5,15 +5,13 @@ import io
 import pathlib
 from collections.abc import Sequence
 
-from resnet_jax.errors import UserError, shown
 from resnet_jax.files import write_atomically
 from resnet_jax.runs.terminal import duration
 from resnet_jax.search.settings import Search
-from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Standing, ranked
+from resnet_jax.search.trials import DONE, FAILED, MEASURES, PRUNED, RUNNING, Standing, ranked
 
 Rows = list[list[str]]  # the first one has the titles
 
-_MEASURES = {"train": "train_accuracy", "test": "test_accuracy"}
 _SHOWN = 20
 
 
@@ -57,7 +55,7 @@ def _table(search: Search, order: Sequence[Standing], prefix: str = "") -> Rows:
         trials = standing.trials
         ended = standing.state == DONE
         numbers = (standing.mean(), standing.deviation())
-        accuracies = (standing.mean(name) for name in _MEASURES.values())
+        accuracies = (standing.mean(name) for name in MEASURES.values())
         rows.append(
             [
                 *(str(place) if ended else "", standing.state),
@@ -78,18 +76,16 @@ def _reported(search: Search, found: Sequence[Standing]) -> Rows:
     columns, given = search.reported.columns, search.reported.rows
     if not given:
         return []
-    paths = [name for name in columns if name not in _MEASURES]
+    paths = [name for name in columns if name not in MEASURES]
     measures = columns[len(paths) :]
     titles = [title for name in measures for title in (f"{name} reported", f"{name} measured")]
     rows = [[*paths, *titles]]
     for row in given:
-        if len(row) != len(columns):
-            raise UserError(f"config field reported.rows: {shown(row)} does not fit the columns")
         point = dict(zip(paths, row, strict=False))
         ours = [s for s in found if s.point.items() >= point.items() and s.state == DONE]
         cells = [str(value) for value in point.values()]
         for name, figure in zip(measures, row[len(paths) :], strict=True):
-            measured = ours[0].mean(_MEASURES[name]) if ours else None
+            measured = ours[0].mean(MEASURES[name]) if ours else None
             cells += [f"{figure:g}", _percent(measured) or "-"]
         rows.append(cells)
     return rows

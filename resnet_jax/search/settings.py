@@ -1,7 +1,7 @@
 """What a search config asks for, checked."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -10,13 +10,14 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.config.checks import checked
 from resnet_jax.config.fields import RESUMABLE, SEARCH_FIELDS
 from resnet_jax.errors import UserError, shown, unknown
-from resnet_jax.models.registry import create_model
+from resnet_jax.platform import compute_dtype
 from resnet_jax.search import sampling
 from resnet_jax.search.space import Axis, Point, configured, draw, grid, label, parse
 from resnet_jax.search.storage import SEARCH
-from resnet_jax.training.optimizers import create_optimizer
+from resnet_jax.search.trials import MEASURES
+from resnet_jax.training.task import check_names
 
-_DRAWN = 20  # points that are checked where there is no grid
+_DRAWN = 1000  # points whose values are checked where there is no grid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,25 +51,30 @@ class Search:
         for name in config:
             if name not in known:
                 raise unknown("config field", name, known)
-        fields = {f"search.{name}": value for name, value in config.search.items()}
+        given = config.to_dict()
+        for name in ("base", "space", "search", "reported"):
+            checked(f"config group {name}", dict, given.get(name))
+        fields = {f"search.{name}": value for name, value in given["search"].items()}
         for path in fields:
             if path not in SEARCH_FIELDS:
                 raise unknown("config field", path, SEARCH_FIELDS)
         values = {
-            path.removeprefix("search."): checked(f"config field {path}", field.hint, fields[path])
+            path.removeprefix("search."): checked(
+                f"config field {path}", field.hint, fields.get(path, field.default)
+            )
             for path, field in SEARCH_FIELDS.items()
         }
         settings = ConfigDict(values)
-        seeds = checked("config field seeds", tuple[int, ...], config.seeds)
+        seeds = checked("config field seeds", tuple[int, ...], given.get("seeds"))
         if not seeds or len(set(seeds)) < len(seeds):
             raise UserError(f"config field seeds takes seeds that differ, not {shown(seeds)}")
-        axes = parse(config.space.to_dict())
-        base = _scored(config_lib.validate(config.base), settings)
+        axes = parse(given["space"])
+        base = _scored(config_lib.validate(given["base"]), settings)
         points = tuple(grid(axes)) if settings.method == "grid" else ()
         _check_method(settings, axes, seeds)
-        drawn = [draw(axes, settings.seed, number) for number in range(_DRAWN)]
-        _check_trials(base, points or drawn, seeds)
-        return cls(base, axes, seeds, settings, config.reported, points)
+        tried = points or [draw(axes, settings.seed, number) for number in range(_DRAWN)]
+        _check_trials(base, axes, tried, seeds)
+        return cls(base, axes, seeds, settings, _reported(given["reported"]), points)
 
     def description(self) -> dict[str, Any]:
         """Returns what makes this search another one than others, as JSON has it."""
@@ -122,21 +128,40 @@ def _check_method(settings: ConfigDict, axes: Sequence[Axis], seeds: Sequence[in
     sampling.check_installed(settings)
 
 
-def _check_trials(base: ConfigDict, points: Sequence[Point], seeds: Sequence[int]) -> None:
-    """Refuses seeds and listed values that trials would refuse, before any of them trains."""
+def _check_trials(
+    base: ConfigDict, axes: Sequence[Axis], points: Sequence[Point], seeds: Sequence[int]
+) -> None:
+    """Refuses seeds, values of lists and ends of ranges that trials would, before any trains."""
     first: dict[tuple[str, Any], Point] = {}  # the first point with a value
-    for point in points:
-        for path, value in point.items():
-            first.setdefault((path, label(value)), point)
-    for point in {id(point): point for point in first.values()}.values():
+    for axis in axes:
+        for point in points:
+            if axis.path in point:
+                values = (point[axis.path],) if axis.values else (axis.low, axis.high)
+                for value in values:
+                    first.setdefault((axis.path, label(value)), point | {axis.path: value})
+    for point in first.values():
         _check_config(configured(base, point))
     for seed in seeds:
         _check_config(configured(base, points[0], seed=seed))
 
 
 def _check_config(config: ConfigDict) -> None:
-    create_model(config.model.name, max(config.model.num_classes, 1))
-    create_optimizer(config.optimizer)
+    config.model.dtype = compute_dtype(config.model.dtype)
+    config.model.num_classes = config.model.num_classes or 1  # as many as the data will have
+    check_names(config)
+
+
+def _reported(given: Mapping[str, Any]) -> ConfigDict:
+    """Returns the table of a report, checked: paths of fields, and then what it measured."""
+    columns = checked("config field reported.columns", tuple[str, ...], given.get("columns"))
+    rows = checked("config field reported.rows", tuple[tuple[object, ...], ...], given.get("rows"))
+    count = len(columns) - sum(name in MEASURES for name in columns)
+    for path in columns[:count]:
+        config_lib.check_field(path)
+    for row in rows:
+        if len(row) != len(columns) or not all(type(n) in (int, float) for n in row[count:]):
+            raise UserError(f"config field reported.rows: {shown(row)} does not fit the columns")
+    return ConfigDict({"columns": columns, "rows": rows})
 
 
 def _plain(axis: Axis) -> dict[str, Any]:

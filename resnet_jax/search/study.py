@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import itertools
+import math
 import pathlib
 import shutil
 import socket
@@ -15,6 +16,9 @@ from resnet_jax.search.settings import Search
 from resnet_jax.search.space import Point, configured, draw
 from resnet_jax.search.storage import SEARCH, open_storage, trial_folder
 from resnet_jax.search.trials import RUNNING, Standing, Trial, ranked, read_trial, standings
+from resnet_jax.training.hyperparameters import shape
+
+_AHEAD = 100  # trials among which those of one shape are looked for
 
 
 class Study:
@@ -62,21 +66,27 @@ class Study:
         """Returns the folder of a trial's run."""
         return trial_folder(self.workdir, trial.number)
 
-    def next(self) -> Trial | None:
-        """Returns a trial for this worker alone: one whose worker has died, or else a new one.
+    def next(self) -> list[Trial]:
+        """Returns trials for this worker alone: such whose workers have died, or else new ones.
 
-        None: nothing is left to begin; others may still be running.
+        They are as many of one shape as may go on side by side. Empty: nothing is left to begin;
+        others may still be running.
         """
+        limit, group = self.search.settings.parallel_trials, list[Trial]()
         with self.locked():
             trials = self.trials()
             for trial in trials:
-                if trial.state == RUNNING and self._storage.lock(trial.number):
-                    return trial
-            new = self._new(trials)
-            if new is not None:
+                is_left = trial.state == RUNNING and len(group) < limit
+                if is_left and self._joins(trial, group) and self._storage.lock(trial.number):
+                    group.append(trial)
+            if group:
+                return group
+            while len(group) < limit and (new := self._new(trials, group)):
                 self._storage.lock(new.number, wait=True)
                 self.write(new)
-            return new
+                trials.append(new)
+                group.append(new)
+            return group
 
     def write(self, trial: Trial) -> None:
         """Records how far a trial is."""
@@ -124,19 +134,33 @@ class Study:
         """Gives the trials of this worker back."""
         self._storage.close()
 
-    def _new(self, trials: Sequence[Trial]) -> Trial | None:
+    def _joins(self, trial: Trial, group: Sequence[Trial]) -> bool:
+        """Returns whether a trial has the shape of a group."""
+        base = self.search.base
+        shapes = (shape(configured(base, t.point)) for t in (trial, *group[:1]) if group)
+        return len(set(shapes)) < 2
+
+    def _new(self, trials: Sequence[Trial], group: Sequence[Trial]) -> Trial | None:
+        """Returns the next trial that is yet to begin and joins a group."""
         search, settings, taken = self.search, self.search.settings, {t.number for t in trials}
-        number = next(number for number in itertools.count() if number not in taken)
-        index, place = divmod(number, len(search.seeds))
-        is_last = index >= (len(search.grid) or index + 1) or 0 < settings.trials <= index
-        if is_last or 0 < settings.hours <= sum(trial.seconds for trial in trials) / 3600:
+        if 0 < settings.hours <= sum(trial.seconds for trial in trials) / 3600:
             return None
-        siblings = [trial for trial in trials if trial.number // len(search.seeds) == index]
-        point = siblings[0].point if siblings else self._point(index, trials)
-        epochs = configured(search.base, point).num_epochs
-        if 0 < settings.epochs < epochs + sum(trial.epochs for trial in trials):
-            return None
-        return Trial(number, point, search.seeds[place], epochs, socket.gethostname())
+        free = (number for number in itertools.count() if number not in taken)
+        # Where points are functions of their numbers, those that do not join can wait.
+        ahead = _AHEAD if group and settings.method in ("grid", "random") else 1
+        for number in itertools.islice(free, ahead):
+            index, place = divmod(number, len(search.seeds))
+            if index >= (len(search.grid) or index + 1) or 0 < settings.trials <= index:
+                return None
+            siblings = [trial for trial in trials if trial.number // len(search.seeds) == index]
+            point = siblings[0].point if siblings else self._point(index, trials)
+            epochs = configured(search.base, point).num_epochs
+            trial = Trial(number, point, search.seeds[place], epochs, socket.gethostname())
+            if not self._joins(trial, group):
+                continue
+            is_within = epochs + sum(t.epochs for t in trials) <= (settings.epochs or math.inf)
+            return trial if is_within else None
+        return None
 
     def _point(self, index: int, trials: Sequence[Trial]) -> Point:
         search, settings = self.search, self.search.settings

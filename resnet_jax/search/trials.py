@@ -10,6 +10,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.search.space import Point
 
 RUNNING, DONE, PRUNED, FAILED = "running", "done", "pruned", "failed"
+# Attributes of a trial by their names in the tables of reports.
+MEASURES = {"train": "train_accuracy", "test": "test_accuracy"}
 
 
 @dataclasses.dataclass

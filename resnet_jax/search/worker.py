@@ -1,4 +1,4 @@
-"""A worker of a search: it trains one trial after the other, each in the folder of a run."""
+"""A worker of a search: it trains trials, alone or side by side, each in the folder of a run."""
 
 import contextlib
 import math
@@ -9,6 +9,9 @@ from typing import TextIO
 
 from ml_collections import ConfigDict
 
+from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.registry import open_dataset
+from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import Interrupted, TrainingFailed, UserError, pip_line
 from resnet_jax.inference.evaluate import evaluate_run
 from resnet_jax.platform import memory_errors
@@ -21,7 +24,8 @@ from resnet_jax.search.settings import Search
 from resnet_jax.search.space import configured
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, ranked
-from resnet_jax.training.loop import Signals, train_and_evaluate
+from resnet_jax.training.loop import Signals, training
+from resnet_jax.training.side_by_side import Training, train_side_by_side
 
 _POLL_SECONDS = 1.0
 
@@ -39,7 +43,7 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
 
     Raises:
       UserError: if config, folder or storage can't be used, or every trial failed.
-      Interrupted: if a signal arrived; the trial in hand was saved.
+      Interrupted: if a signal arrived; the trials in hand were saved.
     """
     search, folder = Search.of(config), pathlib.Path(workdir)
     with contextlib.ExitStack() as stack:
@@ -47,9 +51,9 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
         board = stack.enter_context(contextlib.closing(Board()))
         received = stack.enter_context(signals or contextlib.nullcontext(()))
         while True:
-            trial = study.next()
-            if trial is not None:
-                _run(study, trial, board, received)
+            trials = study.next()
+            if trials:
+                _run(study, trials, board, received)
             elif any(other.state == RUNNING for other in study.trials()):
                 board.show(lambda: _progress(study))
                 time.sleep(_POLL_SECONDS)  # a worker may die, and its trial be left to this one
@@ -84,8 +88,40 @@ class _Output(Terminal):
             self._scored(row)
 
 
-def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> None:
-    """Trains a trial, or goes on with it, and records what became of it."""
+def _run(study: Study, trials: Sequence[Trial], board: Board, received: Sequence[int]) -> None:
+    """Trains trials side by side, or goes on with them."""
+    configs = [configured(study.search.base, trial.point, seed=trial.seed) for trial in trials]
+    dataset = _shared_images(configs[0], board) if len(trials) > 1 else None
+    told: list[int] = []  # signals: a group hears of them when all wait, so that all stop at once
+    heard = received if dataset is None else told
+    group = [
+        _trial(study, trial, config, dataset, board, heard)
+        for trial, config in zip(trials, configs, strict=True)
+    ]
+    with memory_errors("lower search.parallel_trials"):
+        train_side_by_side(group, lambda: told.extend(received[len(told) :]))
+
+
+def _shared_images(config: ConfigDict, board: Board) -> Dataset:
+    """Returns the images of all trials of a group, or refuses such as each has its own of."""
+    opened = open_dataset(config.data)
+    if config.init.cached_stage or not is_resident(opened.info, config.data):
+        raise UserError(
+            "config field search.parallel_trials needs images that trials share on the device, and "
+            "these stream, or are features of init.cached_stage; set it to 1"
+        )
+    return opened.load(board.note, None)
+
+
+def _trial(
+    study: Study,
+    trial: Trial,
+    config: ConfigDict,
+    dataset: Dataset | None,
+    board: Board,
+    received: Sequence[int],
+) -> Training[None]:
+    """Trains a trial and records what became of it."""
 
     def scored(row: Row) -> None:
         trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
@@ -99,12 +135,11 @@ def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> N
     values = [f"{path}={value}" for path, value in trial.point.items() if path in varying]
     board.note(f"trial {trial.number}: {', '.join([*values, f'seed={trial.seed}'])}")
     board.show(lambda: _progress(study))
-    config = configured(study.search.base, trial.point, seed=trial.seed)
     folder = study.folder(trial)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as stream:
         output = _Output(config.evaluate.split, stream, scored)
-        trial.state, trial.why = _train(config, folder, output, received)
+        trial.state, trial.why = yield from _train(config, folder, output, received, dataset)
     _complete(trial, config, folder, study.search.settings.metric)
     if trial.score is None and trial.state == DONE:
         raise UserError(f"{folder / folders.METRICS} is damaged; remove that folder's checkpoints")
@@ -115,13 +150,18 @@ def _run(study: Study, trial: Trial, board: Board, received: Sequence[int]) -> N
 
 
 def _train(
-    config: ConfigDict, folder: pathlib.Path, output: Terminal, received: Sequence[int]
-) -> tuple[str, str]:
+    config: ConfigDict,
+    folder: pathlib.Path,
+    output: Terminal,
+    received: Sequence[int],
+    dataset: Dataset | None,
+) -> Training[tuple[str, str]]:
     """Trains a trial; returns its state, and why it failed."""
     try:
-        with memory_errors():
+        # What a group has too little memory for, each of its trials may have enough for.
+        with memory_errors() if dataset is None else contextlib.nullcontext():
             signals = contextlib.nullcontext(received)
-            train_and_evaluate(config, folder, signals=signals, terminal=output)
+            yield from training(config, folder, dataset, signals, output)
     except _Pruned:
         return PRUNED, ""
     except TrainingFailed as error:

@@ -1,13 +1,20 @@
 """The devices of a run: their mesh, and what lies on them how."""
 
+import weakref
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import Examples
-from resnet_jax.data.streams import ExampleBatch
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
+from resnet_jax.data.streams import ExampleBatch, Stream, is_resident
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import Tree
+
+# Images on devices by what they are, as long as anybody uses them.
+_placed: weakref.WeakValueDictionary[Any, Examples] = weakref.WeakValueDictionary()
 
 
 class Devices:
@@ -57,3 +64,49 @@ class Devices:
                 f"config field batch_size is {batch_size}, which {count} devices can't share; "
                 f"set it to {near}"
             )
+
+
+def place(
+    examples: Examples,
+    info: DatasetInfo,
+    config: ConfigDict,
+    devices: Devices,
+    is_training: bool = False,
+) -> Examples | Stream:
+    """Puts a part of a dataset on the devices, or makes it stream.
+
+    Args:
+      examples: the part.
+      info: the dataset.
+      config: the whole config.
+      devices: the devices.
+      is_training: whether the images are augmented.
+    """
+    if not is_resident(info, config.data):
+        return Stream(examples, config, is_training)
+    resident: Examples = devices.put(examples)
+    return resident
+
+
+def place_parts(
+    dataset: Dataset, config: ConfigDict, devices: Devices
+) -> dict[str, Examples | Stream]:
+    """Puts "train", "val" (if there is any) and "test" on the devices, or makes them stream.
+
+    Trainings that go on at once in this process share what lies on the devices.
+
+    Args:
+      dataset: the whole dataset.
+      config: the whole config.
+      devices: the devices.
+    """
+    data = config.data
+    placed: dict[str, Examples | Stream] = {}
+    for name, part in split(dataset, data).items():
+        key = (dataset.info, data.val_fraction, data.split_seed, name, devices.mesh)
+        shared = _placed.get(key) if is_resident(dataset.info, data) else None
+        found = shared or place(part, dataset.info, config, devices, name == "train")
+        if not isinstance(found, Stream):
+            _placed[key] = found
+        placed[name] = found
+    return placed

@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import itertools
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,10 +14,10 @@ from jax import lax
 from ml_collections import ConfigDict
 
 from resnet_jax.data.augment import STRENGTHS
-from resnet_jax.data.datasets import DatasetInfo, Examples
+from resnet_jax.data.datasets import Examples
 from resnet_jax.data.download import Progress
 from resnet_jax.data.order import padded_batches
-from resnet_jax.data.streams import Stream, is_resident, padded_reads
+from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
@@ -33,33 +35,16 @@ from resnet_jax.training.step import (
     make_train_step,
 )
 
-
-def place(
-    examples: Examples,
-    info: DatasetInfo,
-    config: ConfigDict,
-    devices: Devices,
-    is_training: bool = False,
-) -> Examples | Stream:
-    """Puts a part of a dataset on the devices, or makes it stream.
-
-    Args:
-      examples: the part.
-      info: the dataset.
-      config: the whole config.
-      devices: the devices.
-      is_training: whether the images are augmented.
-    """
-    if not is_resident(info, config.data):
-        return Stream(examples, config, is_training)
-    resident: Examples = devices.put(examples)
-    return resident
+# The arguments of `Trainer.train`, and what it returns.
+Call = tuple[TrainState, Examples, np.ndarray, int, np.ndarray, dict[str, float], int]
+Taken = tuple[TrainState, Metrics, StepMetrics]
 
 
 class Trainer:
     """The compiled training step of a run: one program, and one for a short last batch.
 
     Attributes:
+      key: what the program depends on; trainings that have it in common differ in numbers only.
       steps_per_dispatch: largest number of steps that one call takes.
       augment: `augment(examples, indices, epoch, step, purpose)`, those images, uint8, as the step
         that follows `step` has them, and their labels, of mixed ones those of the larger share.
@@ -95,12 +80,11 @@ class Trainer:
         self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
-        key = structure(config, hyperparameters(config, optimizer)), network.stage
-        self._train = shared(
-            "train", key, lambda: jax.jit(functools.partial(_take_steps, step), donate_argnums=0)
-        )
+        self.key = structure(config, hyperparameters(config, optimizer)), network.stage
+        self._take = functools.partial(_take_steps, step)
+        self._train = shared("train", self.key, lambda: jax.jit(self._take, donate_argnums=0))
         self._gradients = shared(
-            "gradients", key, lambda: jax.jit(functools.partial(_gradients, network))
+            "gradients", self.key, lambda: jax.jit(functools.partial(_gradients, network))
         )
         self.augment = jax.jit(functools.partial(_augment, config))
 
@@ -113,7 +97,7 @@ class Trainer:
         learning_rates: np.ndarray,
         hyperparameters: dict[str, float],
         seed: int,
-    ) -> tuple[TrainState, Metrics, StepMetrics]:
+    ) -> Taken:
         """Takes some steps of one epoch in one call; `state` is donated.
 
         Args:
@@ -129,6 +113,39 @@ class Trainer:
           The state after, a copy of its metrics, and what each step told, arrays `[rows]` whose
           first `steps` count.
         """
+        arguments = indices, epoch, learning_rates, hyperparameters, seed
+        return self._train(state, self._devices.feed(examples), *self._put(*arguments))
+
+    def train_together(self, calls: Sequence[Call]) -> list[Taken]:
+        """Takes steps of several trainings in one call of one program; their states are donated.
+
+        Args:
+          calls: the arguments of `train` for each, with the same images, on the devices, and
+            indices of one shape.
+
+        Returns:
+          What `train` returns, for each.
+        """
+        if len(calls) == 1:
+            return [self.train(*calls[0])]
+        states, (examples, *_), *rest = zip(*calls, strict=True)
+        put = [self._put(*arguments) for arguments in zip(*rest, strict=True)]
+        indices, (count, *_), *numbers = zip(*put, strict=True)
+        program = shared(
+            *("train", (self.key, len(calls))),
+            lambda: jax.jit(functools.partial(_take_together, self._take), donate_argnums=0),
+        )
+        return program(states, examples, indices, count, *numbers)
+
+    def _put(
+        self,
+        indices: np.ndarray,
+        epoch: int,
+        learning_rates: np.ndarray,
+        hyperparameters: dict[str, float],
+        seed: int,
+    ) -> tuple[Any, ...]:
+        """Returns what the program takes after the images, on the devices."""
         count = len(indices)
         if indices.shape[1] == self._batch_size:  # any number of steps has the same program
             missing = self.steps_per_dispatch - count
@@ -139,9 +156,7 @@ class Trainer:
             "optimizer.learning_rate": np.asarray(learning_rates, np.float32),
         }
         scalars = self._devices.put((np.int32(count), np.int32(epoch), numbers, np.uint32(seed)))
-        return self._train(
-            state, self._devices.feed(examples), self._devices.split(indices), *scalars
-        )
+        return self._devices.split(indices), *scalars
 
     def gradients(
         self,
@@ -241,7 +256,7 @@ def _take_steps(
     epoch: jax.Array,
     hyperparameters: dict[str, jax.Array],
     seed: jax.Array,
-) -> tuple[TrainState, Metrics, StepMetrics]:
+) -> Taken:
     """Takes the first `count` of the steps that `indices` and the learning rates have rows for."""
     key = jax.random.key(seed)
 
@@ -260,6 +275,25 @@ def _take_steps(
     rows = jnp.zeros(len(indices), jnp.float32)
     state, told = lax.fori_loop(0, count, take_next, (state, StepMetrics(rows, rows)))
     return state, state.metrics, told
+
+
+def _take_together(
+    take: Callable[..., Taken],
+    states: Sequence[TrainState],
+    examples: Examples,
+    indices: Sequence[jax.Array],
+    count: jax.Array,
+    *numbers: Sequence[Any],
+) -> list[Taken]:
+    """Takes steps of several trainings, of which all but images and count has one for each."""
+
+    def stacked(of_each: Sequence[Any]) -> Any:
+        return jax.tree.map(lambda *leaves: jnp.stack(leaves), *of_each)
+
+    axes = (0, None, 0, None, *[0] * len(numbers))
+    arguments = stacked(states), examples, stacked(indices), count, *map(stacked, numbers)
+    taken = jax.vmap(take, axes)(*arguments)
+    return [jax.tree.map(operator.itemgetter(place), taken) for place in range(len(states))]
 
 
 def _gradients(

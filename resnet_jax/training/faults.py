@@ -5,7 +5,9 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import TrainingFailed, UserError
+from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.training.state import TrainState, not_finite
 from resnet_jax.training.step import StepMetrics
 
 
@@ -66,3 +68,21 @@ class Watch:
         if self._skipped > self._limit:
             raise self._stopped(f"{what}, and on_nan_limit allows {self._limit:,} skipped steps")
         self._notify(f"{what}; the step is skipped ({self._skipped:,} of {self._limit:,} allowed)")
+
+
+def stopped(checkpoints: Checkpoints, problem: str, state: TrainState) -> TrainingFailed:
+    """Returns the error that stops a run before a state that is not finite is saved.
+
+    Args:
+      checkpoints: those of the run, which are written first.
+      problem: a phrase that says why.
+      state: the state.
+    """
+    checkpoints.wait()
+    steps, leaf = checkpoints.steps(), not_finite(state)
+    found = f" (in the state, first {leaf})" if leaf else ""
+    saved = f"step {steps[0]:,}" if steps else "none"
+    return TrainingFailed(
+        f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
+        "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
+    )

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.load import leaves
 from resnet_jax.data.augment import STRENGTHS
-from resnet_jax.training.optimizers import Optimizer
+from resnet_jax.training.optimizers import Optimizer, create_optimizer
 
 _FIELDS = ("loss.label_smoothing", "optimizer.ema_decay", *(f"augment.{s}" for s in STRENGTHS))
 
@@ -22,6 +22,8 @@ _OUTSIDE = (
     "evaluate.score_test",
 )
 _TRAINING = ("optimizer.", "loss.", "augment.")
+# What steers a training from outside of its program.
+_STEERING = ("seed", "schedule.", "data.shuffle")
 _MAX_PROGRAMS = 16
 
 Program = TypeVar("Program", bound=Callable[..., Any])
@@ -35,9 +37,21 @@ def structure(config: ConfigDict, numbers: Iterable[str] | None) -> str:
       config: the whole config.
       numbers: the paths of the fields that are arguments of the program; None: it does not train.
     """
-    names = sorted(numbers or ())
     outside = _OUTSIDE if numbers is not None else (*_OUTSIDE, *_TRAINING)
-    fields = sorted(leaves(config).items())
+    return _without(config, numbers or (), outside)
+
+
+def shape(config: ConfigDict) -> str:
+    """Returns what trainings have in common that may go on side by side.
+
+    That is all but numbers that are arguments of the step, seed, schedule and order of the images.
+    """
+    numbers = hyperparameters(config, create_optimizer(config.optimizer))
+    return _without(config, numbers, _STEERING)
+
+
+def _without(config: ConfigDict, numbers: Iterable[str], outside: tuple[str, ...]) -> str:
+    names, fields = sorted(numbers), sorted(leaves(config).items())
     return repr((names, [f for f in fields if f[0] not in names and not f[0].startswith(outside)]))
 
 

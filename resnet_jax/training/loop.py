@@ -12,10 +12,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import Stream, feed, is_resident, read_now
-from resnet_jax.errors import Interrupted, TrainingFailed, UserError
+from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.platform import check_deterministic, compute_dtype
 from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
@@ -24,12 +24,13 @@ from resnet_jax.runs.recorder import Recorder
 from resnet_jax.runs.records import Record
 from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training import announcements
-from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer, place
-from resnet_jax.training.faults import Watch
+from resnet_jax.training.devices import Devices, place_parts
+from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.faults import Watch, stopped
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.restore import load_run
 from resnet_jax.training.schedules import plateau_factor
+from resnet_jax.training.side_by_side import Dispatch, Training, train_side_by_side
 from resnet_jax.training.state import Metrics, TrainState, Tree, not_finite
 from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves
@@ -86,6 +87,17 @@ def train_and_evaluate(
       UserError: if config, data or folder can't be used; TrainingFailed if the loss is not finite.
       Interrupted: if a signal arrived; the state was saved.
     """
+    return train_side_by_side([training(config, workdir, dataset, signals, terminal)])[0]
+
+
+def training(
+    config: ConfigDict,
+    workdir: str | os.PathLike[str],
+    dataset: Dataset | None = None,
+    signals: Signals | None = None,
+    terminal: Terminal | None = None,
+) -> Training[tuple[Record, TrainState]]:
+    """Yields each dispatch of a training before it is taken; see `train_and_evaluate`."""
     config = validate(config)
     config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
@@ -126,7 +138,7 @@ def train_and_evaluate(
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
         with contextlib.closing(run.feed):
-            state = _train(run, state, received)
+            state = yield from _train(run, state, received)
         final = recorder.closing or _finish(run, state)
         terminal.close()
         terminal.note(announcements.closing(config, final, folder))
@@ -176,10 +188,7 @@ def _begin(
 ) -> _Run:
     """Puts the data where it stays, as the features of the frozen stage if the config says so."""
     config, network, stage = task.config, task.network, task.config.init.cached_stage
-    data = {
-        name: place(part, task.info, config, devices, is_training=name == "train")
-        for name, part in split(dataset, config.data).items()
-    }
+    data = place_parts(dataset, config, devices)
     images = data["train"]
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
@@ -199,7 +208,7 @@ def _begin(
     return _Run(task, devices, data, steps, trainer, evaluator, recorder, checkpoints, terminal)
 
 
-def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
+def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[TrainState]:
     """Takes all steps that are left, and attends to each step's events.
 
     The order of the events is part of the format of a run. What a step records is on disk before
@@ -209,7 +218,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
     task, recorder, checkpoints = run.task, run.recorder, run.checkpoints
     config, agenda = task.config, task.agenda
     watch = Watch(
-        config, int(state.skipped), checkpoints.notify, lambda why: _stopped(run, why, state)
+        config, int(state.skipped), checkpoints.notify, lambda why: stopped(checkpoints, why, state)
     )
     step, metrics = int(state.step), Metrics.empty()
     while step < agenda.total_steps and not recorder.exhausted():
@@ -221,9 +230,9 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> TrainState:
         for first, indices in task.order.dispatches(step, agenda.next_event(step), size):
             step, before = first + len(indices), metrics
             numbers = rates[first:step], task.hyperparameters, config.seed
-            state, metrics, told = run.trainer.train(
-                state, next(run.feed), indices, epoch, *numbers
-            )
+            call = state, next(run.feed), indices, epoch, *numbers
+            yield (dispatch := Dispatch(first, run.trainer, call))
+            state, metrics, told = dispatch.take()
             checkpoints.poll()
             # Waiting for the dispatch before keeps the devices busy, and signals obeyed.
             watch.add(first, len(indices), told)
@@ -260,7 +269,7 @@ def _plateau_factor(run: _Run) -> float:
 def _save(run: _Run, state: TrainState) -> None:
     step = int(state.step)
     if not_finite(state):
-        raise _stopped(run, f"the state is not finite after step {step:,}", state)
+        raise stopped(run.checkpoints, f"the state is not finite after step {step:,}", state)
     run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
 
 
@@ -282,7 +291,7 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     means = run.evaluator.score(*arguments).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
-        raise _stopped(run, why, state)
+        raise stopped(run.checkpoints, why, state)
     return means
 
 
@@ -331,15 +340,3 @@ def _best_test_accuracy(run: _Run, step: int) -> float | None:
         run.checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; not scored")
         return None
     return _means(run, run.devices.put(state), "test")["accuracy"]
-
-
-def _stopped(run: _Run, problem: str, state: TrainState) -> TrainingFailed:
-    """Returns the error that stops a run before a state that is not finite is saved."""
-    run.checkpoints.wait()
-    steps, leaf = run.checkpoints.steps(), not_finite(state)
-    found = f" (in the state, first {leaf})" if leaf else ""
-    saved = f"step {steps[0]:,}" if steps else "none"
-    return TrainingFailed(
-        f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
-        "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
-    )

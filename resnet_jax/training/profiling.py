@@ -14,8 +14,8 @@ from resnet_jax.data.streams import feed
 from resnet_jax.errors import UserError, unwritable
 from resnet_jax.platform import compute_dtype
 from resnet_jax.runs.folder import read_run
-from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Trainer, place
+from resnet_jax.training.devices import Devices, place
+from resnet_jax.training.driver import Trainer
 from resnet_jax.training.task import create_task
 
 DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50

@@ -5,12 +5,14 @@ import functools
 import os
 from collections.abc import Callable
 
+import flax.linen as nn
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.data.datasets import DatasetInfo, input_shape, split_sizes
 from resnet_jax.data.order import TrainingOrder
+from resnet_jax.data.registry import find_dataset
 from resnet_jax.errors import UserError, shown
 from resnet_jax.models.registry import create_model
 from resnet_jax.randomness import Purpose, derive
@@ -136,8 +138,7 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
             f"config field model.num_classes is {config.model.num_classes} but the data has "
             f"{len(info.class_names)} classes"
         )
-    name, classes, dtype = config.model.name, config.model.num_classes, config.model.dtype
-    model = create_model(name, classes, dtype=dtype, **_model_options(config))
+    model = _create_model(config)
     optimizer = create_optimizer(config.optimizer)
     order = TrainingOrder(
         config.seed,
@@ -166,6 +167,21 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         template=template,
         initial_state=create,
     )
+
+
+def check_names(config: ConfigDict) -> None:
+    """Refuses unknown names and options that don't suit them, as `create_task` does.
+
+    Args:
+      config: the checked config; its dataset is not opened.
+
+    Raises:
+      UserError: if model, optimizer, schedule or dataset are unknown, or options don't suit them.
+    """
+    find_dataset(config.data.name)
+    _create_model(config)
+    create_optimizer(config.optimizer)
+    _learning_rates(config, config.num_epochs, 1)
 
 
 def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
@@ -226,11 +242,12 @@ def _learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) -
     return schedule(np.arange(num_epochs * steps_per_epoch))
 
 
-def _model_options(config: ConfigDict) -> dict[str, object]:
+def _create_model(config: ConfigDict) -> nn.Module:
     options = config.model.options.to_dict()
     for name in options.keys() & {"name", "num_classes", "dtype"}:
         raise UserError(f"config field model.options.{name}: set model.{name} instead")
-    return options
+    name, classes, dtype = config.model.name, config.model.num_classes, config.model.dtype
+    return create_model(name, classes, dtype=dtype, **options)
 
 
 def _check_memory(template: TrainState) -> None:

@@ -1,4 +1,4 @@
-"""The command line: `python scripts/benchmark [NAME] ...`, training without a name."""
+"""`python scripts/benchmark [agree|decode|trials|tables] ...`; training without a name."""
 
 import pathlib
 import sys
@@ -7,10 +7,15 @@ import jax
 
 sys.path[0] = str(pathlib.Path(__file__).parents[1])  # where the package is, and not its inside
 
-from benchmark import agree, decode, tables, training  # noqa: E402
+from benchmark import agree, decode, tables, training, trials  # noqa: E402
 from resnet_jax.errors import UserError  # noqa: E402
 
-COMMANDS = {"agree": agree.main, "decode": decode.main, "tables": tables.main}
+COMMANDS = {
+    "agree": agree.main,
+    "decode": decode.main,
+    "tables": tables.main,
+    "trials": trials.main,
+}
 
 
 def main(arguments: list[str]) -> int:

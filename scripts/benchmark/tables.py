@@ -59,6 +59,8 @@ def markdown(record: Mapping[str, Any]) -> str:
     """
     if "decode" in record:
         parts = [_about(record), _decode(record["decode"])]
+    elif "trials" in record:
+        parts = [_about(record), _trials(record["trials"])]
     else:
         parts = [
             _about(record),
@@ -166,3 +168,25 @@ def _decode(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     return _table(head, cells)
+
+
+def _trials(rows: Sequence[Row]) -> str:
+    head = (
+        *("model", "batch", "dtype", "side by side", "images/s in all", "step, ms"),
+        *("times one by one", "compile, s", "peak, GB"),
+    )
+    lines, rates = [], {}
+    for row in rows:
+        step = statistics.median(row["step_seconds"])
+        task = row["model"], str(row["batch"]), row["dtype"]
+        rates[*task, row["parallel"]] = rate = row["parallel"] * row["batch"] / step
+        alone = rates.get((*task, 1))
+        lines.append(
+            [
+                *(*task, str(row["parallel"]), f"{rate:,.0f}", f"{1000 * step:,.1f}"),
+                f"**{rate / alone:.2f}**" if alone and row["parallel"] > 1 else "",
+                f"{row['compile_seconds']:.1f}",
+                f"{row['peak_bytes'] / 1e9:.2f}",
+            ]
+        )
+    return _table(head, lines)

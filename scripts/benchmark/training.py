@@ -111,7 +111,7 @@ def measure(
     Raises:
       UserError: if a contestant can't be started, or the losses do not agree.
     """
-    spec, layers = _spec(name, batch, dtype, image_size)
+    spec, layers = task_of(name, batch, dtype, image_size)
     say(f"{name}, batch {batch}, {dtype}")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -126,7 +126,7 @@ def measure(
         _check_losses(
             {contestant.name: contestant.started["losses"] for contestant in everyone}, dtype
         )
-        steps = {contestant.name: _steps_of_a_turn(contestant) for contestant in everyone}
+        steps = {contestant.name: steps_of_a_turn(contestant) for contestant in everyone}
 
         def turn(contestant: Contestant) -> tuple[float, float]:
             seconds = contestant.tell(do="train", steps=steps[contestant.name])["seconds"]
@@ -142,7 +142,7 @@ def measure(
     return Measured(results, absent, provenance)
 
 
-def _spec(
+def task_of(
     name: str, batch: int, dtype: str, image_size: int
 ) -> tuple[dict[str, Any], Sequence[Layer]]:
     """Returns what all contestants are told, and the layers of the model."""
@@ -188,7 +188,7 @@ def _check_losses(losses: Mapping[str, Sequence[float]], dtype: str) -> None:
             )
 
 
-def _steps_of_a_turn(contestant: Contestant) -> int:
+def steps_of_a_turn(contestant: Contestant) -> int:
     """Returns how many steps take about a second, whole calls of the compiled program."""
     unit = contestant.started.get("unit", 1)
     step = contestant.tell(do="train", steps=unit)["seconds"] / unit
@@ -221,16 +221,18 @@ def _result(
     )
 
 
-def _names(given: str, known: Sequence[str], flag: str) -> list[str]:
+def names_of(given: str, known: Sequence[str], flag: str) -> list[str]:
+    """Returns the names of a flag, or raises UserError."""
     for name in given.split(","):
         if name not in known:
             raise unknown(flag, name, known)
     return given.split(",")
 
 
-def _batches(given: str) -> list[int]:
+def numbers_of(given: str, flag: str) -> list[int]:
+    """Returns the numbers of a flag, or raises UserError."""
     if not all(word.isdecimal() and int(word) for word in given.split(",")):
-        raise UserError(f"--batch takes whole numbers with commas between them, not {given!r}")
+        raise UserError(f"{flag} takes whole numbers with commas between them, not {given!r}")
     return [int(word) for word in given.split(",")]
 
 
@@ -250,12 +252,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--peer", choices=("torch",), help=f"the others: {', '.join(PEERS)}")
     parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
     parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
-    parser.epilog = "`decode` and `tables` instead of the first flag do what their --help says"
+    parser.epilog = "`decode`, `trials` and `tables` instead of flags do what their --help says"
     given = parser.parse_args(arguments)
     peers = PEERS if given.peer else ()
     record: dict[str, Any] = {"about": machine.describe(arguments), "absent": {}, "training": []}
-    for dtype in _names(given.dtype, tuple(DTYPES), "--dtype"):
-        for batch in _batches(given.batch):
+    for dtype in names_of(given.dtype, tuple(DTYPES), "--dtype"):
+        for batch in numbers_of(given.batch, "--batch"):
             for name in given.model.split(","):
                 found = measure(name, batch, dtype, given.image_size, peers, given.rounds)
                 record["about"] |= found.provenance

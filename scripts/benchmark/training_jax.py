@@ -37,7 +37,7 @@ class Measurement:
 
     Attributes:
       trainer: the compiled training step.
-      state: the state after the last step.
+      states: the state after the last step; several if trials go on side by side.
     """
 
     def __init__(self, spec: Answer) -> None:
@@ -67,11 +67,14 @@ class Measurement:
         self._train, self._test = devices.put((dataset.train, dataset.test))
         self.trainer = Trainer(task.network, task.optimizer, devices, task.agenda.steps_per_epoch)
         self._evaluator = Evaluator(task.network, devices)
-        self.state: TrainState = devices.put(task.create_state(_weights(spec, task.network.module)))
+        self.states: list[TrainState] = [
+            devices.put(task.create_state(_weights(spec, task.network.module)))
+            for _ in range(spec.get("trials", 1))
+        ]
         self._orders, self._rest = orders(len(images)), np.zeros(0, np.int32)
 
     def train(self, steps: int) -> float:
-        """Takes training steps; returns the last one's loss."""
+        """Takes training steps; returns the last one's loss, of trials that of the first."""
         task, size = self._task, self.trainer.steps_per_dispatch
         while steps:
             if not len(self._rest):
@@ -79,22 +82,24 @@ class Measurement:
             count = min(steps, size, len(self._rest) // self._batch)
             taken, self._rest = np.split(self._rest, [count * self._batch])
             rates = np.full(count, task.config.optimizer.learning_rate, np.float32)
-            numbers = rates, task.hyperparameters, task.config.seed
             indices = taken.reshape(count, self._batch)
-            self.state, _, told = self.trainer.train(self.state, self._train, indices, 0, *numbers)
+            steps_of = self._train, indices, 0, rates, task.hyperparameters
+            calls = [(state, *steps_of, seed) for seed, state in enumerate(self.states)]
+            found = self.trainer.train_together(calls)
+            self.states = [state for state, _, _ in found]
             steps -= count
-        return float(told.loss[count - 1])
+        return float(found[0][2].loss[count - 1])
 
     def evaluate(self) -> float:
         """Scores all test images; returns their mean loss."""
-        metrics = self._evaluator.score(self.state.variables(), self._test, self._batch)
+        metrics = self._evaluator.score(self.states[0].variables(), self._test, self._batch)
         return metrics.means()["loss"]
 
 
 def _weights(spec: Answer, model: nn.Module) -> dict[str, Any] | None:
     """Returns the weights that the peers start from; None if there are no peers."""
-    path = pathlib.Path(spec["weights"])
-    if not path.exists():
+    path = pathlib.Path(spec.get("weights", ""))
+    if not path.is_file():
         return None
     size = spec["image_size"]
     try:
