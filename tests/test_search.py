@@ -20,6 +20,8 @@ import tiny_run
 from ml_collections import ConfigDict
 
 from resnet_jax import main
+from resnet_jax.config import load as config_lib
+from resnet_jax.config.flags import override_search
 from resnet_jax.errors import UserError, without_secrets
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.search import sampling, worker
@@ -112,6 +114,22 @@ def test_the_grids_of_the_reports():
     )
     assert len(r1.grid) == 2 * 560
     assert sum("schedule.options.factor" in point for point in r1.grid) == 560
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "configs/search").glob("*.py")), ids=lambda p: p.stem
+)
+def test_every_search_config_has_points_that_train(path):
+    search = Search.of(override_search(config_lib.load(str(path)), [""]))
+    assert search.axes and (search.grid or search.settings.trials)
+
+
+def test_another_schedule_has_no_options_of_the_bases():
+    base = tiny_run.get_config()
+    base.schedule.name, base.schedule.options = "step", {"every_epochs": 2, "factor": 0.5}
+    same = worker.configured(base, {"schedule.name": "step"})
+    other = worker.configured(base, {"schedule.name": "cosine"})
+    assert same.schedule.options.factor == 0.5 and not other.schedule.options
 
 
 def test_random_points_lie_in_their_ranges_and_are_functions_of_seed_and_number():

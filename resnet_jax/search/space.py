@@ -138,6 +138,8 @@ def draw(axes: Sequence[Axis], seed: int, number: int) -> Point:
 def configured(base: ConfigDict, point: Mapping[str, Any], **fields: Any) -> ConfigDict:
     """Returns the checked config of a trial.
 
+    Another model, optimizer or schedule than the base's does not have the base's options.
+
     Args:
       base: the config that the search starts from.
       point: values by the paths of the fields that they replace.
@@ -147,6 +149,9 @@ def configured(base: ConfigDict, point: Mapping[str, Any], **fields: Any) -> Con
       UserError: if a value does not suit its field, or fields contradict each other.
     """
     config = ConfigDict(base.to_dict())
+    for group in ("model", "optimizer", "schedule"):
+        if point.get(f"{group}.name", base[group].name) != base[group].name:
+            config[group].options = ConfigDict()
     with config.ignore_type():
         for path, value in {**point, **fields}.items():
             *groups, name = path.split(".")
