@@ -52,7 +52,7 @@ _R5 = (
     for shuffle, reported in zip(("on", "off"), both, strict=True)
 )
 _BFLOAT16 = "--config.model.dtype=bfloat16"
-_SHORT = "resnet_small.py --config.num_epochs=5"
+_SHORT = "resnet_small.py --config.num_epochs=3"
 
 STUDIES = (
     Study(
