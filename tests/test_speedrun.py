@@ -255,12 +255,14 @@ def test_views_are_the_image_and_its_neighbours_with_their_mirror_images():
 def run(run_script, monkeypatch):
     """Runs the script with thin nets and small batches."""
     monkeypatch.setattr(speedrun, "RECORDS", {"94": THINNER})
-    monkeypatch.setattr(speedrun, "BATCH_SIZE", 100)
-    monkeypatch.setattr(speedrun, "EVAL_BATCH_SIZE", 80)
+    monkeypatch.setattr(speedrun, "BATCH_SIZE", 20)
+    monkeypatch.setattr(speedrun, "EVAL_BATCH_SIZE", 30)
     return functools.partial(run_script, speedrun, "--source=sample", "--dtype=float32")
 
 
-def test_seeds_share_the_compiled_functions(run, tmp_path, monkeypatch):
+def test_seeds_share_the_compiled_functions(run, sample, tmp_path, monkeypatch):
+    few = [speedrun.Examples(part.images[:60], part.labels[:60]) for part in sample]
+    monkeypatch.setattr(speedrun, "_load", lambda *_: (*few, "sample"))
     traced = []
 
     def counted(name, function, *args):
@@ -271,7 +273,7 @@ def test_seeds_share_the_compiled_functions(run, tmp_path, monkeypatch):
         function = functools.partial(counted, name, getattr(speedrun, name))
         monkeypatch.setattr(speedrun, name, function)
     file = tmp_path / "runs.json"
-    status, out, err = run("--seeds=3", "--first-seed=5", "--epochs=3", f"--json={file}")
+    status, out, err = run("--seeds=3", "--first-seed=5", "--epochs=2", f"--json={file}")
     assert (status, err) == (0, "")
     assert traced == ["whitening_kernel", "lookahead", "views"]  # compiled once for all seeds
 
@@ -285,7 +287,7 @@ def test_seeds_share_the_compiled_functions(run, tmp_path, monkeypatch):
         np.testing.assert_allclose(summary["std"], np.std(values, ddof=1))
         np.testing.assert_allclose(summary["interval"], 1.96 * summary["std"] / 3**0.5)
         assert 0 < min(values) == summary["min"] and max(values) == summary["max"]
-    assert (result["settings"]["epochs"], result["settings"]["batch_size"]) == (3, 100)
+    assert (result["settings"]["epochs"], result["settings"]["batch_size"]) == (2, 20)
     assert {"commit", "jax", "devices", "command"} <= result["provenance"].keys()
     lines = out.splitlines()
     assert [line.split()[:2] for line in lines[-7:-4]] == [["seed", str(s)] for s in (5, 6, 7)]
