@@ -14,4 +14,4 @@ say "mypy"
 .venv/bin/mypy
 
 say "pytest"
-exec .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile "$@"
+exec .venv/bin/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal "$@"

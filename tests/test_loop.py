@@ -352,11 +352,10 @@ def test_a_start_that_failed_before_does_not_train_random_weights(tmp_path):
         train_and_evaluate(config, tmp_path)
 
 
-def test_a_dispatch_of_some_steps_resumes_within_an_epoch(
-    tmp_path, monkeypatch, optimized_programs
-):
+def test_a_dispatch_of_some_steps_resumes_within_an_epoch(tmp_path, monkeypatch):
     config = tiny_run.get_config()
-    config.steps_per_dispatch = 2
+    config.num_epochs, config.steps_per_dispatch = 2, 2
+    config.model.options.num_filters = (2,)  # a loop has slow convolutions
     _, whole = train_and_evaluate(config, tmp_path / "whole")
     with monkeypatch.context() as patch, pytest.raises(Interrupted):
         tiny_run.interrupt(patch, 6, signal.SIGTERM)

@@ -1,5 +1,7 @@
 """The command line: whatever is wrong gets one line, status 2, and leaves nothing behind."""
 
+import concurrent.futures
+import contextlib
 import os
 import pathlib
 import pty
@@ -250,12 +252,9 @@ def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
     assert err.count("\n") == 1
 
 
-def shell(*flags):
-    return [sys.executable, "-m", "resnet_jax.main", f"--config={tiny_run.CONFIG_FILE}", *flags]
-
-
 def test_without_a_terminal_lines_are_plain(plain_run, tmp_path):
-    command = shell(f"--workdir={tmp_path / 'run'}", "--config.num_epochs=1")
+    command = [sys.executable, "-m", "resnet_jax.main", f"--config={tiny_run.CONFIG_FILE}"]
+    command += [f"--workdir={tmp_path / 'run'}", "--config.num_epochs=1"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     about_onednn = r"(compiling oneDNN|convolutions are XLA's own).*\n"
@@ -266,27 +265,26 @@ def test_without_a_terminal_lines_are_plain(plain_run, tmp_path):
         assert f"\n{start}" in "\n" + done.stdout
 
 
-def test_in_a_terminal_the_row_in_progress_is_redrawn(plain_run, tmp_path):
-    command = shell(f"--workdir={tmp_path / 'run'}", "--config.num_epochs=2")
+def test_in_a_terminal_the_row_in_progress_is_redrawn(tmp_path, monkeypatch):
+    for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}.items():
+        monkeypatch.setenv(name, value)
     controller, terminal = pty.openpty()
-    environment = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-    process = subprocess.Popen(
-        command, stdin=terminal, stdout=terminal, stderr=terminal, cwd=ROOT, env=environment
-    )
-    os.close(terminal)
-    screen = b""
-    while chunk := _read(controller):
-        screen += chunk
-    assert process.wait() == 0
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(_read_all, controller)
+        with os.fdopen(terminal, "w") as stdout:
+            monkeypatch.setattr(sys, "stdout", stdout)
+            config = f"--config={tiny_run.CONFIG_FILE}"
+            assert run(config, "--config.num_epochs=2", workdir=tmp_path / "run") == 0
+        screen = reading.result()
     assert b"\x1b[2K" in screen, "no line was ever erased"
     assert screen.count(b"\x1b[?25l") == screen.count(b"\x1b[?25h"), "the cursor stays hidden"
     assert b"4/8" in screen
     assert b"time left" in screen
-    assert b"Traceback" not in screen
 
 
-def _read(controller):
-    try:
-        return os.read(controller, 65536)
-    except OSError:  # the other end was closed
-        return b""
+def _read_all(controller):
+    content = b""
+    with contextlib.suppress(OSError):  # the other end was closed
+        while chunk := os.read(controller, 65536):
+            content += chunk
+    return content

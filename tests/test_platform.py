@@ -1,5 +1,6 @@
 """What the command line sets for its process: determinism, memory, the cache of programs."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -20,31 +21,34 @@ FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
 # A run in a process of its own: a digest of every leaf at the end.
 RUN = """
-import hashlib, json, sys, tiny_run
+import json, sys, test_platform
 from resnet_jax import cpu
-from resnet_jax.training.loop import train_and_evaluate
 
 cpu.enable()
-config = tiny_run.get_config()
-config.num_epochs = 1
-_, state = train_and_evaluate(config, sys.argv[1])
-leaves = tiny_run.leaves(state)
-print(json.dumps({name: hashlib.sha256(leaf[2]).hexdigest() for name, leaf in leaves.items()}))
+print(json.dumps(test_platform.digests_of_a_run(sys.argv[1])))
 """
 
 
-@pytest.fixture(autouse=True)
+def digests_of_a_run(workdir):
+    config = tiny_run.get_config()
+    config.num_epochs = 1
+    _, state = train_and_evaluate(config, workdir)
+    leaves = tiny_run.leaves(state)
+    return {name: hashlib.sha256(leaf[2]).hexdigest() for name, leaf in leaves.items()}
+
+
+@pytest.fixture
 def unset(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_max_hlo_modules=1")
 
 
-def test_determinism_is_requested_once():
+def test_determinism_is_requested_once(unset):
     for _ in range(2):
         platform.request_determinism()
         assert os.environ["XLA_FLAGS"] == f"--xla_dump_max_hlo_modules=1 {FLAGS}"
 
 
-def test_a_gpu_without_the_flags_is_refused(monkeypatch, tmp_path):
+def test_a_gpu_without_the_flags_is_refused(unset, monkeypatch, tmp_path):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     config = tiny_run.get_config()
     config.deterministic = True
@@ -131,18 +135,12 @@ def test_a_state_too_large_for_device_or_machine_is_refused(monkeypatch, device,
     create_task(validate(config), tiny_run.sample().info)
 
 
-def test_two_runs_on_a_cpu_give_equal_bits(tmp_path):
+def test_two_runs_on_a_cpu_give_equal_bits(tmp_path, onednn):
     path = os.pathsep.join([str(tiny_run.CONFIG_FILE.parent), os.environ.get("PYTHONPATH", "")])
     environment = os.environ | {"PYTHONPATH": path, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", RUN, str(tmp_path / name)],
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
-        for name in ("a", "b")
-    ]
-    found = [json.loads(run.communicate()[0].splitlines()[-1]) for run in runs]
-    assert found[0] == found[1]
-    assert len(found[0]) > 10
+    command = [sys.executable, "-c", RUN, str(tmp_path / "other")]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    found = digests_of_a_run(tmp_path / "own")
+    assert json.loads(done.stdout.splitlines()[-1]) == found
+    assert len(found) > 10

@@ -30,23 +30,26 @@ from resnet_jax.training.features import cache_features
 
 # The tiny training on a folder, which notes which images each step takes, and is sent a signal.
 SIGNALLED = """
-import json, multiprocessing, os, pathlib, signal, sys
-import test_streams
-from resnet_jax import cpu, main
+import sys
 
-folder, step, number = pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+def main(folder, step, number, *flags):
+    import json, multiprocessing, os, pathlib, signal
+    import test_streams
+    from resnet_jax import cpu, main
 
-def strike():
-    pids = [process.pid for process in multiprocessing.active_children()]
-    (folder / "processes").write_text(json.dumps(pids))
-    if number == signal.SIGKILL:
-        os.kill(os.getpid(), number)
-    os.killpg(0, number)  # as Ctrl-C in a terminal does
+    def strike():
+        pids = [process.pid for process in multiprocessing.active_children()]
+        (pathlib.Path(folder) / "processes").write_text(json.dumps(pids))
+        if int(number) == signal.SIGKILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, int(number))  # as Ctrl-C in a terminal does
 
-test_streams.note_images(folder / "seen", step, strike)
-cpu.enable = lambda: None  # as in all tests
-if __name__ == "__main__":
-    sys.exit(main.main(["resnet-jax", *sys.argv[4:]]))
+    test_streams.note_images(pathlib.Path(folder) / "seen", int(step), strike)
+    cpu.enable = lambda: None  # as in all tests
+    return main.main(["resnet-jax", *flags])
+
+if __name__ == "__main__":  # the processes that decode images have this file too
+    sys.exit(main(*sys.argv[1:]))
 """
 
 
@@ -73,11 +76,12 @@ def seen(file):
 def folder_config(folder, **fields):
     config = tiny_run.get_config()
     config.num_epochs = 3
-    config.batch_size = 12
+    config.batch_size = 12  # an epoch has 5 steps
     config.data.name = f"folder:{folder}"
     config.data.resident_bytes = 0
     config.data.workers = 0
     config.augment.flip = "random"
+    config.evaluate.every_epochs = 0  # each score starts processes of its own
     config.checkpoint.every_steps = 1
     config.log.tensorboard = False
     config.update(fields)
@@ -85,10 +89,15 @@ def folder_config(folder, **fields):
 
 
 def as_flags(config):
-    groups = {"data": ("name", "resident_bytes"), "augment": ("flip",)}
+    groups = {
+        "data": ("name", "resident_bytes"),
+        "augment": ("flip",),
+        "evaluate": ("every_epochs",),
+        "checkpoint": ("every_steps",),
+        "log": ("tensorboard",),
+    }
     flags = [f"--config.{g}.{n}={config[g][n]}" for g, names in groups.items() for n in names]
-    numbers = [f"--config.{n}={config[n]}" for n in ("num_epochs", "batch_size")]
-    return [*flags, *numbers, "--config.checkpoint.every_steps=1", "--config.log.tensorboard=False"]
+    return [*flags, *(f"--config.{n}={config[n]}" for n in ("num_epochs", "batch_size"))]
 
 
 @pytest.fixture(scope="module")
@@ -116,21 +125,24 @@ def test_a_stream_trains_to_the_same_bits(rich_run, tmp_path):
     assert starts == ["resident", "streamed"]
 
 
+@pytest.fixture(scope="module")
+def undisturbed(images, tmp_path_factory):
+    """The images of each step of a run that nothing stops, and its last state."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        note_images(folder / "seen", patch=patch.setattr)
+        _, state = train_and_evaluate(folder_config(images), folder / "run")
+    return seen(folder / "seen"), state
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-def test_a_run_that_is_stopped_goes_on_with_the_next_image(images, tmp_path, monkeypatch, number):
+def test_a_run_that_is_stopped_goes_on_with_the_next_image(
+    images, undisturbed, tmp_path, monkeypatch, number
+):
     config = folder_config(images)
-    note_images(tmp_path / "undisturbed", patch=monkeypatch.setattr)
-    _, expected = train_and_evaluate(config, tmp_path / "whole")
-    monkeypatch.undo()
-    command = [
-        sys.executable,
-        tmp_path / "signalled.py",
-        tmp_path,
-        "9",
-        str(int(number)),
-    ]  # of 6 an epoch
-    command += [f"--config={tiny_run.CONFIG_FILE}", f"--workdir={tmp_path / 'run'}"]
     (tmp_path / "signalled.py").write_text(SIGNALLED)
+    command = [sys.executable, tmp_path / "signalled.py", tmp_path, "9", str(int(number))]
+    command += [f"--config={tiny_run.CONFIG_FILE}", f"--workdir={tmp_path / 'run'}"]
     paths = [str(tiny_run.CONFIG_FILE.parent), *sys.path]
     environment = os.environ | {"PYTHONPATH": ":".join(paths), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
@@ -150,7 +162,8 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(images, tmp_path, mon
         time.sleep(0.1)
     note_images(tmp_path / "seen", patch=monkeypatch.setattr)
     final, state = train_and_evaluate(config, tmp_path / "run")
-    assert seen(tmp_path / "seen") == seen(tmp_path / "undisturbed")
+    images_of_steps, expected = undisturbed
+    assert seen(tmp_path / "seen") == images_of_steps
     assert tiny_run.leaves(state) == tiny_run.leaves(expected)
     restored = Checkpoints(tmp_path / "run" / "checkpoints", keep=2, read_only=True)
     assert tiny_run.leaves(restored.restore(state, final["step"])) == tiny_run.leaves(expected)

@@ -1,15 +1,23 @@
 """TensorBoard events: a view of the records, with images and histograms."""
 
 import pathlib
+import sys
 import time
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from tensorboardX import RecordWriter, summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from resnet_jax.runs.records import Record
+
+# Where there is a torch, tensorboardX would import it, which takes a second, and have no use for it.
+_torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+try:
+    from tensorboardX import RecordWriter, summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+finally:
+    if _torch is None:
+        del sys.modules["torch"]
 
 
 class Events:

@@ -90,7 +90,7 @@ class Task:
       learning_rates: learning rate of every step, float32 `[steps]`.
       hyperparameters: the other numbers of the step, see `resnet_jax.training.hyperparameters`.
       template: shapes and dtypes of the state.
-      initial_state: makes the state, of a key and of weights.
+      initial_state: makes the state, of a key and of weights or None; jitted.
     """
 
     config: ConfigDict
@@ -115,10 +115,7 @@ class Task:
         Args:
           weights: the variables to start from; None: random ones.
         """
-        # It runs once: to optimise it in full would take longer than it runs.
-        options = {"xla_backend_optimization_level": 1}
-        create = jax.jit(self.initial_state, compiler_options=options)
-        return create(derive(jax.random.key(self.config.seed), Purpose.INIT), weights)
+        return self.initial_state(derive(jax.random.key(self.config.seed), Purpose.INIT), weights)
 
 
 def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
@@ -149,8 +146,11 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     )
     shape = input_shape(info, config.data)
     averaged, tx = bool(config.optimizer.ema_decay), optimizer.build(optimizer.numbers)
-    create = functools.partial(initial_state, model, tx, shape, averaged)
-    template = jax.eval_shape(create, jax.random.key(0))
+    # It runs once: to optimise it in full would take longer than it runs.
+    options = {"xla_backend_optimization_level": 1}
+    state = functools.partial(initial_state, model, tx, shape, averaged)
+    create = jax.jit(state, compiler_options=options)
+    template = create.eval_shape(jax.random.key(0), None)
     _check_memory(template)
     if config.init.cached_stage:
         check_cached_stage(model, template.variables(), shape, config)
