@@ -78,10 +78,14 @@ def test_python_runs(here, page):
 
 
 def commands(page):
-    """Returns the commands of a page as lists of words, without variables before them."""
+    """Returns the commands of a page as lists of words, without what stands before a program."""
     text = "".join(text for _, _, text in blocks(page, "bash")).replace("\\\n", " ")
     for line in text.splitlines():
-        words = shlex.split(re.sub(r"^taskset -c \S+ |^(\w+=\S+ )+(taskset -c \S+ )?", "", line), True)
+        words = shlex.split(line, comments=True)
+        while words and re.match(r"\w+=", words[0]):
+            del words[0]
+        if words[:1] == ["taskset"]:
+            del words[:3]
         if words:
             yield words
 
@@ -118,7 +122,7 @@ def test_commands_are_good(monkeypatch, page):
 def test_pages_name_what_exists(page):
     text = PAGES[page].read_text()
     assert len(re.findall(r"^```", text, re.M)) == 2 * len(BLOCK.findall(text)), "unnamed block"
-    for path in re.findall(r"\]\(([\w./-]+)(?:#[\w-]+)?\)", text):
+    for path in re.findall(r"(?:\]\(|src=\")([\w./-]+)(?:#[\w-]+)?[)\"]", text):
         assert (PAGES[page].parent / path).exists(), path
     for path in re.findall(r"`((?:configs|docs|results|scripts|tests)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path
