@@ -142,6 +142,8 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     except KeyboardInterrupt:
         process.wait()  # it has got the same signal
         raise
+    if process.returncode in (130, 143):  # it was interrupted, and so is this
+        raise KeyboardInterrupt
     if process.returncode:
         return f"{config} with seed {seed} ended with status {process.returncode}"
     print(f"kept in {keep(folder, config).relative_to(ROOT)}", flush=True)
