@@ -1,6 +1,5 @@
 """What all tests share: quick compilation, one cache of compiled programs, and runs to read."""
 
-import importlib.metadata
 import os
 import pathlib
 import sys
@@ -22,9 +21,6 @@ def pytest_configure(config):
         "OMP_NUM_THREADS": "1",  # PyTorch's threads would wait for the cores that workers use
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
-    if importlib.metadata.version("jax").startswith("0.9."):
-        # The older code generation of loops takes half the time; later versions of XLA lack it.
-        defaults["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
 

@@ -28,6 +28,7 @@ assert not any(name.startswith(("resnet_jax", "flax")) for name in sys.modules)
 """
 
 
+@pytest.mark.usefixtures("onednn")
 def test_a_program_gives_the_same_probabilities_without_us(plain_run, tmp_path):
     pytest.importorskip("flatbuffers")
     resnet_jax.export_stablehlo(plain_run[0], tmp_path / "a.stablehlo")

@@ -12,8 +12,8 @@ FLOORS = (
     {"data", "models"},
     {"runs", "weights"},
     {"training"},
-    {"inference"},
-    {"cpu", "report", "search"},
+    {"cpu", "inference"},
+    {"report", "search"},
     {"main", "resnet_jax"},
 )
 HEIGHT = {name: height for height, floor in enumerate(FLOORS) for name in floor}

@@ -1,4 +1,4 @@
-"""What convolutions and norms become on a CPU: calls of oneDNN. Nothing but `main` imports it."""
+"""What convolutions and norms become on a CPU: calls of oneDNN. Models know nothing of it."""
 
 import functools
 import sys

@@ -4,15 +4,17 @@ JAX traces, differentiates and batches the primitive as ever. Programs for sever
 calls XLA can't split, and those for export keep what they have.
 """
 
+import contextlib
 import ctypes
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+_USUAL = dict(mlir._platform_specific_lowerings["cpu"])  # before there are any of ours
 Function = Callable[..., Any]
 Choose = Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Function | None]
 
@@ -38,6 +40,22 @@ def replace(primitive: Primitive, choose: Choose) -> None:
         return mlir.lower_fun(function, primitive.multiple_results)(ctx, *operands)
 
     mlir.register_lowering(primitive, lower, platform="cpu")
+
+
+@contextlib.contextmanager
+def withdrawn() -> Iterator[None]:
+    """Programs that are lowered meanwhile have JAX's own lowerings, as those for several platforms.
+
+    JAX (0.9.2) can't lower for several platforms what has a lowering that is not to be cached.
+    """
+    of_cpu = mlir._platform_specific_lowerings["cpu"]
+    ours = dict(of_cpu)
+    of_cpu.clear()
+    of_cpu.update(_USUAL)
+    try:
+        yield
+    finally:
+        of_cpu.update(ours)
 
 
 @functools.cache  # so that it is never ours

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.cpu import lowering
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.files import write_atomically
 from resnet_jax.inference.description import describe
@@ -91,7 +92,8 @@ def program(network: Network, variables: Tree, image_shape: Sequence[int]) -> by
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-    exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
+    with lowering.withdrawn():
+        exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
     try:
         return bytes(exported.serialize())
     except ModuleNotFoundError as error:

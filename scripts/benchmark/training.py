@@ -38,6 +38,8 @@ PEERS = ("torch", "torch_channels_last", "torch_compile")
 DTYPES = {"float32": 4, "bfloat16": 2}  # bytes
 # How far losses may lie apart, as a share: they have the rounding of the dtype in every layer.
 TOLERANCES = {"float32": 1e-4, "bfloat16": 1e-2}
+# How far what two steps change of the losses may: gradients of ResNet-50 in float32 are 2 % off.
+LEARNT = 0.05
 TURN = 1.0  # seconds
 EPOCH, TEST = 50, 8  # batches
 
@@ -163,8 +165,7 @@ def task_of(
         "threads": len(os.sched_getaffinity(0)),
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
-        # Small: the rounding of a deep network's gradients must not show in the next loss.
-        "learning_rate": 1e-4,
+        "learning_rate": 1e-2,
         "momentum": 0.9,
     }
     return spec, layer_table(model, (image_size, image_size, 3))
@@ -180,9 +181,13 @@ def _fields(model: nn.Module) -> dict[str, Any]:
 def _check_losses(losses: Mapping[str, Sequence[float]], dtype: str) -> None:
     """Refuses contestants whose losses differ: scored, of two training steps, and scored again."""
     ours = losses[OURS]
+    before = [ours[0], ours[1], ours[1], ours[0]]  # any step
+    allowed = [
+        TOLERANCES[dtype] * abs(loss) + LEARNT * abs(loss - first)
+        for loss, first in zip(ours, before, strict=True)
+    ]
     for name, theirs in losses.items():
-        pairs = zip(ours, theirs, strict=True)
-        if not all(abs(a - b) <= TOLERANCES[dtype] * abs(a) for a, b in pairs):
+        if any(abs(a - b) > most for a, b, most in zip(ours, theirs, allowed, strict=True)):
             raise UserError(
                 f"the losses of {name} and {OURS} differ, so nothing was timed: {theirs}, {ours}"
             )

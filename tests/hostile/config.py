@@ -134,10 +134,10 @@ def commands():
         arguments = "--mode=export", "--workdir={run}", f"--output={{room}}/x{suffix}"
         yield written(f"command/output_{suffix}", f"/x{suffix.rstrip('/')}", "a", "", *arguments)
     outputs = {
-        "folder": ("only", "{room}"),
+        "folder": ("ends in", "{room}"),
         "nowhere": ("no/x.safetensors", "{room}/no/x.safetensors"),
         "long": ("aaaa", "a" * 5000 + ".safetensors"),
-        "surrogate": ("only", "\udcff"),
+        "surrogate": ("ends in", "\udcff"),
     }
     for name, (names, path) in outputs.items():
         arguments = "--mode=export", "--workdir={run}", f"--output={path}"
