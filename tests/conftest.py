@@ -1,5 +1,6 @@
 """What all tests share: quick compilation, one cache of compiled programs, and runs to read."""
 
+import gc
 import importlib.metadata
 import os
 import pathlib
@@ -10,6 +11,7 @@ import pytest
 
 def pytest_configure(config):
     """Sets up compilation before jax is imported; workers and subprocesses inherit it."""
+    gc.set_threshold(50_000)  # tracing makes many objects that are in no cycle
     if hasattr(config, "workerinput"):
         return
     defaults = {
@@ -27,6 +29,11 @@ def pytest_configure(config):
         defaults["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false"
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def pytest_collection_finish():
+    """What is imported by now is no garbage, and need not be looked at again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -185,4 +185,3 @@ def test_vmap():
     mapped = jax.vmap(jax.grad(loss))(xs)
     for x, gradient in zip(xs, mapped, strict=True):
         np.testing.assert_allclose(gradient, jax.grad(loss)(x), rtol=1e-4, atol=1e-5)
-

@@ -10,7 +10,7 @@ import numpy as np
 
 from resnet_jax.runs.records import Record
 
-# Where there is a torch, tensorboardX would import it, which takes a second, and have no use for it.
+# tensorboardX would import a torch that there is, which takes a second, and has no use for it here.
 _torch = sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
 try:
     from tensorboardX import RecordWriter, summary
