@@ -1,5 +1,6 @@
 """What all tests share: quick compilation, one cache of compiled programs, and runs to read."""
 
+import functools
 import gc
 import importlib.metadata
 import os
@@ -55,7 +56,17 @@ def own_programs(monkeypatch):
 
 
 @pytest.fixture
-def optimized_programs(own_programs):
+def usual_fusions(own_programs, monkeypatch):
+    """Trainings of this test have the usual code of fused loops, on which equal bits depend."""
+    import jax
+
+    if "fusion_emitters" in os.environ.get("XLA_FLAGS", ""):
+        options = {"xla_cpu_use_fusion_emitters": True}
+        monkeypatch.setattr(jax, "jit", functools.partial(jax.jit, compiler_options=options))
+
+
+@pytest.fixture
+def optimized_programs(usual_fusions):
     """Programs of this test are optimised."""
     import jax
 
