@@ -1,5 +1,6 @@
 """What all tests share: quick compilation, one cache of compiled programs, and runs to read."""
 
+import gc
 import os
 import pathlib
 import sys
@@ -9,6 +10,7 @@ import pytest
 
 def pytest_configure(config):
     """Sets up compilation before jax is imported; workers and subprocesses inherit it."""
+    gc.set_threshold(50_000)  # tracing makes many objects that are in no cycle
     if hasattr(config, "workerinput"):
         return
     defaults = {
@@ -23,6 +25,11 @@ def pytest_configure(config):
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
+
+
+def pytest_collection_finish():
+    """What is imported by now is no garbage, and need not be looked at again."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

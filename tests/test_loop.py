@@ -89,7 +89,7 @@ def test_validation_and_the_grid_of_images_are_augmented_as_training_is(tmp_path
     monkeypatch.setattr(Recorder, "images", lambda self, images, step: shown.append(images))
     for name, augment, size in (("clean", False, 60), ("augmented", True, 60), ("again", True, 25)):
         config = tiny_run.get_config()
-        config.num_epochs = 2
+        config.num_epochs = 1
         config.augment.crop_padding, config.augment.flip = 4, "random"
         config.evaluate.augment, config.evaluate.batch_size = augment, size
         final, state = train_and_evaluate(config, tmp_path / name)

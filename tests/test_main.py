@@ -213,7 +213,7 @@ def test_modes_eval_and_summary(plain_run, capsys):
     assert f"test accuracy {plain_run[1]['best_test_accuracy']:.2f} %" in best
     assert newest.endswith("on 320 images")
     assert run("--mode=summary", f"--config={tiny_run.CONFIG_FILE}") == 0
-    assert "Total: 1,506 -- 6,024 bytes" in capsys.readouterr().out.splitlines()
+    assert "Total: 2,466 -- 9,864 bytes" in capsys.readouterr().out.splitlines()
 
 
 @pytest.mark.parametrize(

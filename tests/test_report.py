@@ -81,7 +81,7 @@ def test_the_numbers_are_those_of_the_records(page, plain_run):
         "epochs": f"3, the best {final['best_epoch']:g}",
         "time": duration(final["seconds"]),
         "parameters": f"{parameters:,}",
-        "MACs an image": f"{32 * 32 * 9 * (3 * 8 + 8 * 8 + 8 * 8) + 8 * 10:,}",
+        "MACs an image": f"{16 * 16 * 49 * 3 * 8 + 2 * 8 * 8 * 9 * 8 * 8 + 8 * 10:,}",
     }
     assert found.marked["tested"] == f"{final['best_test_accuracy']:.2f} %"
     changed = dict(found.tables["config"])
@@ -114,25 +114,17 @@ def test_it_stands_alone(page):
         assert min(Image.open(path.parent / f"{name}.png").size) > 50
 
 
-def test_names_are_text(plain_run, monkeypatch):
+def test_names_are_text_and_escaped_where_they_are_none(plain_run, monkeypatch, capfd):
     name, run = "<script>alert(1)</script> $x^$ & \\frac{", findings.read(plain_run[0])
-    info = dataclasses.replace(run.info, class_names=(name, *run.info.class_names[1:]))
+    names = (name, "b\udcff", "日本", *run.info.class_names[3:])
+    info = dataclasses.replace(run.info, class_names=names)
     named = dataclasses.replace(run, info=info, name="_$hidden$")
     monkeypatch.setattr(findings, "read", lambda folder: named)
     monkeypatch.setattr("resnet_jax.report.page.FOLDER", "report of names")
-    path = write_report([plain_run[0]])
-    assert "<script" not in path.read_text()
-    assert name in [row[0] for row in Page(path.read_text()).tables["classes"]]
-
-
-def test_names_that_are_no_text_are_escaped(plain_run, monkeypatch, capfd):
-    run = findings.read(plain_run[0])
-    info = dataclasses.replace(run.info, class_names=("b\udcff", "日本", *run.info.class_names[2:]))
-    named = dataclasses.replace(run, info=info)
-    monkeypatch.setattr(findings, "read", lambda folder: named)
-    monkeypatch.setattr("resnet_jax.report.page.FOLDER", "report of bytes")
-    found = Page(write_report([plain_run[0]]).read_text())
-    assert [row[0] for row in found.tables["classes"]][1:3] == [r"b\udcff", "日本"]
+    text = write_report([plain_run[0]]).read_text()
+    assert "<script" not in text
+    found = [row[0] for row in Page(text).tables["classes"]][1:4]
+    assert found == [name, r"b\udcff", "日本"]
     assert capfd.readouterr().err == "", "no warnings of missing glyphs"
 
 
@@ -175,7 +167,7 @@ def test_seeds_have_mean_and_deviation(plain_run):
     ]
     place = [column.header for column in comparison.COLUMNS].index("final test %")
     assert rows[3].cells[place] == f"13.00 ± {np.std(accuracies, ddof=1):.2f}"
-    assert rows[3].cells[0] == rows[0].cells[0] == "1,506"
+    assert rows[3].cells[0] == rows[0].cells[0] == "2,466"
     assert "optimizer.name=adam" in rows[-1].differs
     assert "seed=2" in rows[2].differs
 

@@ -34,7 +34,7 @@ def _rich(config):
     config.num_epochs = 5
     config.batch_size = 100  # the last batch of an epoch has 80
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 0.03
+    config.optimizer.learning_rate = 0.02
     config.optimizer.accumulate_steps = 2
     config.optimizer.ema_decay = 0.5
     config.optimizer.gradient_clip = 1.0
@@ -58,6 +58,7 @@ def get_config(variant="plain"):
     config.model.name = "resnet_small"
     config.model.options.stage_sizes = (1,)
     config.model.options.num_filters = (8,)
+    config.model.options.stem = "imagenet"  # all that follows has few pixels
     config.data.name = "sample"
     config.data.val_fraction = 0.25  # 480 images remain
     config.evaluate.batch_size = 160
