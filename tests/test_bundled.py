@@ -58,7 +58,7 @@ def with_header(exported, path, **changes):
 def test_a_file_says_what_it_is_and_where_it_comes_from(exported, plain_run):
     run, info = resnet_jax.load_run(plain_run[0]), resnet_jax.weights_info("resnet_small", exported)
     assert (info.model, info.dataset) == ("resnet_small", "cifar10_sample")
-    assert info.num_parameters == 1506
+    assert info.num_parameters == 2466
     assert info.create_model() == run.model
     assert (info.class_names, info.image_shape) == (run.info.class_names, (32, 32, 3))
     assert (info.mean, info.std) == (run.info.mean, run.info.std)
@@ -186,7 +186,7 @@ def test_the_script_takes_the_best_checkpoint_of_a_finished_run(
     status, out, _ = run_script(bundle_weights, str(plain_run[0]))
     path = tmp_path / "cifar10_sample" / "resnet_small.safetensors"
     accuracy = f"{plain_run[1]['best_test_accuracy']:.2f} %"
-    assert (status, out) == (0, f"wrote {path}: 1,506 parameters, {accuracy}\n")
+    assert (status, out) == (0, f"wrote {path}: 2,466 parameters, {accuracy}\n")
     assert resnet_jax.load_model("resnet_small", weights=path)
     monkeypatch.setattr(bundle_weights, "LIMIT", 100)
     assert run_script(bundle_weights, str(plain_run[0]))[0] == 2
