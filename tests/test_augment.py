@@ -424,18 +424,20 @@ def test_augment_in_a_scan_equals_single_steps():
 
 
 def test_strengths_may_be_traced_numbers():
+    fields = EVERYTHING | {"policy": "trivialaugment", "policy_layers": 1}
     config = default_config().augment
-    config.update(EVERYTHING)
-    images, labels = random_images(8), jnp.arange(8, dtype=jnp.int32)
+    config.update(fields)
+    images, indices = random_images(16), jnp.arange(16, dtype=jnp.int32)
+    labels = indices % 10
     common = {"config": config, "mean": MEAN, "num_classes": 10, "flip_key": jax.random.key(7)}
     call = jax.jit(functools.partial(room.augment, **common))
     numbers = [{name: jnp.float32(config[name]) for name in room.STRENGTHS}]
     numbers += [{name: value / 2 for name, value in numbers[0].items()}]
     outputs = [
-        call(jax.random.key(0), images, labels, labels, jnp.int32(0), strengths=n) for n in numbers
+        call(jax.random.key(0), images, labels, indices, jnp.int32(0), strengths=n) for n in numbers
     ]
     assert call._cache_size() == 1
-    static = augmented(images, labels, **EVERYTHING)
+    static = augmented(images, labels, **fields)
     for traced, expected in zip(outputs[0], static, strict=True):
         np.testing.assert_allclose(traced, expected, atol=1e-5)
     assert (outputs[1][0] != outputs[0][0]).any()

@@ -29,15 +29,16 @@ def commands(path):
     return found
 
 
-# One of each kind of model, optimizer and augmentation; of these the first few on every day, since
-# all are traced, and what each is made of has tests of its own.
+# One of each kind of model, optimizer and augmentation; two of them on every day, since all are
+# traced, and what each is made of has tests of its own.
 STRUCTURES = (
-    *("cnn.py", "quickstart.py", "vgg16_transfer.py:vgg16_bn_adam_0.001_10", "vit.py"),
+    *("cnn.py", "quickstart.py"),
     *(
         pytest.param(spec, marks=pytest.mark.slow)
         for spec in (
             *("resnet.py:50", "resnet_custom.py", "resnet_he2015.py:20"),
-            *("resnet_small_tuning.py:better", "wide_resnet.py"),
+            *("resnet_small_tuning.py:better", "vgg16_transfer.py:vgg16_bn_adam_0.001_10"),
+            *("vit.py", "wide_resnet.py"),
         )
     ),
 )
