@@ -157,7 +157,7 @@ def _keep_float32() -> None:
         return usual(ctx, operand, **params)
 
     # Where a lowering may be cached, it does not see where its operands come from.
-    mlir.register_lowering(lax.convert_element_type_p, lower, platform="cpu", cacheable=False)
+    lowering.register(lax.convert_element_type_p, lower, cacheable=False)
 
 
 def _matrix_products(convolution: Convolution) -> lowering.Function | None:

@@ -6,7 +6,6 @@ calls XLA can't split, and those for export keep what they have.
 
 import contextlib
 import ctypes
-import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -14,9 +13,12 @@ import jax
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
-_USUAL = dict(mlir._platform_specific_lowerings["cpu"])  # before there are any of ours
 Function = Callable[..., Any]
 Choose = Callable[[Sequence[Any], Sequence[Any], dict[str, Any]], Function | None]
+
+_OF_CPU = mlir._platform_specific_lowerings["cpu"]
+# What JAX has for a CPU alone, or None, for each primitive that has a lowering of ours.
+_usual: dict[Primitive, Any] = {}
 
 
 def replace(primitive: Primitive, choose: Choose) -> None:
@@ -39,7 +41,19 @@ def replace(primitive: Primitive, choose: Choose) -> None:
             return usual(ctx, *operands, **params)
         return mlir.lower_fun(function, primitive.multiple_results)(ctx, *operands)
 
-    mlir.register_lowering(primitive, lower, platform="cpu")
+    register(primitive, lower)
+
+
+def register(primitive: Primitive, lower: Function, cacheable: bool = True) -> None:
+    """Gives a primitive a lowering for a CPU.
+
+    Args:
+      primitive: the primitive.
+      lower: the lowering, as JAX has them.
+      cacheable: whether it depends on nothing but the primitive's parameters and shapes.
+    """
+    _usual.setdefault(primitive, _OF_CPU.get(primitive))
+    mlir.register_lowering(primitive, lower, platform="cpu", cacheable=cacheable)
 
 
 @contextlib.contextmanager
@@ -48,21 +62,18 @@ def withdrawn() -> Iterator[None]:
 
     JAX (0.9.2) can't lower for several platforms what has a lowering that is not to be cached.
     """
-    of_cpu = mlir._platform_specific_lowerings["cpu"]
-    ours = dict(of_cpu)
-    of_cpu.clear()
-    of_cpu.update(_USUAL)
+    ours = {primitive: _OF_CPU.pop(primitive) for primitive in _usual}
+    _OF_CPU.update({primitive: rule for primitive, rule in _usual.items() if rule})
     try:
         yield
     finally:
-        of_cpu.update(ours)
+        _OF_CPU.update(ours)
 
 
-@functools.cache  # so that it is never ours
 def usual_lowering(primitive: Primitive) -> Callable[..., Any]:
     """Returns what JAX lowers a primitive to on a CPU, for which there is no public name."""
-    of_cpu = mlir._platform_specific_lowerings["cpu"]
-    return (of_cpu.get(primitive) or mlir._lowerings[primitive]).rule
+    rule = _usual.get(primitive, _OF_CPU.get(primitive)) or mlir._lowerings[primitive]
+    return rule.rule
 
 
 def offer(library: ctypes.CDLL, *names: str) -> None:
