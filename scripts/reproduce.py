@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import results_table
-from results_table import README, RESULTS, ROOT, TABLE, Records, record_name
+from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, record_name
 from studies import ROWS
 
 from resnet_jax.errors import UserError, unknown
@@ -57,18 +57,17 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
         raise UserError(f"the run in {folder} is not finished; start its training again")
     if final["test_accuracy"] is None:
         raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
-    starts = [json.loads(line) for line in (folder / "starts.jsonl").read_text().splitlines()]
+    starts = workdir.starts(folder)
     overrides = [
         argument
         for argument in shlex.split(starts[0]["command"])[1:]
         if argument.startswith("--config.") and not _UNTOLD.match(argument)
     ]
-    kept = ("time", "commit", "version", "python", "jax", "devices", "cores")
     return {
         "config": config,
         "overrides": overrides,
         "seed": settings.seed,
-        "starts": [{name: start[name] for name in kept} for start in starts],
+        "starts": [workdir.told(start) for start in starts],
         "final": final,
         "scores": [record for record in records if record["kind"] == "score"],
     }
@@ -80,7 +79,7 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
     Raises:
       UserError: if it is not finished.
     """
-    if config.startswith("search/"):
+    if is_search(config):
         path = RESULTS / record_name(config)
         path.write_text((folder / "ranking.csv").read_text())
         return path
@@ -91,24 +90,26 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
     return path
 
 
+def _tables() -> dict[pathlib.Path, str]:
+    """Returns the texts of results/README.md and of the README, with tables of the records."""
+    records = Records(RESULTS)
+    summary = results_table.with_summary(README.read_text(), records)
+    return {TABLE: results_table.page(records), README: summary}
+
+
 def write_tables() -> None:
     """Writes results/README.md and the README's table anew."""
-    records = Records(RESULTS)
-    TABLE.write_text(results_table.page(records))
-    README.write_text(results_table.with_summary(README.read_text(), records))
+    for path, text in _tables().items():
+        path.write_text(text)
 
 
 def check() -> list[str]:
     """Returns what is wrong with the tables: nothing if they are those of the records."""
-    records = Records(RESULTS)
-    wrong = []
-    for path, text in (
-        (TABLE, results_table.page(records)),
-        (README, results_table.with_summary(README.read_text(), records)),
-    ):
-        if path.read_text() != text:
-            wrong.append(f"{path.relative_to(ROOT)} is not what the records say")
-    return wrong
+    return [
+        f"{path.relative_to(ROOT)} is not what the records say"
+        for path, text in _tables().items()
+        if path.read_text() != text
+    ]
 
 
 def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
@@ -124,9 +125,8 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
       Spent: if it was interrupted.
     """
     file, *own = config.split()
-    is_search = file.startswith("search/")
-    folder = RUNS / record_name(config, None if is_search else seed).rpartition(".")[0]
-    mode = ["--mode=search"] if is_search else [f"--config.seed={seed}"]
+    folder = RUNS / record_name(config, seed).rpartition(".")[0]
+    mode = ["--mode=search"] if is_search(config) else [f"--config.seed={seed}"]
     command = [
         *(sys.executable, "-m", "resnet_jax.main", f"--config={ROOT / 'configs' / file}"),
         *(*own, *mode, *flags, f"--workdir={folder}"),
@@ -154,10 +154,11 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
 def _chosen(names: str | None, better: bool) -> list[str]:
     """Returns the configs of rows that are named, of all if none is; or our recipes for them."""
     known = {row.name: row for row in ROWS}
-    for name in names.split(",") if names else ():
+    wanted = names.split(",") if names else list(known)
+    for name in wanted:
         if name not in known:
             raise unknown("row", name, known)
-    rows = [known[name] for name in names.split(",")] if names else list(ROWS)
+    rows = [known[name] for name in wanted]
     faithful = [row.config for row in rows]
     ours = [row.better for row in rows if row.better]
     return list(dict.fromkeys(faithful + ours if better else faithful))
@@ -186,11 +187,10 @@ def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
     failures: list[str] = []
     for seed in range(given.seeds):
         for config in configs:
-            is_search = config.startswith("search/")
-            if (RESULTS / record_name(config, None if is_search else seed)).exists():
-                continue
-            failures += filter(None, [run(config, seed, flags, deadline)])
-    print("\n".join(failures), file=sys.stderr)
+            if not (RESULTS / record_name(config, seed)).exists():
+                failures += filter(None, [run(config, seed, flags, deadline)])
+    for failure in failures:
+        print(failure, file=sys.stderr)
     return 1 if failures else 0
 
 

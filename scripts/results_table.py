@@ -6,11 +6,13 @@ import json
 import math
 import pathlib
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmark.contestants import OURS
+from benchmark.tables import table
 from ml_collections import ConfigDict
-from studies import STUDIES, Row
+from studies import BETTER, ROWS, STUDIES, Row
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
@@ -74,21 +76,26 @@ class Records:
         return bool(self.runs(config) or self.search(config))
 
     def search(self, config: str) -> list[dict[str, str]]:
-        """Returns the points of a search, best first; none if it is not recorded."""
+        """Returns the points of a search, best first; none if it is no search, or not recorded."""
         path = self._folder / record_name(config)
-        return list(csv.DictReader(path.open())) if path.exists() else []
+        is_recorded = is_search(config) and path.exists()
+        return list(csv.DictReader(path.open())) if is_recorded else []
 
 
-def record_name(config: str, seed: int | None = None) -> str:
+def is_search(config: str) -> bool:
+    """Returns whether a config is that of a search."""
+    return config.startswith("search/")
+
+
+def record_name(config: str, seed: int = 0) -> str:
     """Returns the name of the file that keeps the record of a config.
 
     Args:
       config: FILE:VARIANT, with `--config` flags after it.
-      seed: the run's; None: it is a search.
+      seed: the run's; a search has none.
     """
-    name = config.replace(".py", "").replace(" --config.", "-")
-    name = name.replace(":", "-").replace("/", "-")
-    return f"{name}.csv" if seed is None else f"{name}-seed{seed}.json"
+    name = _stem(config).replace(" --config.", "-").replace(":", "-").replace("/", "-")
+    return f"{name}.csv" if is_search(config) else f"{name}-seed{seed}.json"
 
 
 def page(records: Records) -> str:
@@ -96,35 +103,26 @@ def page(records: Records) -> str:
     parts = [_INTRODUCTION.strip()]
     for study in STUDIES:
         lines = [_cells(row, records) for row in study.rows]
-        parts += [f"## {study.title}", study.compare, _table(_HEAD, lines)]
-    ours = dict.fromkeys(row.better for study in STUDIES for row in study.rows if row.better)
-    lines = [_cells(Row(_stem(config), config), records) for config in ours]
-    parts += ["## Our recipes", "Chosen by validation images.", _table(_HEAD, lines)]
+        parts += [f"## {study.title}", study.compare, table(_HEAD, lines)]
+    lines = [_cells(Row(_stem(config), config), records) for config in BETTER]
+    parts += ["## Our recipes", "Chosen by validation images.", table(_HEAD, lines)]
     return "\n\n".join(parts) + "\n"
 
 
 def with_summary(text: str, records: Records) -> str:
     """Returns the README's text with its table of what was run made anew."""
-    rows = [row for study in STUDIES for row in study.rows]
-    ours = dict.fromkeys(row.better for row in rows if row.better)
-    rows += [Row(f"ours, {_stem(config)}", config) for config in ours]
+    rows = [*ROWS, *(Row(f"ours, {_stem(config)}", config) for config in BETTER)]
     kept = [_HEAD.index(name) for name in _HEAD if name not in ("model", "device")]
     head, *lines = (
         [cells[column] for column in kept]
         for cells in [_HEAD, *(_cells(row, records) for row in rows if records.has(row.config))]
     )
-    table = _table(head, lines)
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{BEGIN}\n{table(head, lines)}\n\n{END}{rest.partition(END)[2]}"
 
 
 def _stem(config: str) -> str:
     return config.replace(".py", "")
-
-
-def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def _cells(row: Row, records: Records) -> list[str]:
@@ -186,17 +184,13 @@ def _loaded(config: str) -> tuple[ConfigDict, float]:
     """Returns the config of a row, of a search its base, and the epochs of all its runs."""
     file, *flags = config.split()
     loaded = config_lib.load(str(config_lib.CONFIGS / file))
-    if not _is_search(config):
+    if not is_search(config):
         return override(loaded, ["", *flags]), loaded.num_epochs
     search = Search.of(override_search(loaded, ["", *flags]))
     drawn = (draw(search.axes, 0, number) for number in range(search.settings.trials))
     points = search.grid or drawn
     epochs = sum(point.get("num_epochs", search.base.num_epochs) for point in points)
     return search.base, len(search.seeds) * epochs
-
-
-def _is_search(config: str) -> bool:
-    return config.startswith("search/")
 
 
 @functools.cache
@@ -218,16 +212,21 @@ def _size(config: str) -> tuple[int, int]:
     return _network(settings.model.name, shape, json.dumps(options))
 
 
+@functools.cache
+def _speeds() -> dict[int, float]:
+    """Returns the FLOP/s of training on a CPU, by the multiply-accumulates of an image."""
+    rows = json.loads((RESULTS / "benchmark-cpu.json").read_text())["training"]
+    return {
+        _network(row["model"], (32, 32, 3), "{}")[1]: row["flops"]
+        for row in rows
+        if row["contestant"] == OURS and row["dtype"] == "float32"
+    }
+
+
 def _cost(config: str) -> str:
     """Returns how long all runs of a row would take two CPU cores, about."""
     settings, epochs = _loaded(config)
-    macs = _size(config)[1]
-    rows = json.loads((RESULTS / "benchmark-cpu.json").read_text())["training"]
-    speeds = {
-        _network(row["model"], (32, 32, 3), "{}")[1]: row["flops"]
-        for row in rows
-        if row["contestant"] == "resnet_jax" and row["dtype"] == "float32"
-    }
+    macs, speeds = _size(config)[1], _speeds()
     nearest = min(speeds, key=lambda known: abs(math.log(known / macs)))
     if settings.init.cached_stage:  # one forward pass for all epochs
         seconds = 2 * macs * 60_000 / speeds[nearest]

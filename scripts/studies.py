@@ -161,3 +161,6 @@ STUDIES = (
 )
 
 ROWS = tuple(row for study in STUDIES for row in study.rows)
+"""All rows, in the order of the studies."""
+BETTER = tuple(dict.fromkeys(row.better for row in ROWS if row.better))
+"""The configs of our own recipes."""

@@ -11,9 +11,6 @@ from resnet_jax.training.state import TrainState
 from resnet_jax.training.task import Task
 from resnet_jax.weights.info import WeightsInfo
 
-# What is told of the first start of a training.
-_PROVENANCE = ("time", "commit", "version", "python", "jax", "devices", "cores")
-
 
 def describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsInfo:
     """Returns what there is to tell of a checkpoint.
@@ -24,8 +21,7 @@ def describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsInf
       state: the checkpoint.
     """
     config, info = task.config, task.info
-    start = next(iter(folders.starts(workdir)), {})
-    provenance = {name: start.get(name) for name in _PROVENANCE}
+    provenance = folders.told(next(iter(folders.starts(workdir)), {}))
     return WeightsInfo(
         model=config.model.name,
         options=config.model.options.to_dict(),

@@ -174,7 +174,6 @@ def provenance() -> dict[str, Any]:
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "cores": num_threads(),  # that it keeps busy
-        "threads": num_threads(),
     }
 
 
@@ -185,6 +184,16 @@ def _log_start(folder: pathlib.Path, images: str) -> None:
     separator = "\n" if before and not before.endswith(b"\n") else ""  # after a torn line
     with log.open("a") as file:
         file.write(f"{separator}{json.dumps(provenance() | {'images': images})}\n")
+
+
+def told(start: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what of a start of a run is told outside of its folder: no command, no places.
+
+    Args:
+      start: one of `starts`.
+    """
+    names = ("time", "commit", "version", "python", "jax", "devices", "cores")
+    return {name: start.get(name) for name in names}
 
 
 def starts(folder: pathlib.Path) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ precision. Two more with `deterministic=True` have to have equal bits.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import subprocess
@@ -16,6 +15,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.errors import UserError
+from resnet_jax.runs import records as records_lib
+from resnet_jax.runs.folder import METRICS
 
 STEPS = 50
 # Rounding differs from the first step on, and each step multiplies what came before.
@@ -70,8 +71,7 @@ def train(
     process = subprocess.run(command, env=variables, text=True, capture_output=True)
     if process.returncode:
         raise UserError(f"{folder.name} ended: {process.stderr.strip().splitlines()[-1]}")
-    lines = (folder / "metrics.jsonl").read_text().splitlines()
-    records = [json.loads(line) for line in lines]
+    records, _ = records_lib.read(folder / METRICS)
     return [record["loss"] for record in records if record["kind"] == "train"][:STEPS]
 
 

@@ -82,7 +82,7 @@ def _about(record: Mapping[str, Any]) -> str:
     versions = [f"{name} {version}" for name, version in about["versions"].items()]
     parts = [
         f"{about['processor']} ({', '.join(features)})",
-        f"{about['threads']} threads, {devices}",
+        f"{about['cores']} threads, {devices}",
         f"Python {about['python']}, {', '.join(versions)}",
         *(f"{name}={value}" for name, value in about["flags"].items()),
         f"commit {about['commit'][:8]}{'-dirty' * about['commit'].endswith('-dirty')}",
@@ -92,7 +92,8 @@ def _about(record: Mapping[str, Any]) -> str:
     return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Returns a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -120,7 +121,7 @@ def _training(rows: Sequence[Row], has_roofs: bool) -> str:
             shares = (row["compute_share"], row["bandwidth_share"])
             cells += [f"{row['flops'] / 1e12:.3g}", *(f"{share:.0%}" for share in shares)]
         lines.append(cells)
-    return _table(head, lines)
+    return table(head, lines)
 
 
 def _medians(row: Row) -> tuple[float, float]:
@@ -167,7 +168,7 @@ def _decode(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _table(head, cells)
+    return table(head, cells)
 
 
 def _trials(rows: Sequence[Row]) -> str:
@@ -189,4 +190,4 @@ def _trials(rows: Sequence[Row]) -> str:
                 f"{row['peak_bytes'] / 1e9:.2f}",
             ]
         )
-    return _table(head, lines)
+    return table(head, lines)
