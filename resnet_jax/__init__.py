@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from resnet_jax.data.datasets import Dataset, DatasetInfo
     from resnet_jax.errors import UserError
     from resnet_jax.inference.evaluate import evaluate_run
-    from resnet_jax.inference.export import export_stablehlo, export_torch
+    from resnet_jax.inference.export import export_hub, export_stablehlo, export_torch
     from resnet_jax.inference.predict import predict
     from resnet_jax.models.registry import create_model, list_models
     from resnet_jax.report.page import write_report
@@ -29,6 +29,7 @@ _HOMES = {
     "create_model": "models.registry",
     "default_config": "config.load",
     "evaluate_run": "inference.evaluate",
+    "export_hub": "inference.export",
     "export_stablehlo": "inference.export",
     "export_torch": "inference.export",
     "import_torch": "weights.load",
@@ -49,6 +50,7 @@ __all__ = [
     "create_model",
     "default_config",
     "evaluate_run",
+    "export_hub",
     "export_stablehlo",
     "export_torch",
     "import_torch",

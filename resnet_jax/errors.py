@@ -4,6 +4,7 @@ import difflib
 import errno
 import os
 import re
+import sys
 from collections.abc import Callable, Iterable
 
 # What the system says of a place that can't be written, such as a full disk.
@@ -83,3 +84,8 @@ class Interrupted(Exception):
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def tell(text: str) -> None:
+    """Writes to standard error; unlike print, also while another print is under way."""
+    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())

@@ -11,22 +11,24 @@
 modes (default: train)
   train     train the config's model, or resume: the same command again goes on where it stopped
   eval      score a run's newest and best checkpoints on all test images
-  predict   classify images by a run, or by weights, a file of export or one of --list=weights
+  predict   classify images by a run, or by weights: what export wrote, or one of --list=weights
   report    write a page of curves, mistakes and figures of a run, or to compare several
   summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
-  export    write a run's best checkpoint: .safetensors for PyTorch, .stablehlo a program
+  export    write a run's best checkpoint: .safetensors for PyTorch, .stablehlo a program, or
+            hf://user/name for the Hugging Face hub
   search    train and rank what a search config lists; more processes share or resume the work
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
+  --coordinator=HOST:PORT, --num_processes, --process_id
+                    this process trains with others; under SLURM or Open MPI none is needed
   --format, --top   of predictions: table (default), json or csv; number of classes, default: 3;
                     --cam writes where the model looks
 """
 
-import contextlib
 import errno
 import hashlib
 import io
@@ -35,7 +37,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -43,7 +45,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.errors import Interrupted, UserError, pip_line, unknown, without_secrets
+from resnet_jax.errors import Interrupted, UserError, pip_line, tell, unknown, without_secrets
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -55,6 +57,7 @@ _RUN_MODES = {
 }
 
 _OF_PREDICT = ("format", "top", "cam", "weights")
+_OF_TRAIN = ("coordinator", "num_processes", "process_id")
 
 _COMPUTING_MODES = ("train", "eval", "predict", "report", "profile", "search")
 
@@ -102,8 +105,7 @@ def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
     again = without_secrets(f"{command} {shlex.join(arguments[1:])}")
-    # Unlike print, this can be called while another print is under way.
-    os.write(2, f"{what}; the same command again resumes:\n  {again}\n".encode())
+    tell(f"{what}; the same command again resumes:\n  {again}\n")
     return 128 + signal_number
 
 
@@ -118,7 +120,12 @@ def run() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    sys.exit(main(arguments))
+    status = main(arguments)
+    if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
+        from resnet_jax import hosts
+
+        hosts.end(status)
+    sys.exit(status)
 
 
 def _run_mode(settings: "_Settings") -> int:
@@ -134,12 +141,23 @@ def _run_mode(settings: "_Settings") -> int:
     platform.keep_freed_memory()
     platform.enable_cache()
     platform.quieten_libraries()
+    if settings.mode == "train":
+        _join(settings.place)
     # With --weights the answer is to come at once, and to compile our calls of oneDNN takes 10 s.
     with_onednn = settings.mode in _COMPUTING_MODES and not settings.weights
     if with_onednn and jax.default_backend() == "cpu":
         cpu.enable()
     with platform.memory_errors():
         return (_list if settings.listed else _ACTIONS[settings.mode])(settings) or 0
+
+
+def _join(given: Sequence[Any]) -> None:
+    """Makes this process one of several that train together, if it is to be."""
+    from resnet_jax import hosts
+
+    if place := hosts.find_place(*given):
+        hosts.supervise()
+        hosts.join(place)
 
 
 def _list(settings: "_Settings") -> None:
@@ -149,10 +167,12 @@ def _list(settings: "_Settings") -> None:
 
 
 def _train(settings: "_Settings") -> None:
+    from resnet_jax import hosts, platform
     from resnet_jax.training.loop import train_and_evaluate
 
-    train_and_evaluate(settings.config, settings.workdir, signals=stop_signals())
-    if settings.config.log.report:
+    with hosts.losses():
+        train_and_evaluate(settings.config, settings.workdir, signals=platform.stop_signals())
+    if settings.config.log.report and hosts.is_first():
         try:
             _report(settings)
         except UserError as error:  # the training is done and saved all the same
@@ -174,26 +194,6 @@ def _profile(settings: "_Settings") -> None:
     print_profile(settings.config, settings.workdir)
 
 
-@contextlib.contextmanager
-def stop_signals() -> Iterator[list[int]]:
-    """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
-    received: list[int] = []
-
-    def handle(number: int, frame: Any) -> None:
-        if received:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        received.append(number)
-        os.write(2, b"\nstopping after this step; a second signal stops at once\n")
-
-    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
-
-
 def _summarise(settings: "_Settings") -> None:
     from resnet_jax.report.summary import print_summary
 
@@ -201,9 +201,10 @@ def _summarise(settings: "_Settings") -> None:
 
 
 def _search(settings: "_Settings") -> None:
+    from resnet_jax import platform
     from resnet_jax.search.worker import run_search
 
-    run_search(settings.config, settings.workdir, signals=stop_signals())
+    run_search(settings.config, settings.workdir, signals=platform.stop_signals())
 
 
 def _export(settings: "_Settings") -> None:
@@ -219,11 +220,12 @@ def _evaluate(settings: "_Settings") -> None:
 
 
 def _predict(settings: "_Settings") -> int:
+    from resnet_jax import platform
     from resnet_jax.inference.printing import print_predictions
 
     source = settings.workdir, settings.weights, settings.paths
     options = settings.form, settings.top, settings.cam
-    return print_predictions(*source, *options, stop_signals())
+    return print_predictions(*source, *options, platform.stop_signals())
 
 
 class _Settings(NamedTuple):
@@ -239,6 +241,7 @@ class _Settings(NamedTuple):
     top: int = 3
     cam: bool = False
     weights: str = ""
+    place: Sequence[Any] = ()
 
 
 _ACTIONS: dict[str, Callable[[_Settings], int | None]] = {
@@ -261,6 +264,9 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         default = {"mode": "train", "format": "table"}.get(name, "")
         flags.DEFINE_string(name, default, "", flag_values=values)
     flags.DEFINE_integer("top", 3, "", lower_bound=1, flag_values=values)
+    flags.DEFINE_string("coordinator", None, "", flag_values=values)
+    for name in ("num_processes", "process_id"):
+        flags.DEFINE_integer(name, None, "", lower_bound=0, flag_values=values)
     flags.DEFINE_bool("cam", False, "", flag_values=values)
     try:
         rest = values(arguments, known_only=True)
@@ -277,8 +283,9 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
         return _parse_run_mode(values, rest[1:])
-    for name, mode in (("output", "export"), *((n, "predict") for n in _OF_PREDICT)):
+    for name in ("output", *_OF_PREDICT, *(_OF_TRAIN if values.mode != "train" else ())):
         if values[name].present:
+            mode = {"output": "export"}.get(name, "train" if name in _OF_TRAIN else "predict")
             raise UserError(f"--{name} is for --mode={mode} only")
     if values.mode == "profile" and values.workdir and not values.config and not rest[1:]:
         return _Settings("profile", values.workdir, ConfigDict())
@@ -292,7 +299,8 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     named = config.copy_and_resolve_references()
     config = config_lib.validate(override(config, rest))
     workdir = values.workdir or _default_workdir(values.config, named, config)
-    return _Settings(values.mode, workdir, config)
+    place = [values[name].value for name in _OF_TRAIN]
+    return _Settings(values.mode, workdir, config, place=place)
 
 
 def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
@@ -312,7 +320,8 @@ def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
 def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     """Returns what the command line asks of a run that there is."""
     mode, names = values.mode, [path for path in files if path == "-" or path[:1] != "-"]
-    others = [*(["output"] * (mode != "export")), *(_OF_PREDICT if mode != "predict" else ())]
+    others = [*_OF_TRAIN, *(["output"] * (mode != "export"))]
+    others += _OF_PREDICT if mode != "predict" else ()
     is_fine = {
         "eval": not files,
         "predict": bool(files) and files == names,

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import signal
 import sys
 import warnings
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import platformdirs
 
-from resnet_jax.errors import TrainingFailed, UserError
+from resnet_jax.errors import TrainingFailed, UserError, tell
 
 # Without them a GPU adds in an order that varies, and takes the kernels that were the fastest when
 # they were tried (openxla.org/xla/determinism). Operations that can't do without are refused.
@@ -165,6 +166,26 @@ def compute_dtype(wanted: str) -> str:
     if wanted == "auto":
         return "bfloat16" if has_bfloat16 else "float32"
     return wanted
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[list[int]]:
+    """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
+    received: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if received:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        received.append(number)
+        tell("\nstopping after this step; a second signal stops at once\n")
+
+    old = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
 
 
 @functools.cache

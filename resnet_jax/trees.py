@@ -12,6 +12,12 @@ def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(_name(path), leaf) for path, leaf in leaves]
 
 
+def with_leaves(template: Any, arrays: Mapping[str, Any]) -> Any:
+    """Returns a tree of the structure of `template`, of arrays by the paths of its leaves."""
+    leaves = [arrays[name] for name, _ in named_leaves(template)]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
 def mismatch(template: Any, arrays: Mapping[str, Any]) -> str:
     """Returns how arrays by name differ from a tree in names, shapes or dtypes; empty: not at all.
 

@@ -1,6 +1,7 @@
 """Tortures trainings, and proves that none is lost and none is wrong.
 
   python scripts/torture.py --faults 200 --seed 0 [--json FILE]
+  python scripts/torture.py --faults 40 --kind="a worker killed"     of two that train together
 
 A training of seconds is killed, interrupted, starved of disk and has its files damaged, at random
 moments and in random places; after each fault the same command is started again. What it ends with
@@ -50,7 +51,7 @@ LEFT_BY_A_RUN = re.compile(
     r"events(/events\.out\.tfevents\.\d+)?"
 )
 NOTICES = ("is damaged", "is incomplete")
-NOISE = ("Traceback", "Exception ignored", "Warning:", "Fatal", "Error:", "core dumped")
+NOISE = ("outlived", "Traceback", "Exception ignored", "Warning:", "Fatal", "Error:", "core dumped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,13 +157,13 @@ class Torture:
         if not self._bag:
             self._bag = self.draw.sample(self._kinds, len(self._kinds))
         begun = self.folder.exists()
-        possible = [kind for kind in self._bag if begun or kind in faults.WHILE_RUNNING]
+        possible = [kind for kind in self._bag if begun or kind not in faults.BETWEEN_STARTS]
         if not possible:
             self._finish()  # there must be a run to be damaged
             return True
         kind = possible[0]
         self._bag.remove(kind)
-        if kind in faults.WHILE_RUNNING:
+        if kind not in faults.BETWEEN_STARTS:
             return self._while_running(kind)
         self._between_starts(kind)
         return kind == "read-only"
@@ -272,7 +273,9 @@ class Torture:
             self._bad("tracebacks", said[max(first - 500, 0) :][:3000])
         # A signal that comes after the run, while Python itself ends, has Python's own effect.
         is_over = "\nagain  " in said and code in (-signal.SIGINT, -signal.SIGTERM)
-        if code not in (0, 2, -9, 130, 143) and not is_over:
+        if faults.Training.processes > 1 and code == 137:  # one was killed
+            self._expect("out of reach; the same" in said, f"the others say nothing: {said[-500:]}")
+        elif code not in (0, 2, -9, 130, 143) and not is_over:
             self._expect(code is None, f"status {code}: {said[-500:]}")
         if code in (130, 143):
             self._expect("the same command again resumes" in said, f"no word of resuming: {said}")
@@ -325,9 +328,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--faults", type=int, default=200, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, moments and places")
-    parser.add_argument("--kind", action="append", choices=faults.KINDS, help="default: all")
+    every = (*faults.KINDS, *faults.OF_PROCESSES)
+    parser.add_argument("--kind", action="append", choices=every, help="default: one process's")
     parser.add_argument("--json", type=pathlib.Path, help="file for the result")
     arguments = parser.parse_args()
+    wanted = set(arguments.kind or OFTEN)
+    if of_processes := wanted & set(faults.OF_PROCESSES):
+        faults.Training.processes = 2
+        if wanted - of_processes:
+            parser.error("what is done to one of several processes goes with nothing else")
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch, contextlib.closing(Disk()) as disk:
         left_out = disk.left_out()

@@ -28,6 +28,7 @@ STEPS_PER_EPOCH = 9
 RANDOM_MOMENT = ("SIGKILL", "SIGTERM", "SIGINT")
 IN_MID_SAVE = ("SIGKILL in a save", "SIGKILL in a deletion", "full disk", "read-only, in a save")
 WHILE_RUNNING = (*RANDOM_MOMENT, *IN_MID_SAVE, "second training")
+OF_PROCESSES = ("a worker killed", "the first process killed in a save")
 BETWEEN_STARTS = ("bit flip", "truncated file", "emptied file", "deleted file", "read-only")
 KINDS = (*WHILE_RUNNING, *BETWEEN_STARTS)
 
@@ -93,7 +94,13 @@ class Disk:
 
 
 class Training:
-    """One start of the training, in a process of its own."""
+    """One start of the training, in a process of its own, or in several.
+
+    Attributes:
+      processes: number of processes of every start.
+    """
+
+    processes = 1
 
     def __init__(self, folder: pathlib.Path, cache: pathlib.Path, max_file: int = 0) -> None:
         """Starts it.
@@ -108,6 +115,9 @@ class Training:
             resource.setrlimit(resource.RLIMIT_FSIZE, (max_file, max_file))
 
         command = [sys.executable, *TRAINING, f"--workdir={folder}"]
+        if self.processes > 1:
+            launch = ["scripts/launch_local.py", f"--processes={self.processes}", "--"]
+            command = [sys.executable, *launch, *command]
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -137,6 +147,11 @@ class Training:
                 return True
             time.sleep(poll)
         return False
+
+    def members(self) -> list[int]:
+        """Returns the ids of the processes that train together, the first one first."""
+        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return sorted(map(int, children.read_text().split()))
 
     def handles_signals(self) -> bool:
         """Returns whether the program has begun; before that signals are for Python itself."""
@@ -195,11 +210,18 @@ def disturb(
     if kind == "second training":
         in_use = _lock_of(training)
         return _nothing if training.wait_until(in_use) else None
+    if kind == "a worker killed":
+        if not training.wait_until(lambda: bool(steps(training.folder))):
+            return None
+        time.sleep(draw.uniform(0, seconds / 2))
+        return _kill(training, -1)
     event = _deletion(training.folder) if "deletion" in kind else _save(training.folder)
     for _ in range(draw.randint(1, 5)):
         if not training.wait_until(event, poll=0.0005):
             return None
     time.sleep(draw.uniform(0, 0.015 if "deletion" in kind else 0.06))
+    if kind in OF_PROCESSES:
+        return _kill(training, 0)
     if kind.startswith("SIGKILL"):
         return _signal(training, signal.SIGKILL)
     if kind == "full disk":
@@ -228,6 +250,15 @@ def damage(kind: str, folder: pathlib.Path, draw: random.Random) -> str:
     else:
         file.write_bytes(content[:where] if kind == "truncated file" else b"")
     return f"{file.relative_to(folder)} at byte {where} of {len(content)}"
+
+
+def _kill(training: Training, member: int) -> Callable[[], None] | None:
+    """Kills one of the processes that train together, if they still do."""
+    members = training.members()
+    if len(members) < training.processes:
+        return None
+    os.kill(members[member], signal.SIGKILL)
+    return _nothing
 
 
 def _signal(training: Training, number: int) -> Callable[[], None] | None:

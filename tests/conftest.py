@@ -63,7 +63,7 @@ def optimized_programs(own_programs):
 @pytest.fixture
 def onednn(own_programs):
     """oneDNN computes convolutions and norms in this test."""
-    from resnet_jax.cpu import build, convolutions, norms
+    from resnet_jax.cpu import build, convolutions, norms, products
 
     try:
         library = build.load(print)
@@ -71,6 +71,7 @@ def onednn(own_programs):
         pytest.skip(str(problem))
     convolutions.use_onednn(library)
     norms.use(library)
+    products.use()
     yield
     _restore_lowerings()
 
@@ -89,12 +90,11 @@ def _restore_lowerings():
     import jax
     from jax.interpreters import mlir
 
-    from resnet_jax.cpu.lowering import usual_lowering
-    from resnet_jax.models.normalization import normalize_gradient_p, normalize_p
+    from resnet_jax.cpu import lowering
 
-    primitives = jax.lax.conv_general_dilated_p, jax.lax.convert_element_type_p
-    for primitive in (*primitives, normalize_p, normalize_gradient_p):
-        mlir.register_lowering(primitive, usual_lowering(primitive), platform="cpu")
+    for primitive in lowering._usual:
+        usual = lowering.usual_lowering(primitive)
+        mlir.register_lowering(primitive, usual, platform="cpu")
     jax.clear_caches()
 
 

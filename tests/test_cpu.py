@@ -75,6 +75,24 @@ def test_gradients_without_onednn(shape, kernel, strides, padding, matrix_produc
     assert "stablehlo.convolution" not in lowered.as_text()
 
 
+@pytest.mark.parametrize("shape", [(96, 256), (4, 24, 256)])
+def test_large_products_and_gradients(shape, onednn):
+    x, matrix = noise(*shape), noise(256, 192)
+
+    def ours(x, matrix):
+        return x @ matrix
+
+    def small(x, matrix):  # in pieces that are left to XLA
+        return jnp.concatenate([x @ part for part in jnp.split(matrix, 16, axis=1)], axis=-1)
+
+    found = []
+    for function in (ours, small):
+        both = functools.partial(with_gradients, function)
+        assert calls(both, x, matrix) == (3 if function is ours else 0)
+        found.append(jax.jit(both)(x, matrix))
+    assert_close(*found)
+
+
 def test_other_convolutions_are_left_to_xla(onednn):
     x, kernel = noise(2, 6, 6, 4), noise(3, 3, 4, 4)
     dilated = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC)

@@ -97,6 +97,10 @@ def check_command(words):
         main._parse(["resnet-jax", *arguments[2:]])
     elif program == "python" and arguments[0] == "-m":
         assert importlib.util.find_spec(arguments[1]), arguments[1]
+    elif "--" in arguments:  # another command follows
+        place = arguments.index("--")
+        check_command(words[: place + 1])
+        check_command(arguments[place + 1 :])
     elif program in ("python", "bash"):
         script = ROOT / arguments[0]
         files = script.glob("*.py") if script.is_dir() else [script]

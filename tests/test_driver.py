@@ -13,37 +13,40 @@ import tiny_run
 
 from resnet_jax.errors import UserError
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.state import Metrics
 from resnet_jax.training.step import StepMetrics
 
-# The same training and evaluation on one device and on four: its losses and scores as JSON. Norms
-# whose statistics or gradients were those of one device would give others.
+# The same training and evaluation on one device and on several: its losses and scores as
+# JSON. Norms whose statistics or gradients were those of one device would give others.
 SHARDED = """
 import json, jax, numpy as np, tiny_run
 from jax.sharding import Mesh
 from resnet_jax import cpu
-from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.devices import Devices, place_parts
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 
 cpu.enable()  # which leaves programs for several devices as they are
 tiny = tiny_run.Tiny(tiny_run.get_config())
 found = {}
-for count in (1, 4):
+for count in (1, 2, 4, 8):
     devices = Devices(Mesh(np.array(jax.devices()[:count]), ("data",)))
-    tiny.devices, tiny.data = devices, {n: devices.put(part) for n, part in tiny.data.items()}
+    tiny.devices, tiny.data = devices, place_parts(tiny.dataset, tiny.config, devices)
+    held = tiny.data["train"].images.addressable_data(0)
+    assert len(held) == len(tiny.data["train"]) // count
     tiny.trainer = Trainer(tiny.task.network, tiny.task.optimizer, devices, 4)
     evaluator = Evaluator(tiny.task.network, devices)
     state, losses = tiny.state(), []
-    for size in (120, 120, 50):  # the last one cannot be split in four
+    for size in (120, 120, 50):  # the last one can be split in two only
         indices = np.arange(size, dtype=np.int32)[None]
         state, metrics, _ = tiny.take(state, indices, 0.05)
         losses.append(metrics.means()["loss"])
     scores = [evaluator.score(state.variables(), tiny.data["test"], size) for size in (320, 96)]
     counts = [[int(s.accuracy.count), float(s.accuracy.total)] for s in scores]
     found[count] = [losses, counts, [s.means()["loss"] for s in scores]]
-assert len(jax.devices()) == 4
 print(json.dumps(found))
 """
 
@@ -155,17 +158,18 @@ def test_other_numbers_and_seeds_need_no_other_program(own_programs):
 
 
 def test_devices_share_the_work_and_change_nothing():
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(tiny_run.CONFIG_FILE.parent)}
     done = subprocess.run(
         [sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
-    (losses, counts, scores), (losses4, counts4, scores4) = found["1"], found["4"]
-    np.testing.assert_allclose(losses4, losses, rtol=1e-4)
-    np.testing.assert_allclose(scores4, scores, rtol=1e-4)
-    assert counts4 == counts
+    losses, counts, scores = found.pop("1")
+    for other_losses, other_counts, other_scores in found.values():
+        np.testing.assert_allclose(other_losses, losses, rtol=1e-4)
+        np.testing.assert_allclose(other_scores, scores, rtol=1e-4)
+        assert other_counts == counts
     assert {count for count, _ in counts} == {320}
 
 

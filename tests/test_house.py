@@ -7,7 +7,7 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "resnet_jax"
 
 # From the ground up; rooms of one floor may import each other, without a circle.
 FLOORS = (
-    {"errors", "files", "platform", "randomness", "restricted_pickle", "trees"},
+    {"errors", "files", "hosts", "platform", "randomness", "restricted_pickle", "trees"},
     {"config"},
     {"data", "models"},
     {"runs", "weights"},

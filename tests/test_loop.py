@@ -17,7 +17,8 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.recorder import Recorder
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.task import check_extension, create_task
 
 # A process that kills itself right after it dispatched a step, with saves still in flight.

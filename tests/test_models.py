@@ -366,3 +366,25 @@ def test_zero_init_residual_starts_as_the_shortcut_alone_and_learns(name):
 @pytest.mark.parametrize(("name", "size"), [("cnn", 16), ("alexnet", 16), ("vgg16", 32)])
 def test_smallest_images_work(name, size):
     assert shapes_of(create_model(name), size)["params"]
+
+
+def test_remat_keeps_less_and_changes_nothing():
+    options = {"stage_sizes": (3, 1), "num_filters": (8, 8)}
+    images = jax.random.normal(jax.random.key(0), (4, 16, 16, 3))
+    plain = create_model("resnet_small", **options)
+    variables = plain.init(jax.random.key(1), images, train=False)
+
+    def gradients(remat):
+        def loss(params):
+            model = create_model("resnet_small", **options, remat=remat)
+            state = {**variables, "params": params}
+            logits, updates = model.apply(state, images, train=True, mutable=["batch_stats"])
+            return jnp.square(logits).mean(), updates
+
+        _, backward, updates = jax.vjp(loss, variables["params"], has_aux=True)
+        kept = sum(leaf.nbytes for leaf in jax.tree.leaves(backward))
+        return kept, backward(jnp.float32(1)), updates
+
+    (kept, *found), (kept_with_remat, *found_with_remat) = map(gradients, (0, 1))
+    assert kept_with_remat < 0.5 * kept
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, found_with_remat)

@@ -185,3 +185,25 @@ def test_vmap():
     mapped = jax.vmap(jax.grad(loss))(xs)
     for x, gradient in zip(xs, mapped, strict=True):
         np.testing.assert_allclose(gradient, jax.grad(loss)(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_virtual_batches_are_normalised_apart(relu):
+    x = jax.random.normal(jax.random.key(0), (6, 3, 3, 4)) * jnp.arange(1, 7)[:, None, None, None]
+    shortcut = jax.random.normal(jax.random.key(1), x.shape)
+    options = {"train": True, "shortcut": shortcut, "activation": nn.relu if relu else None}
+    norm = BatchNorm()
+    variables = norm.init(jax.random.key(2), x, train=True)
+    ghost = BatchNorm(virtual_batch_size=3)
+    y, found = ghost.apply(variables, x, **options, mutable=["batch_stats"])
+    apart = [
+        norm.apply(variables, half, **options | {"shortcut": other}, mutable=["batch_stats"])
+        for half, other in ((x[:3], shortcut[:3]), (x[3:], shortcut[3:]))
+    ]
+    np.testing.assert_allclose(y, jnp.concatenate([half for half, _ in apart]), atol=1e-5)
+    for name in ("mean", "var"):
+        stats = [updates["batch_stats"][name] for _, updates in apart]
+        np.testing.assert_allclose(found["batch_stats"][name], sum(stats) / 2, rtol=1e-5)
+    whole = BatchNorm(virtual_batch_size=4).apply(variables, x, train=True, mutable=["batch_stats"])
+    expected = norm.apply(variables, x, train=True, mutable=["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, whole, expected)  # 4 does not divide 6

@@ -17,7 +17,7 @@ from flax import linen as nn
 from PIL import Image
 
 import resnet_jax
-from resnet_jax import main
+from resnet_jax import main, platform
 from resnet_jax.inference import explain, scores
 from resnet_jax.models import layers
 from resnet_jax.models.registry import create_model, list_models
@@ -189,7 +189,7 @@ def test_images_are_read_no_further_than_one_batch_ahead(plain_run, folder):
 def test_a_signal_ends_with_what_is_done(predict, folder, monkeypatch):
     import contextlib
 
-    monkeypatch.setattr(main, "stop_signals", lambda: contextlib.nullcontext([2]))
+    monkeypatch.setattr(platform, "stop_signals", lambda: contextlib.nullcontext([2]))
     status, lines, err = predict("--format=json", folder)
     assert (status, len(lines)) == (130, 1)
     assert "of 1 images in folders" in err

@@ -49,6 +49,14 @@ def test_long(tmp_path):
     assert result["totals"]["all"]["equal_at_the_end"] == 200
 
 
+@pytest.mark.slow
+def test_processes_that_train_together(tmp_path):
+    kinds = [f"--kind={kind}" for kind in torture_faults.OF_PROCESSES]
+    result, _ = run(tmp_path, 40, "--seed=2", *kinds)
+    assert result["totals"]["all"]["equal_at_the_end"] == 40
+    assert {row["faults"] for kind, row in result["totals"].items() if kind != "all"} == {20}
+
+
 ENDED = torture.End(
     {"a": np.arange(3.0), "b": np.ones(2)},
     [{"step": step, "best_test_accuracy": 50.0} for step in (1, 2, 3)],

@@ -7,14 +7,15 @@ import signal
 import jax
 import numpy as np
 
-from resnet_jax import main
+from resnet_jax import platform
 from resnet_jax.config import choose, default_config
 from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.devices import Devices, place_parts
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.task import create_task
 
@@ -112,7 +113,7 @@ def constant_dataset(pixel=255):
 
 def train_until_signal(config, workdir):
     """Trains as the command line does, with its handlers of signals."""
-    return train_and_evaluate(config, workdir, signals=main.stop_signals())
+    return train_and_evaluate(config, workdir, signals=platform.stop_signals())
 
 
 def records(workdir, drop=TIME_FIELDS):

@@ -62,6 +62,9 @@ FIELDS: dict[str, Field] = {
     "model.name": Field("resnet_v2", str, "a name of --list=models"),
     "model.num_classes": Field(0, _CLASSES, "number of logits; 0: as many as the data has classes"),
     "model.dtype": Field("float32", _Dtype, "of the computation; auto: bfloat16 where it is fast"),
+    "model.remat": Field(
+        0, _whole(0, 1_000), "first stages computed again in the backward pass, for their memory"
+    ),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
     "init.weights": Field("", str, "file of PyTorch weights, 'torchvision', or a run's folder"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),

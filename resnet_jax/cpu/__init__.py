@@ -1,4 +1,4 @@
-"""What convolutions and norms become on a CPU: calls of oneDNN. Models know nothing of it."""
+"""What convolutions, products and norms become on a CPU: calls of oneDNN, unknown to models."""
 
 import functools
 import sys
@@ -17,7 +17,7 @@ def enable(notify: Callable[[str], None] | None = None) -> bool:
     Returns:
       Whether oneDNN is used.
     """
-    from resnet_jax.cpu import build, convolutions, norms
+    from resnet_jax.cpu import build, convolutions, norms, products
 
     notify = notify or functools.partial(print, file=sys.stderr)
     try:
@@ -28,4 +28,5 @@ def enable(notify: Callable[[str], None] | None = None) -> bool:
         return False
     convolutions.use_onednn(library)
     norms.use(library)
+    products.use()
     return True

@@ -14,7 +14,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from multiprocessing import resource_tracker
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
@@ -52,7 +52,7 @@ def is_resident(info: DatasetInfo, config: ConfigDict) -> bool:
 
 
 class ExampleBatch(Examples):
-    """The examples of one batch."""
+    """The examples of one batch; on the host the images are those that its process reads."""
 
     def at(self, indices: jax.Array) -> Examples:
         """Returns all of them: those of the indices are what a stream has brought."""
@@ -69,6 +69,30 @@ class Plan(Protocol):
     def __getitem__(self, index: int, /) -> tuple[np.ndarray, int]: ...
 
 
+class Share(NamedTuple):
+    """What one of many processes reads of a batch: that of its own devices, if they divide it.
+
+    Attributes:
+      process: which one it is.
+      processes: how many there are.
+      devices: how many devices they have together.
+    """
+
+    process: int = 0
+    processes: int = 1
+    devices: int = 1
+
+    def of(self, indices: np.ndarray) -> np.ndarray:
+        """Returns those of a batch's indices that this process reads."""
+        if len(indices) % self.devices:
+            return indices
+        size = len(indices) // self.processes
+        return indices[self.process * size : (self.process + 1) * size]
+
+
+_ALL = Share()
+
+
 class Stream:
     """The examples of a split, on the host, which are read batch by batch.
 
@@ -78,14 +102,22 @@ class Stream:
         nobody does it later.
     """
 
-    def __init__(self, examples: Examples, config: ConfigDict, is_training: bool = False) -> None:
+    def __init__(
+        self,
+        examples: Examples,
+        config: ConfigDict,
+        is_training: bool = False,
+        share: Share = _ALL,
+    ) -> None:
         """Binds what is read; nothing is, yet.
 
         Args:
           examples: the images, arrays or `Encoded`, and their labels.
           config: the whole config.
           is_training: whether they are augmented.
+          share: what this process reads of a batch.
         """
+        self._share = share
         self.labels = np.asarray(examples.labels)
         smallest = config.augment.resized_crop if is_training else 0.0
         is_encoded = isinstance(examples.images, Encoded)
@@ -98,8 +130,8 @@ class Stream:
         return len(self.labels)
 
     def read(self, indices: np.ndarray, epoch: int) -> ExampleBatch:
-        """Returns the examples of some indices, int32 `[batch]`, as the epoch has them."""
-        return ExampleBatch(self._read(indices, epoch), self.labels[indices])
+        """Returns the batch of some indices, int32 `[batch]`, as the epoch has it."""
+        return ExampleBatch(self._read(self._share.of(indices), epoch), self.labels[indices])
 
     def batches(self, plan: Plan, start: int, stop: int) -> Generator[ExampleBatch]:
         """Yields batches of a plan, read ahead by `data.workers` processes; arrays by a thread.
@@ -111,8 +143,8 @@ class Stream:
         """
         import grain  # takes long, and most runs are resident
 
-        parts = -(-len(plan[0][0]) // _PIECE)
-        pieces = grain.MapDataset.source(_Pieces(self._read, plan, stop, parts))
+        parts = -(-len(plan[0][0]) // _PIECE)  # of a batch that is not shared
+        pieces = grain.MapDataset.source(_Pieces(self._read, plan, self._share, stop, parts))
         ahead = _BATCHES_AHEAD * parts
         threads = (0, 0) if self._workers else (1, ahead)
         options = grain.MultiprocessingOptions(self._workers, -(-ahead // max(self._workers, 1)))
@@ -190,6 +222,7 @@ class _Pieces:
 
     read: _Reader
     plan: Plan
+    share: Share
     stop: int
     parts: int
 
@@ -199,7 +232,8 @@ class _Pieces:
     def __getitem__(self, index: int) -> np.ndarray:
         batch, part = divmod(index, self.parts)
         indices, epoch = self.plan[batch]
-        return self.read(indices[part * _PIECE : (part + 1) * _PIECE], epoch)
+        own = self.share.of(indices)
+        return self.read(own[part * _PIECE : (part + 1) * _PIECE], epoch)
 
 
 def _end_with_parent(index: int, count: int) -> None:

@@ -9,7 +9,7 @@ from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
 from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training.devices import Devices, place
-from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.restore import restore
 from resnet_jax.training.task import Task
 

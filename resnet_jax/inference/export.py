@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Sequence
 
 import jax
@@ -11,9 +12,11 @@ from resnet_jax.cpu import lowering
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.files import write_atomically
 from resnet_jax.inference.description import describe
+from resnet_jax.inference.model_card import complete_folder
 from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.step import Network
+from resnet_jax.weights import hub
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 
@@ -100,23 +103,53 @@ def program(network: Network, variables: Tree, image_shape: Sequence[int]) -> by
         raise UserError(f"--mode=export needs {error.name}: {pip_line('export')}") from None
 
 
+def export_hub(workdir: str | os.PathLike[str], address: str, which: str = "best") -> str:
+    """Uploads a checkpoint of a run to the Hugging Face hub, with a card that says what it is.
+
+    `resnet_jax.load_model(address)` loads it.
+
+    Args:
+      workdir: the folder of the run.
+      address: `hf://user/name`; the repository is made if need be.
+      which: "best" or "newest"; see `resnet_jax.load_run`.
+
+    Returns:
+      The address.
+
+    Raises:
+      UserError: if there is no checkpoint that can be used, no token of the hub, or the hub refuses
+        or is out of reach.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = pathlib.Path(scratch)
+        export_torch(workdir, folder / hub.FILE, which)
+        complete_folder(folder, address)
+        hub.publish(folder, address)
+    return address
+
+
 _FORMATS = {".safetensors": export_torch, ".stablehlo": export_stablehlo}
 
 
-def export(workdir: str | os.PathLike[str], path: str | os.PathLike[str]) -> pathlib.Path:
+def export(workdir: str | os.PathLike[str], path: str) -> str | pathlib.Path:
     """Writes the best checkpoint of a run in the format that a file's suffix says.
 
     Args:
       workdir: the folder of the run.
-      path: the file, of suffix `.safetensors` for PyTorch, or `.stablehlo` for a program.
+      path: the file, of suffix `.safetensors` for PyTorch, or `.stablehlo` for a program; or an
+        address of the Hugging Face hub, `hf://user/name`.
 
     Returns:
-      The path.
+      The path, or the address.
 
     Raises:
       UserError: as those do, or if the suffix is another.
     """
+    if hub.is_address(path):
+        return export_hub(workdir, path)
     suffix = pathlib.Path(path).suffix
     if suffix not in _FORMATS:
-        raise UserError(f"--output {path}: the file ends in {' or '.join(_FORMATS)}")
+        raise UserError(
+            f"--output {path}: the file ends in {' or '.join(_FORMATS)}; or hf://user/name"
+        )
     return _FORMATS[suffix](workdir, path)

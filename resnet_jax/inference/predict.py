@@ -11,7 +11,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.inference.images import Name, OnBadImage, read_batches
 from resnet_jax.inference.scores import all_class_names
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.state import Tree
 from resnet_jax.training.step import Network
 from resnet_jax.weights.info import described, find_by_model

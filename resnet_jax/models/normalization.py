@@ -180,6 +180,9 @@ class BatchNorm(nn.Module):
     Params: `scale`, `bias`. Collection `batch_stats`: `mean`, `var`, float32.
 
     Attributes:
+      virtual_batch_size: number of images that are normalised together ("ghost batch
+        normalization", Hoffer et al. 2017), as the share of each of many devices is elsewhere; a
+        batch that it does not divide, as 0 doesn't, is normalised as one.
       momentum: share of the running statistics kept at each step (1 minus PyTorch's momentum).
       epsilon: added to the variance before the square root.
       use_scale: multiply the normalised values by a learned `scale`.
@@ -190,6 +193,7 @@ class BatchNorm(nn.Module):
       param_dtype: dtype of `scale` and `bias`.
     """
 
+    virtual_batch_size: int = 0
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
@@ -233,9 +237,16 @@ class BatchNorm(nn.Module):
         if train:
             relu = activation is nn.relu
             fused = (shortcut.astype(dtype),) if relu and shortcut is not None else ()
-            y, mean, var = normalize_p.bind(x, scale, bias, *fused, epsilon=self.epsilon, relu=relu)
+            norm = functools.partial(normalize_p.bind, epsilon=self.epsilon, relu=relu)
+            size, count = self.virtual_batch_size, x.size // x.shape[-1]
+            if size and x.shape[0] % size == 0:
+                count = count // x.shape[0] * size
+                groups = [array.reshape(-1, size, *x.shape[1:]) for array in (x, *fused)]
+                y, *moments = jax.vmap(lambda x, *s: norm(x, scale, bias, *s))(*groups)
+                y, (mean, var) = y.reshape(x.shape), [moment.mean(0) for moment in moments]
+            else:
+                y, mean, var = norm(x, scale, bias, *fused)
             if not self.is_initializing():
-                count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean

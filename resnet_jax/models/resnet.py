@@ -207,6 +207,9 @@ class ResNet(layers.StagedClassifier):
         from the first block on.
       zero_init_residual: whether each branch starts at zero: its last norm, or in pre-activation
         blocks its last convolution.
+      remat: number of stages, from the first, whose blocks' activations are computed again in the
+        backward pass in place of being kept: less memory, more time (Chen et al. 2016).
+      virtual_batch_size: see `BatchNorm`; 0: norms are over the whole batch.
       activation: the non-linearity.
       norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`; what it
         makes is called as `BatchNorm` is.
@@ -233,6 +236,8 @@ class ResNet(layers.StagedClassifier):
     squeeze_excitation: CountOrNone = 0
     stochastic_depth_rate: Rate = 0.0
     zero_init_residual: bool = False
+    remat: CountOrNone = 0
+    virtual_batch_size: CountOrNone = 0
     activation: Activation = nn.relu
     norm_cls: ModuleDef = BatchNorm
     dtype: FloatDtype = jnp.float32
@@ -264,14 +269,18 @@ class ResNet(layers.StagedClassifier):
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         conv = functools.partial(layers.Conv, use_bias=self.conv_bias, **dtypes)
         norm = functools.partial(self.norm_cls, **dtypes)
+        if self.virtual_batch_size:
+            norm = functools.partial(norm, virtual_batch_size=self.virtual_batch_size)
         x = x.astype(self.dtype)
         if start == 0:
             stem_strides = 4 if self.stem == "imagenet" else 1
             layers.check_images(x, stem_strides * math.prod(self.strides()))
             x = self.apply_stem(x, conv, norm, train=train)
         for stage, size in list(enumerate(self.stage_sizes, start=1))[start:]:
+            apply = functools.partial(_apply, train=train)
             for index in range(1, size + 1):
-                x = self.make_block(stage, index, conv, norm)(x, train=train)
+                block = self.make_block(stage, index, conv, norm)
+                x = (nn.remat(apply) if stage <= self.remat else apply)(block, x)
             self.sow("intermediates", f"stage{stage}", x)
             if stage == stop:
                 return x
@@ -324,3 +333,8 @@ class ResNet(layers.StagedClassifier):
             zero_init_residual=self.zero_init_residual,
             name=f"stage{stage}_block{index}",
         )
+
+
+def _apply(block: ResidualBlock, x: jax.Array, *, train: bool) -> jax.Array:
+    y: jax.Array = block(x, train=train)
+    return y

@@ -27,7 +27,7 @@ from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records as records_lib
 from resnet_jax.runs.records import Record
 from resnet_jax.training.devices import Devices, place
-from resnet_jax.training.driver import Evaluator
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.task import Task, create_task

@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 
 from resnet_jax.errors import UserError, unwritable
 from resnet_jax.runs.records import is_number
-from resnet_jax.trees import mismatch, named_leaves
+from resnet_jax.trees import mismatch, named_leaves, with_leaves
 
 Tree = TypeVar("Tree")
 Run = Mapping[str, Any]
@@ -70,12 +70,21 @@ class Checkpoints:
         self.notify = notify
         self._keep = keep
         if not read_only:
+            self.directory.mkdir(exist_ok=True)
             self._clear_unfinished()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
         # All of a save has a thread of its own here.
+        # Of many processes only the one that calls it takes part.
+        this = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
+        )
         options = ocp.CheckpointManagerOptions(
-            read_only=read_only, enable_async_checkpointing=False
+            read_only=read_only,
+            enable_async_checkpointing=False,
+            create=False,
+            multiprocessing_options=alone,
         )
         self._manager = ocp.CheckpointManager(self.directory, options=options)
 
@@ -101,8 +110,8 @@ class Checkpoints:
         needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state)) + _SPARE_BYTES
         if shutil.disk_usage(self.directory).free < needed:
             raise self._unwritable(errno.ENOSPC)
-        # The next step may overwrite the arrays. A copy on the device does not wait for this one.
-        copy = jax.tree.map(jnp.copy, state)
+        # The next step may overwrite the arrays. A copy on a device does not wait for this one.
+        copy = jax.tree.map(lambda leaf: jnp.copy(jnp.asarray(leaf).addressable_data(0)), state)
         self._writing = self._writer.submit(self._write, step, copy, run, best)
 
     def _write(self, step: int, state: Any, run: Run, best: int | None) -> None:
@@ -161,7 +170,8 @@ class Checkpoints:
         leaves |= self.read(step, [name for name in leaves if name.partition("/")[0] != without])
         if problem := mismatch(template, leaves):
             raise DamagedError(problem)
-        return jax.tree.unflatten(jax.tree.structure(template), leaves.values())
+        restored: Tree = with_leaves(template, leaves)
+        return restored
 
     def restore_newest(self, template: Tree) -> Tree | None:
         """Returns the newest state that is whole; None if nothing was ever saved.

@@ -174,6 +174,7 @@ def provenance() -> dict[str, Any]:
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "cores": num_threads(),  # that it keeps busy
+        "processes": jax.process_count(),
     }
 
 
@@ -192,7 +193,7 @@ def told(start: Mapping[str, Any]) -> dict[str, Any]:
     Args:
       start: one of `starts`.
     """
-    names = ("time", "commit", "version", "python", "jax", "devices", "cores")
+    names = ("time", "commit", "version", "python", "jax", "devices", "cores", "processes")
     return {name: start.get(name) for name in names}
 
 

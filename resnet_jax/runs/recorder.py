@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax import hosts
 from resnet_jax.config.load import selects
 from resnet_jax.runs import folder as folder_lib
 from resnet_jax.runs import records
@@ -60,10 +61,11 @@ class Recorder:
         self._history = History(
             folder / folder_lib.METRICS, last, count, terminal.note, reopen=is_longer
         )
-        self._events = (
-            Events(folder / folder_lib.EVENTS, last + 1) if config.log.tensorboard else None
-        )
-        trackers = open_trackers(folder, config)
+        self._events, trackers = None, list[View]()
+        if hosts.is_first():
+            if config.log.tensorboard:
+                self._events = Events(folder / folder_lib.EVENTS, last + 1)
+            trackers = open_trackers(folder, config)
         self._views: list[View] = [*([self._events] if self._events else []), *trackers]
         self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch

@@ -28,9 +28,12 @@ def opening(task: Task, source: str, images: str, state: TrainState, folder: pat
     sizes = split_sizes(task.info, config.data)
     counts = ", ".join(f"{size:,} {name}" for name, size in sizes.items())
     resumed = f", resuming after step {step:,}" if step else ""
+    processes = f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
+    if len(devices) > 1 and devices[0].platform == "cpu":
+        processes += ", whose convolutions are XLA's"
     return "\n".join(
         [
-            f"device  {len(devices)} x {devices[0].device_kind}, jax {jax.__version__}",
+            f"device  {len(devices)} x {devices[0].device_kind}{processes}, jax {jax.__version__}",
             f"model   {config.model.name}, {parameters:,} parameters, {config.model.dtype}",
             f"data    {source}: {counts} images, {images}",
             f"run     {folder}, {config.num_epochs} epochs of {task.agenda.steps_per_epoch:,} steps"

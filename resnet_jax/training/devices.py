@@ -1,6 +1,7 @@
-"""The devices of a run: their mesh, and what lies on them how."""
+"""The devices of a run, of all its processes: their mesh, and what lies on them how."""
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
-from resnet_jax.data.streams import ExampleBatch, Stream, is_resident
+from resnet_jax.data.streams import ExampleBatch, Share, Stream, is_resident
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import Tree
 
@@ -18,7 +19,7 @@ _placed: weakref.WeakValueDictionary[Any, Examples] = weakref.WeakValueDictionar
 
 
 class Devices:
-    """The devices of this process, as a mesh with the axis "data" that batches are split over."""
+    """The devices of all processes, as a mesh with the axis "data" that batches are split over."""
 
     def __init__(self, mesh: Mesh | None = None) -> None:
         """Binds a mesh; None: one of all devices."""
@@ -34,21 +35,33 @@ class Devices:
         """Sharding of what every device holds in full."""
         return NamedSharding(self.mesh, PartitionSpec())
 
+    @property
+    def share(self) -> Share:
+        """What this process reads of a batch."""
+        return Share(jax.process_index(), jax.process_count(), self.mesh.size)
+
     def put(self, tree: Tree) -> Tree:
-        """Puts arrays on every device, in full."""
-        return jax.device_put(tree, self.replicated)
+        """Puts arrays, which all processes have, on every device, in full."""
+        return jax.tree.map(lambda array: _put(array, self.replicated), tree)
 
     def split(self, array: np.ndarray, axis: int = -1) -> jax.Array:
         """Puts an array on the devices, one axis split over them where it divides."""
-        names: list[str | None] = [None] * array.ndim
-        names[axis] = "data" if array.shape[axis] % self.mesh.size == 0 else None
-        return jax.device_put(array, NamedSharding(self.mesh, PartitionSpec(*names)))
+        return _put(array, self._sharding(array.shape, axis))
 
     def feed(self, examples: Examples) -> Examples:
         """Splits the batch that a stream brought over the devices; others lie there already."""
-        if isinstance(examples, ExampleBatch):
-            return jax.tree.map(lambda array: self.split(array, 0), examples)
-        return examples
+        if not isinstance(examples, ExampleBatch):
+            return examples
+        shape = (len(examples), *examples.images.shape[1:])
+        images = jax.make_array_from_process_local_data(
+            self._sharding(shape, 0), examples.images, shape
+        )
+        return ExampleBatch(images, self.split(examples.labels, 0))
+
+    def _sharding(self, shape: Sequence[int], axis: int) -> NamedSharding:
+        names: list[str | None] = [None] * len(shape)
+        names[axis] = "data" if shape[axis] % self.mesh.size == 0 else None
+        return NamedSharding(self.mesh, PartitionSpec(*names))
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuses a batch that the devices can't share.
@@ -66,6 +79,14 @@ class Devices:
             )
 
 
+def _put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that all processes have on the devices."""
+    if sharding.is_fully_addressable or not getattr(array, "is_fully_addressable", True):
+        return jax.device_put(array, sharding)
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
+
+
 def place(
     examples: Examples,
     info: DatasetInfo,
@@ -75,6 +96,8 @@ def place(
 ) -> Examples | Stream:
     """Puts a part of a dataset on the devices, or makes it stream.
 
+    Each device holds its share of the images where they divide it, and all of them elsewhere.
+
     Args:
       examples: the part.
       info: the dataset.
@@ -83,9 +106,8 @@ def place(
       is_training: whether the images are augmented.
     """
     if not is_resident(info, config.data):
-        return Stream(examples, config, is_training)
-    resident: Examples = devices.put(examples)
-    return resident
+        return Stream(examples, config, is_training, devices.share)
+    return Examples(devices.split(examples.images, 0), devices.split(examples.labels, 0))
 
 
 def place_parts(

@@ -1,8 +1,7 @@
-"""Compiles the steps, with sharding applied in one place, and feeds them from the devices."""
+"""Compiles the training step, with sharding applied in one place, and feeds it."""
 
 import dataclasses
 import functools
-import itertools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,9 +14,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data.augment import STRENGTHS
 from resnet_jax.data.datasets import Examples
-from resnet_jax.data.download import Progress
-from resnet_jax.data.order import padded_batches
-from resnet_jax.data.streams import Stream, padded_reads
+from resnet_jax.data.streams import Stream
 from resnet_jax.randomness import Purpose
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
@@ -30,7 +27,6 @@ from resnet_jax.training.step import (
     StepMetrics,
     TrainStep,
     augmented,
-    eval_step,
     make_loss,
     make_train_step,
 )
@@ -46,8 +42,6 @@ class Trainer:
     Attributes:
       key: what the program depends on; trainings that have it in common differ in numbers only.
       steps_per_dispatch: largest number of steps that one call takes.
-      augment: `augment(examples, indices, epoch, step, purpose)`, those images, uint8, as the step
-        that follows `step` has them, and their labels, of mixed ones those of the larger share.
     """
 
     def __init__(
@@ -80,13 +74,15 @@ class Trainer:
         self.steps_per_dispatch = min(config.steps_per_dispatch or usual, steps_per_epoch)
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
-        self.key = structure(config, hyperparameters(config, optimizer)), network.stage
+        numbers = hyperparameters(config, optimizer)
+        self.key = structure(config, numbers), network.stage, devices.mesh
+        self._jit = functools.partial(jax.jit, out_shardings=devices.replicated)
         self._take = functools.partial(_take_steps, step)
-        self._train = shared("train", self.key, lambda: jax.jit(self._take, donate_argnums=0))
+        self._train = shared("train", self.key, lambda: self._jit(self._take, donate_argnums=0))
         self._gradients = shared(
-            "gradients", self.key, lambda: jax.jit(functools.partial(_gradients, network))
+            "gradients", self.key, lambda: self._jit(functools.partial(_gradients, network))
         )
-        self.augment = jax.jit(functools.partial(_augment, config))
+        self._augment = self._jit(functools.partial(_augment, config))
 
     def train(
         self,
@@ -133,7 +129,7 @@ class Trainer:
         indices, (count, *_), *numbers = zip(*put, strict=True)
         program = shared(
             *("train", (self.key, len(calls))),
-            lambda: jax.jit(functools.partial(_take_together, self._take), donate_argnums=0),
+            lambda: self._jit(functools.partial(_take_together, self._take), donate_argnums=0),
         )
         return program(states, examples, indices, count, *numbers)
 
@@ -183,68 +179,28 @@ class Trainer:
             state, self._devices.feed(examples), self._devices.split(indices), *scalars
         )
 
-
-class Evaluator:
-    """The compiled evaluation of one model."""
-
-    def __init__(self, network: Network, devices: Devices) -> None:
-        """Binds the model; nothing is compiled yet."""
-        self._devices = devices
-        self._batches_per_dispatch = network.config.steps_per_dispatch
-        key = structure(network.config, None), network.stage
-        score = functools.partial(_score_batches, network)
-        self._score = shared("score", key, lambda: jax.jit(score, donate_argnums=0))
-        self._classify = jax.jit(
-            lambda variables, images: jax.nn.softmax(network.logits(variables, images))
-        )
-
-    def score(
+    def augment(
         self,
-        variables: Tree,
-        examples: Examples | Stream,
-        batch_size: int,
-        progress: Progress | None = None,
-    ) -> Metrics:
-        """Scores every image exactly once, for any batch size and number of devices.
+        examples: Examples,
+        indices: np.ndarray,
+        epoch: int,
+        step: int | jax.Array,
+        purpose: Purpose,
+    ) -> Examples:
+        """Returns images, uint8, as the step that follows has them, and their labels.
 
         Args:
-          variables: the model's parameters and statistics, on the devices.
-          examples: the images, on the devices or streamed.
-          batch_size: images per evaluation step; rounded up to a multiple of the devices.
-          progress: called with "scoring", the batches done and all of them.
-        """
-        count = self._devices.mesh.size
-        batch_size = -(-min(batch_size, len(examples)) // count) * count
-        number = -(-len(examples) // batch_size)
-        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else number)
-        if isinstance(examples, Stream):
-            size = 1
-        metrics, done = self._devices.put(Metrics.empty()), 0
-        reads = padded_reads(examples, batch_size)
-        while batches := list(itertools.islice(reads, size)):
-            indices, masks, (read, *_) = zip(*batches, strict=True)
-            rows = self._devices.split(np.stack(indices)), self._devices.split(np.stack(masks))
-            metrics = self._score(metrics, variables, self._devices.feed(read), *rows)
-            done += len(batches)
-            if progress:
-                progress("scoring", done, number)
-        return metrics
+          examples: images on the devices, or the batch of a stream.
+          indices: int32 `[batch]`.
+          epoch: the epoch.
+          step: number of steps taken.
+          purpose: of the randomness.
 
-    def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:
-        """Returns the probability of each class for each image, float32 `[images, num_classes]`.
-
-        Args:
-          variables: the model's parameters and statistics.
-          images: uint8 `[images, height, width, channels]`.
-          batch_size: images per step; the last one is filled up, so that one program serves.
+        Returns:
+          The images and their labels, of mixed ones those of the larger share.
         """
-        variables = self._devices.put(variables)
-        batch_size = min(batch_size, len(images))
-        parts = [
-            np.asarray(self._classify(variables, images[indices]))
-            for indices, _ in padded_batches(len(images), batch_size)
-        ]
-        return np.concatenate(parts)[: len(images)]
+        found: Examples = self._augment(self._devices.feed(examples), indices, epoch, step, purpose)
+        return found
 
 
 def _take_steps(
@@ -327,22 +283,3 @@ def _augment(
 def _batch(examples: Examples, indices: jax.Array, epoch: jax.Array) -> Batch:
     found = examples.at(indices)
     return Batch(found.images, found.labels, indices, epoch)
-
-
-def _score_batches(
-    network: Network,
-    metrics: Metrics,
-    variables: Tree,
-    examples: Examples,
-    indices: jax.Array,
-    masks: jax.Array,
-) -> Metrics:
-    def score(metrics: Metrics, row: tuple[jax.Array, jax.Array]) -> tuple[Metrics, None]:
-        indices, mask = row
-        found = examples.at(indices)
-        step = eval_step(network, variables, found.images, found.labels, mask > 0)
-        return metrics.merge(step), None
-
-    if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
-        return score(metrics, (indices[0], masks[0]))[0]
-    return lax.scan(score, metrics, (indices, masks))[0]

@@ -4,13 +4,15 @@ import contextlib
 import dataclasses
 import math
 import os
-import pathlib
+import tempfile
 import time
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax import hosts
 from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
 from resnet_jax.data.registry import open_dataset
@@ -25,17 +27,16 @@ from resnet_jax.runs.records import Record
 from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training import announcements
 from resnet_jax.training.devices import Devices, place_parts
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.faults import Watch, stopped
 from resnet_jax.training.features import cache_features
-from resnet_jax.training.restore import load_run
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.side_by_side import Dispatch, Training, train_side_by_side
-from resnet_jax.training.state import Metrics, TrainState, Tree, not_finite
+from resnet_jax.training.start import check_same, first_state, restored, weights
+from resnet_jax.training.state import Metrics, TrainState, not_finite
 from resnet_jax.training.task import Task, check_extension, create_task
-from resnet_jax.trees import named_leaves
-from resnet_jax.weights.load import adapted_variables, initial_variables
-from resnet_jax.weights.pretrained import weights_file
+from resnet_jax.trees import named_leaves, with_leaves
 
 Signals = contextlib.AbstractContextManager[Sequence[int]]
 
@@ -105,29 +106,32 @@ def training(
     opened = dataset.opened() if dataset else open_dataset(config.data)
     task = create_task(config, opened.info)
     config = task.config
+    check_same(config, opened.info.digest)
     images = _where_images_are(config, opened.info)
     devices = Devices()
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
         terminal = terminal or Terminal(config.evaluate.split)
+        if not hosts.is_first():  # it has a folder and a terminal for show
+            workdir = stack.enter_context(tempfile.TemporaryDirectory())
+            terminal = Terminal(stream=stack.enter_context(open(os.devnull, "w")))
         stack.enter_context(contextlib.closing(terminal))
         is_new = not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS))
         if is_new and config.init.weights and not os.path.isdir(config.init.weights):
-            _weights_file(config, terminal)  # refused before all else
+            weights(config, terminal)  # refused before all else
         folder = stack.enter_context(folders.claim(workdir))
         checkpoints = Checkpoints(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info, newest = dataclasses.asdict(opened.info), checkpoints.run()
+        info, newest = dataclasses.asdict(opened.info), hosts.share(checkpoints.run)
         if newest is not None:
             check_extension(task, newest["config"].get("num_epochs"))
         folders.begin(folder, config, info, newest, terminal.note, images)
         dataset = opened.load(terminal.note, terminal.bar)
-        state = checkpoints.restore_newest(task.template)
-        saved = None if state is None else checkpoints.run(int(state.step))
+        state, saved = restored(task, folder, checkpoints)
         if state is None:
-            state = _first_state(task, terminal)
+            state = first_state(task, terminal)
         steps_per_epoch = task.agenda.steps_per_epoch
         recorder = Recorder(
             *(folder, config, info, steps_per_epoch, int(state.step), terminal, saved)
@@ -154,27 +158,6 @@ def _where_images_are(config: ConfigDict, info: DatasetInfo) -> str:
             "set it to False, or raise data.resident_bytes"
         )
     return "streamed"
-
-
-def _first_state(task: Task, terminal: Terminal) -> TrainState:
-    config, variables, init = task.config, None, task.config.init.weights
-    arguments = task.network.module, task.input_shape, config.seed, terminal.note
-    if os.path.isdir(init):
-        variables = adapted_variables(_run_variables(init), init, *arguments)
-    elif init:
-        variables = initial_variables(_weights_file(config, terminal), *arguments)
-    return task.create_state(variables)
-
-
-def _run_variables(workdir: str) -> Tree:
-    try:
-        return load_run(workdir).variables
-    except UserError as error:
-        raise UserError(f"config field init.weights names a folder: {error}") from None
-
-
-def _weights_file(config: ConfigDict, terminal: Terminal) -> pathlib.Path:
-    return weights_file(config.init.weights, config.model.name, terminal.note, terminal.bar)
 
 
 def _begin(
@@ -216,7 +199,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
     signal is obeyed last, when there is a checkpoint to resume from.
     """
     task, recorder, checkpoints = run.task, run.recorder, run.checkpoints
-    config, agenda = task.config, task.agenda
+    config, agenda, stop = task.config, task.agenda, hosts.Stop(signals)
     watch = Watch(
         config, int(state.skipped), checkpoints.notify, lambda why: stopped(checkpoints, why, state)
     )
@@ -237,7 +220,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
             # Waiting for the dispatch before keeps the devices busy, and signals obeyed.
             watch.add(first, len(indices), told)
             recorder.progress(step, before.means)
-            if signals:
+            if stop.wanted():
                 break
         watch.settle()
         if agenda.log_due(step):
@@ -249,11 +232,11 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
         if agenda.epoch_ends(step) and config.log.histograms:
             _record_histograms(run, state)
         is_needed = recorder.best_step() == step or recorder.exhausted()
-        if agenda.save_due(step) or is_needed or signals:
+        if stop.wanted() or agenda.save_due(step) or is_needed:
             _save(run, state)
-        if signals:
+        if stop.signal:
             checkpoints.wait()
-            raise Interrupted(f"stopped after step {step:,}, which is saved", signals[0])
+            raise Interrupted(f"stopped after step {step:,}, which is saved", stop.signal)
     checkpoints.wait()
     return state
 
@@ -270,7 +253,8 @@ def _save(run: _Run, state: TrainState) -> None:
     step = int(state.step)
     if not_finite(state):
         raise stopped(run.checkpoints, f"the state is not finite after step {step:,}", state)
-    run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
+    if hosts.is_first():
+        run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
 
 
 def _score(run: _Run, state: TrainState) -> Record:
@@ -285,6 +269,7 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     batch_size = run.task.config.evaluate.batch_size
     examples = run.data[split]
     if split == "val" and run.task.config.evaluate.augment:
+        assert not isinstance(examples, Stream), "refused before"
         every, epoch = np.arange(len(examples)), int(state.step) // run.task.agenda.steps_per_epoch
         examples = run.trainer.augment(examples, every, epoch, state.step, Purpose.VALIDATION)
     arguments = state.variables(), examples, batch_size, run.terminal.bar
@@ -334,9 +319,15 @@ def _finish(run: _Run, state: TrainState) -> Record:
 
 
 def _best_test_accuracy(run: _Run, step: int) -> float | None:
-    try:
-        state = run.checkpoints.restore(run.task.template, step)
-    except DamagedError as error:
-        run.checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; not scored")
+    def find() -> dict[str, Any] | None:
+        try:
+            return dict(named_leaves(run.checkpoints.restore(run.task.template, step)))
+        except DamagedError as error:
+            run.checkpoints.notify(f"the best checkpoint, {step}, is damaged: {error}; not scored")
+            return None
+
+    arrays = hosts.share(find)
+    if arrays is None:
         return None
-    return _means(run, run.devices.put(state), "test")["accuracy"]
+    state = run.devices.put(with_leaves(run.task.template, arrays))
+    return _means(run, state, "test")["accuracy"]

@@ -244,9 +244,11 @@ def _learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) -
 
 def _create_model(config: ConfigDict) -> nn.Module:
     options = config.model.options.to_dict()
-    for name in options.keys() & {"name", "num_classes", "dtype"}:
+    for name in options.keys() & {"name", "num_classes", "dtype", "remat"}:
         raise UserError(f"config field model.options.{name}: set model.{name} instead")
     name, classes, dtype = config.model.name, config.model.num_classes, config.model.dtype
+    if config.model.remat:
+        options["remat"] = config.model.remat
     return create_model(name, classes, dtype=dtype, **options)
 
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 from resnet_jax.config.checks import Bounds, checked
 from resnet_jax.errors import UserError, shown, unknown
 from resnet_jax.models.registry import create_model
+from resnet_jax.weights import hub
 from resnet_jax.weights.torch_files import TorchFile
 
 HEADER = "resnet_jax"
@@ -152,13 +153,14 @@ def find(model: str, weights: str | os.PathLike[str]) -> pathlib.Path:
 
     Args:
       model: name of the model.
-      weights: a path; or, without slash and suffix, the dataset that weights of the package are of.
+      weights: a path, or an address of the hub, `hf://user/name`; or, without slash and suffix,
+        the dataset that weights of the package are of.
 
     Raises:
-      UserError: if the package has no such weights.
+      UserError: if the package has no such weights, or the hub.
     """
     if _is_path(weights):
-        return pathlib.Path(weights)
+        return _local(weights)
     name = os.fspath(weights)
     datasets = {path.parent.name for path in BUNDLED.glob("*/*.safetensors")}
     if name not in datasets:
@@ -170,13 +172,18 @@ def find(model: str, weights: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def find_by_model(weights: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the path of a file of weights that a path, or the name of a model, stands for."""
-    return pathlib.Path(weights) if _is_path(weights) else find(os.fspath(weights), DEFAULT)
+    """Returns the file of weights that a path, an address or the name of a model stands for."""
+    return _local(weights) if _is_path(weights) else find(os.fspath(weights), DEFAULT)
 
 
 def bundled(dataset: str = DEFAULT) -> dict[str, pathlib.Path]:
     """Returns the files of the package's weights of a dataset, by their models."""
     return {path.stem: path for path in sorted((BUNDLED / dataset).glob("*.safetensors"))}
+
+
+def _local(weights: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the file of a path or an address."""
+    return hub.fetch(os.fspath(weights)) if hub.is_address(weights) else pathlib.Path(weights)
 
 
 def _is_path(weights: str | os.PathLike[str]) -> bool:

@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model, variable_shapes
-from resnet_jax.weights.info import find, read_info
+from resnet_jax.weights import hub
+from resnet_jax.weights.info import described, find, read_info
 from resnet_jax.weights.torch_files import TorchFile
 from resnet_jax.weights.torch_names import implied_options
 from resnet_jax.weights.torch_weights import fill, new_layers
@@ -18,17 +19,22 @@ Tree = Any
 
 
 def load_model(
-    name: str, num_classes: int | None = None, *, weights: str | os.PathLike[str], **options: Any
+    name: str,
+    num_classes: int | None = None,
+    *,
+    weights: str | os.PathLike[str] = "",
+    **options: Any,
 ) -> tuple[nn.Module, dict[str, Tree]]:
     """Returns a model of the registry and its variables from a file.
 
     Args:
-      name: a name of `resnet_jax.list_models()`.
+      name: a name of `resnet_jax.list_models()`; or, without `weights`, an address of the hub,
+        `hf://user/name`, whose file says of which model it is.
       num_classes: number of logits; 0: no head; None: as many as the file has. A head of the file
         with another number gives way to a new one.
       weights: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed. A name
         without slash and suffix, such as "cifar10", stands for weights that are part of the
-        package; see `--list=weights`.
+        package, see `--list=weights`; an address for those of the hub.
       **options: options of the model; others are taken from what a file of ours says of itself,
         and a ResNet's stem and a VGG's classifier are found from any file.
 
@@ -38,7 +44,12 @@ def load_model(
     Raises:
       UserError: if there is no such model, or the file can't be used or does not fit it.
     """
+    if not weights and not hub.is_address(name):
+        raise UserError(f"load_model({name!r}) needs weights, such as weights='cifar10'")
+    weights = weights or name
     file = TorchFile(find(name, weights))
+    if weights == name:
+        name = described(file).model
     info, image_shape = read_info(file), None
     if info is not None and info.model == name:
         image_shape, options = info.input_shape, info.options | options

@@ -16,6 +16,7 @@ from resnet_jax.data.download import (
     reading,
 )
 from resnet_jax.errors import UserError
+from resnet_jax.weights import hub
 
 URL = "https://download.pytorch.org/models/"
 
@@ -43,7 +44,8 @@ def weights_file(
     """Returns the file that `init.weights` of a config stands for.
 
     Args:
-      weights: a path, or "torchvision": its file of the model, from the cache or downloaded.
+      weights: a path; "torchvision", its file of the model; or an address of the hub,
+        `hf://user/name`. Both are taken from the cache or downloaded.
       model: name of the model.
       notify: called with a line if another process is downloading.
       progress: told about every piece of the download; None: `notify` is, in plain lines.
@@ -52,6 +54,8 @@ def weights_file(
       UserError: if there is no such file, torchvision publishes none, its host is out of reach, or
         what it sends differs.
     """
+    if hub.is_address(weights):
+        return hub.fetch(weights)
     if weights != "torchvision":
         if not os.path.isfile(weights):
             raise UserError(f"config field init.weights: there is no file or run {weights}")

@@ -26,7 +26,8 @@ from resnet_jax.errors import UserError
 from resnet_jax.platform import keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 from resnet_jax.training.devices import Devices
-from resnet_jax.training.driver import Evaluator, Trainer
+from resnet_jax.training.driver import Trainer
+from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.task import create_task
 from resnet_jax.weights.load import import_torch

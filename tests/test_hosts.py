@@ -1,0 +1,152 @@
+"""Several processes that train one model: on real ones, over loopback."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import tiny_run
+from launch_local import launch
+
+from resnet_jax import hosts
+from resnet_jax.errors import UserError
+from resnet_jax.runs.checkpoints import Checkpoints
+
+TRAIN = [sys.executable, "-m", "resnet_jax.main"]
+CONFIG = [f"--config={tiny_run.CONFIG_FILE}", "--config.num_epochs=12"]
+STREAMED = "--config.data.resident_bytes=0"
+LOST = "error: another process of this training has ended or is out of reach"
+
+
+@pytest.fixture(autouse=True)
+def one_device_each(monkeypatch):
+    """Whatever devices this process simulates, those that it starts have one each."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+
+
+def start_both(workdir, *flags, seeds=(0, 0)):
+    """Starts two processes of a training."""
+    with socket.socket() as taken:
+        taken.bind(("localhost", 0))
+        address = f"--coordinator=localhost:{taken.getsockname()[1]}"
+    place = [address, "--num_processes=2", f"--workdir={workdir}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return [
+        subprocess.Popen(
+            [*TRAIN, *CONFIG, *place, f"--process_id={index}", f"--config.seed={seed}", *flags],
+            start_new_session=True,
+            **pipes,
+        )
+        for index, seed in enumerate(seeds)
+    ]
+
+
+def ends(processes, timeout=60):
+    """Returns status, standard output and standard error of each."""
+    found = [process.communicate(timeout=timeout) for process in processes]
+    return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
+
+
+def arrays(workdir):
+    checkpoints = Checkpoints(workdir / "checkpoints", 1, read_only=True)
+    return {name: a.tobytes() for name, a in checkpoints.read(checkpoints.steps()[0]).items()}
+
+
+def wait_for_line(process, text):
+    while text not in (line := process.stdout.readline()):
+        assert line, "it ended before"
+
+
+def wait_for_checkpoint(workdir):
+    while not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The folder of a training by two processes, and what both printed."""
+    workdir = tmp_path_factory.mktemp("hosts") / "run"
+    return workdir, ends(start_both(workdir))
+
+
+def test_the_first_process_alone_prints_and_records(undisturbed):
+    workdir, ((status, out, _), (other_status, other_out, other_err)) = undisturbed
+    assert (status, other_status) == (0, 0)
+    assert "device  2 x cpu in 2 processes" in out and "final   test accuracy" in out
+    assert (other_out, other_err) == ("", "")
+    (start,) = map(json.loads, (workdir / "starts.jsonl").read_text().splitlines())
+    assert (start["processes"], start["devices"]) == (2, ["cpu", "cpu"])
+
+
+def test_one_process_goes_on_from_a_checkpoint_of_two(undisturbed, tmp_path):
+    workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
+    longer = [*CONFIG, "--config.num_epochs=13", f"--workdir={workdir}"]
+    done = subprocess.run([*TRAIN, *longer], capture_output=True, text=True, check=True)
+    assert "1 x cpu, jax" in done.stdout and "resuming after step 48" in done.stdout
+
+
+def test_whatever_happens_to_one_ends_both_and_they_resume(undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    processes = start_both(workdir, STREAMED)
+    wait_for_checkpoint(workdir)
+    processes[1].send_signal(signal.SIGTERM)
+    for status, _, err in ends(processes):
+        assert status == 128 + signal.SIGTERM
+        assert "which is saved; the same command again resumes" in err
+    processes = start_both(workdir, STREAMED)
+    wait_for_line(processes[0], "resuming after step")
+    processes[1].kill()
+    (status, _, err), _ = ends(processes, timeout=30)
+    assert status == 1
+    assert [line[: len(LOST)] for line in err.splitlines()] == [LOST]
+    (status, out, err), _ = ends(start_both(workdir, STREAMED))
+    assert status == 0, err
+    assert "resuming after step" in out
+    assert arrays(workdir) == arrays(undisturbed[0])
+    assert tiny_run.records(workdir) == tiny_run.records(undisturbed[0])
+
+
+@pytest.mark.slow  # the first process waits for twenty seconds
+def test_an_error_of_one_ends_the_other(tmp_path):
+    (status, *_), (other, _, err) = ends(start_both(tmp_path / "run", seeds=(0, 5)))
+    assert (status, other) == (1, 2)
+    assert err.startswith("error: the first process has another config: seed was 0, is 5")
+
+
+def test_launching_fails_unless_all_join(capfd):
+    assert launch([sys.executable, "-c", "print('alone')"], 2) == 1
+    assert "process 0, 1 never joined" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "environment", "found"),
+    [
+        ((), {}, None),
+        (("host:1", 4, 0), {}, ("host:1", 4, 0)),
+        ((), {"JAX_COORDINATOR_ADDRESS": "host:1", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"},
+         ("host:1", 2, 1)),
+        (("host:1", 2), {"JAX_PROCESS_ID": "0"}, ("host:1", 2, 0)),
+        ((), {"SLURM_STEP_NUM_TASKS": "8"}, (None, None, None)),
+        ((), {"SLURM_STEP_NUM_TASKS": "1"}, None),
+        ((), {"OMPI_COMM_WORLD_SIZE": "2"}, (None, None, None)),
+    ],
+)  # fmt: skip
+def test_the_place_of_a_process_is_found(flags, environment, found):
+    assert hosts.find_place(*flags, environment=environment) == found
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("host:1", 2), "--process_id is missing, as is .* JAX_PROCESS_ID"),
+        (("host", 2, 0), "--coordinator .* take HOST:PORT and two numbers, not host 2 0"),
+        (("host:1", 2, 2), "--process_id counts from 0: it must be less than 2"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        hosts.find_place(*flags, environment={})
