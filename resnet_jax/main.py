@@ -15,18 +15,15 @@ modes (default: train)
   report    write a page of curves, mistakes and figures of a run, or to compare several
   summary   print the model's layers, parameters, multiply-accumulates and learning rate
   profile   record a few steps with jax's profiler, in the folder of the run
-  export    write a run's best checkpoint: .safetensors for PyTorch, .stablehlo a program, or
-            hf://user/name for the Hugging Face hub
+  export    write a run's best checkpoint: to .safetensors, .stablehlo or hf://user/name
   search    train and rank what a search config lists; more processes share or resume the work
 
 flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
-  --coordinator=HOST:PORT, --num_processes, --process_id
-                    this process trains with others; under SLURM or Open MPI none is needed
-  --format, --top   of predictions: table (default), json or csv; number of classes, default: 3;
-                    --cam writes where the model looks
+  --coordinator     HOST:PORT, with --num_processes and --process_id: one of several that train
+  --format, --top   of predictions: table, json or csv; number of classes; --cam: where it looks
 """
 
 import errno

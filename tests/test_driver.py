@@ -22,7 +22,7 @@ from resnet_jax.training.step import StepMetrics
 # The same training and evaluation on one device and on several: its losses and scores as
 # JSON. Norms whose statistics or gradients were those of one device would give others.
 SHARDED = """
-import json, jax, numpy as np, tiny_run
+import json, re, jax, numpy as np, tiny_run
 from jax.sharding import Mesh
 from resnet_jax import cpu
 from resnet_jax.training.devices import Devices, place_parts
@@ -47,6 +47,10 @@ for count in (1, 2, 4, 8):
     scores = [evaluator.score(state.variables(), tiny.data["test"], size) for size in (320, 96)]
     counts = [[int(s.accuracy.count), float(s.accuracy.total)] for s in scores]
     found[count] = [losses, counts, [s.means()["loss"] for s in scores]]
+indices = np.arange(120, dtype=np.int32)[None]
+numbers = tiny.trainer._put(indices, 0, np.ones(1), tiny.task.hyperparameters, 0)
+program = tiny.trainer._train.lower(state, tiny.data["train"], *numbers).compile().as_text()
+found["exchanged"] = [line for line in program.splitlines() if re.search("= u8.* all-", line)]
 print(json.dumps(found))
 """
 
@@ -165,6 +169,8 @@ def test_devices_share_the_work_and_change_nothing():
     )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
+    (exchanged,) = found.pop("exchanged")
+    assert "u8[120,32,32,3]" in exchanged, "devices exchange the images of a batch, no others"
     losses, counts, scores = found.pop("1")
     for other_losses, other_counts, other_scores in found.values():
         np.testing.assert_allclose(other_losses, losses, rtol=1e-4)

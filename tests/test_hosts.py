@@ -82,6 +82,14 @@ def test_the_first_process_alone_prints_and_records(undisturbed):
     assert (start["processes"], start["devices"]) == (2, ["cpu", "cpu"])
 
 
+def test_two_processes_train_as_one_does(undisturbed, plain_run):
+    together, alone = (
+        [record["loss"] for record in tiny_run.records(workdir) if record["kind"] == "train"]
+        for workdir in (undisturbed[0], plain_run[0])
+    )
+    assert together[:3] == pytest.approx(alone, rel=1e-4)
+
+
 def test_one_process_goes_on_from_a_checkpoint_of_two(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
     longer = [*CONFIG, "--config.num_epochs=13", f"--workdir={workdir}"]

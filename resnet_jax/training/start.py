@@ -48,14 +48,15 @@ def restored(
         if state is None:
             return None
         saved = json.dumps(checkpoints.run(int(state.step)))
-        history = (folder / folders.METRICS).read_bytes()
-        return {"arrays": dict(named_leaves(state)), "saved": saved, "history": history}
+        history = folder / folders.METRICS
+        records = history.read_bytes() if history.exists() else b""
+        return {"arrays": dict(named_leaves(state)), "saved": saved, "records": records}
 
     found = hosts.share(find)
     if found is None:
         return None, None
     if not hosts.is_first():
-        (folder / folders.METRICS).write_bytes(found["history"])
+        (folder / folders.METRICS).write_bytes(found["records"])
     return with_leaves(task.template, found["arrays"]), json.loads(found["saved"])
 
 
