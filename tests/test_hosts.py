@@ -70,13 +70,14 @@ def wait_for_checkpoint(workdir):
 def undisturbed(tmp_path_factory):
     """The folder of a training by two processes, and what both printed."""
     workdir = tmp_path_factory.mktemp("hosts") / "run"
-    return workdir, ends(start_both(workdir))
+    return workdir, ends(start_both(workdir, "--config.log.report=True"))
 
 
 def test_the_first_process_alone_prints_and_records(undisturbed):
     workdir, ((status, out, _), (other_status, other_out, other_err)) = undisturbed
     assert (status, other_status) == (0, 0)
-    assert "device  2 x cpu in 2 processes" in out and "final   test accuracy" in out
+    assert "device  2 x cpu in 2 processes" in out
+    assert "final   test accuracy" in out and out.rstrip().endswith("report/index.html")
     assert (other_out, other_err) == ("", "")
     (start,) = map(json.loads, (workdir / "starts.jsonl").read_text().splitlines())
     assert (start["processes"], start["devices"]) == (2, ["cpu", "cpu"])

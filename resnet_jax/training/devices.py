@@ -1,4 +1,4 @@
-"""The devices of a run, of all its processes: their mesh, and what lies on them how."""
+"""The devices of a run: their mesh, and what lies on them how."""
 
 import weakref
 from collections.abc import Sequence
@@ -19,11 +19,16 @@ _placed: weakref.WeakValueDictionary[Any, Examples] = weakref.WeakValueDictionar
 
 
 class Devices:
-    """The devices of all processes, as a mesh with the axis "data" that batches are split over."""
+    """Devices as a mesh with the axis "data", that batches are split over."""
 
     def __init__(self, mesh: Mesh | None = None) -> None:
-        """Binds a mesh; None: one of all devices."""
-        self.mesh = mesh or Mesh(np.array(jax.devices()), ("data",))
+        """Binds a mesh; None: one of the devices of this process."""
+        self.mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+
+    @classmethod
+    def of_all_processes(cls) -> "Devices":
+        """Returns the devices of all processes, which have to do the same with them."""
+        return cls(Mesh(np.array(jax.devices()), ("data",)))
 
     @property
     def on_cpu(self) -> bool:
@@ -38,7 +43,8 @@ class Devices:
     @property
     def share(self) -> Share:
         """What this process reads of a batch."""
-        return Share(jax.process_index(), jax.process_count(), self.mesh.size)
+        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        return Share(processes.index(jax.process_index()), len(processes), self.mesh.size)
 
     def put(self, tree: Tree) -> Tree:
         """Puts arrays, which all processes have, on every device, in full."""

@@ -108,7 +108,7 @@ def training(
     config = task.config
     check_same(config, opened.info.digest)
     images = _where_images_are(config, opened.info)
-    devices = Devices()
+    devices = Devices.of_all_processes()
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
         terminal = terminal or Terminal(config.evaluate.split)
