@@ -8,17 +8,22 @@ import contextlib
 import os
 import pathlib
 import signal
+import socket
 import sys
+import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
-from jax.experimental.multihost_utils import broadcast_one_to_all, process_allgather
+from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 
 from resnet_jax.errors import UserError
+from resnet_jax.platform import SAME
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # The numbers of processes that programs which start them tell; jax finds the rest.
@@ -26,6 +31,8 @@ _SCHEDULERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 _SILENCE = 20  # seconds after which a process that is not heard of counts as dead
 _PATIENCE = 300  # seconds that processes wait for each other at the start
 JOINED = "RESNET_JAX_JOINED"  # variable with a folder where each process that has joined says so
+
+_parent: socket.socket | None = None  # that of this process, if it is a child
 
 
 class Place(NamedTuple):
@@ -55,7 +62,7 @@ def find_place(
       num_processes: how many there are.
       process_id: which of them this is.
       environment: JAX's variables stand for flags that are missing; else those of SLURM or Open MPI
-        say whether there are more processes.
+        say whether there are more processes, unless `num_processes` is 1.
 
     Raises:
       UserError: if one of the three is missing or makes no sense.
@@ -63,69 +70,85 @@ def find_place(
     names = [f"--{name}" for name in Place._fields]
     given = zip((coordinator, num_processes, process_id), VARIABLES, strict=True)
     found = [environment.get(name) if value is None else str(value) for value, name in given]
+    if found[1] == "1":
+        return None
     if not any(found):
         sizes = [environment.get(name, "") for name in _SCHEDULERS]
         return Place() if any(size.isdecimal() and int(size) > 1 for size in sizes) else None
     for flag, variable, value in zip(names, VARIABLES, found, strict=True):
         if value is None:
             raise UserError(f"{flag} is missing, as is the environment variable {variable}")
-    address, *numbers = map(str, found)
-    if not address.rpartition(":")[2].isdecimal() or not all(n.isdecimal() for n in numbers):
-        raise UserError(
-            f"{' '.join(names)} take HOST:PORT and two numbers, not {address} {' '.join(numbers)}"
-        )
-    count, index = map(int, numbers)
-    if index >= count:
+    address, count, index = [value or "" for value in found]
+    if not address.rpartition(":")[2].isdecimal() or not (count + index).isdecimal():
+        values = " ".join([address, count, index])
+        raise UserError(f"{' '.join(names)} take HOST:PORT and two numbers, not {values}")
+    if int(index) >= int(count):
         raise UserError(f"{names[2]} counts from 0: it must be less than {count}, not {index}")
-    return Place(address, count, index)
+    return Place(address, int(count), int(index))
 
 
 def supervise() -> None:
-    """Goes on in a child of this process, which tells in one line why the child ends, if it fails.
+    """Goes on in a child of this process, which says in one line why the child ends, if it fails.
 
     When one process of a training ends, libraries of the others print much and abort them. Call it
-    before jax has devices. It returns in the child, whose output but for Python's own goes nowhere.
+    before jax has devices. It returns in the child; what libraries print there goes to a file.
     """
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if child:
-        os.close(ours)
-        sys.exit(_attend(child))
-    os.close(theirs)
-    os.setpgid(0, 0)  # signals of a terminal reach the parent alone, which hands them on
-    threading.Thread(target=_end_with, args=[ours], daemon=True).start()
-    streams = [os.fdopen(os.dup(number), "w", 1, errors="backslashreplace") for number in (1, 2)]
-    sys.stdout, sys.stderr = streams
-    sys.__stderr__ = sys.stderr  # type: ignore[misc]
-    for number in (1, 2):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    with tempfile.NamedTemporaryFile(prefix="resnet_jax_", suffix=".log", delete=False) as noise:
+        global _parent
+        childs, _parent = socket.socketpair()
+        child = os.fork()
+        if child:
+            _parent.close()
+            os._exit(_attend(child, childs, pathlib.Path(noise.name)))
+        childs.close()
+        os.setpgid(0, 0)  # signals of a terminal reach the parent alone, which hands them on
+        threading.Thread(target=_end_with, args=[_parent], daemon=True).start()
+        python = [os.fdopen(os.dup(file), "w", 1, errors="backslashreplace") for file in (1, 2)]
+        sys.stdout, sys.stderr = python
+        sys.__stderr__ = sys.stderr  # type: ignore[misc]
+        for file in (1, 2):
+            os.dup2(noise.fileno(), file)
 
 
-def _attend(child: int) -> int:
-    """Hands signals to a child until it ends; returns its status, or 1 if it was aborted."""
+def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
+    """Hands signals to a child until it ends; returns the status that it told or ended with."""
+    first = 0.0
+
+    def hand_on(number: int, frame: object) -> None:
+        nonlocal first
+        now = time.monotonic()
+        first = first or now
+        # The second one is for a child that waits in a library, where it does not hear of any.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL if now > first + SAME else number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: os.kill(child, number))
+        signal.signal(number, hand_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status >= 0:
-        return status
-    if status != -signal.SIGABRT:
+    told.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        if status < 0 and (word := told.recv(1)):
+            status = word[0]
+    if status == -signal.SIGABRT:
+        _print_lost(f" (libraries say more in {noise})")
+        return 1
+    noise.unlink(missing_ok=True)
+    if status < 0:
         print(f"error: this process was killed by signal {-status}", file=sys.stderr)
-        return 128 - status
-    _print_lost()
-    return 1
+    return status if status >= 0 else 128 - status
 
 
-def _print_lost() -> None:
+def _print_lost(more: str = "") -> None:
     print(
-        "error: another process of this training has ended or is out of reach; the same command "
-        "on all hosts resumes",
+        f"error: another process of this training has ended or is out of reach{more}; the same "
+        "command on all hosts resumes",
         file=sys.stderr,
     )
 
 
-def _end_with(pipe: int) -> None:
+def _end_with(parent: socket.socket) -> None:
     """Ends this process when its parent does, however that happens."""
-    os.read(pipe, 1)
+    parent.recv(1)
     os._exit(1)
 
 
@@ -136,32 +159,67 @@ def join(place: Place) -> None:
       place: that of this process.
 
     Raises:
-      UserError: if they don't all come in five minutes, or a scheduler does not tell enough.
+      UserError: if they don't all come in five minutes, a scheduler does not tell enough, or they
+        have different numbers of devices.
     """
+    # Else jax takes one device a process where it finds a scheduler.
+    method = "deactivate" if place.coordinator else None
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
+        if place.process_id:
+            _wait_for(*str(place.coordinator).rsplit(":", 1))
         jax.distributed.initialize(
-            *place, initialization_timeout=_PATIENCE, heartbeat_timeout_seconds=_SILENCE
+            *place,
+            cluster_detection_method=method,
+            initialization_timeout=_PATIENCE,
+            heartbeat_timeout_seconds=_SILENCE,
         )
-    except (RuntimeError, ValueError, LookupError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+    except (RuntimeError, ValueError, LookupError, OSError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"the processes of this training did not meet ({reason[:200]}); give each "
             "--coordinator, --num_processes and --process_id"
         ) from None
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if jax.device_count() != jax.process_count() * jax.local_device_count():
+        raise UserError(
+            f"the {jax.process_count()} processes of this training have {jax.device_count()} "
+            "devices, which must be equally many in each"
+        )
     if folder := os.environ.get(JOINED):
         pathlib.Path(folder, str(jax.process_index())).touch()
 
 
+def _wait_for(host: str, port: str) -> None:
+    """Returns when the first process listens; jax itself would try less and less often."""
+    deadline = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=_SILENCE).close()
+            return
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+        time.sleep(0.1)
+
+
 def end(status: int) -> None:
-    """Ends a process that has joined others: at once if it failed, else when they end too.
+    """Ends this process; of several at once if it failed, else when the others end too.
 
     Args:
       status: its exit status.
     """
-    if status == 0 or status > 128:
-        jax.distributed.shutdown()
+    if _parent is None:
+        sys.exit(status)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
+    if status in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM):  # as all others do
+        # They are aborted if the first one ends before them, which matters to no parent now.
+        _parent.send(bytes([status]))
+        with contextlib.suppress(Exception):
+            sync_global_devices("end")
     os._exit(status)
 
 
@@ -170,16 +228,14 @@ def losses() -> Iterator[None]:
     """Ends this process with one line if another process is lost while they compute together."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not is_lost(error):
+    except UserError:
+        raise
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # which of them is up to jax
+        is_lost = any(library in str(error) for library in ("Gloo", "NCCL"))
+        if jax.process_count() == 1 or not is_lost:
             raise
         _print_lost()
         os._exit(1)
-
-
-def is_lost(error: Exception) -> bool:
-    """Returns whether an error of jax says that another process can't be reached."""
-    return any(sign in str(error) for sign in ("Gloo", "NCCL", "UNAVAILABLE", "connection"))
 
 
 def is_first() -> bool:
@@ -196,8 +252,8 @@ def share(make: Callable[[], Any]) -> Any:
     if jax.process_count() == 1:
         return make()
     content = msgpack_serialize({"made": make()}) if is_first() else b""
-    size = int(broadcast_one_to_all(np.int32(len(content))))
-    sent = np.zeros(size, np.uint8)
+    high, low = broadcast_one_to_all(np.array(divmod(len(content), 2**30), np.int32))
+    sent = np.zeros(int(high) * 2**30 + int(low), np.uint8)
     sent[: len(content)] = np.frombuffer(content, np.uint8)
     return msgpack_restore(np.asarray(broadcast_one_to_all(sent)).tobytes())["made"]
 
@@ -212,10 +268,23 @@ class Stop:
     def __init__(self, received: Sequence[int]) -> None:
         """Binds the signals that this process receives, oldest first."""
         self.signal, self._received = 0, received
+        self._asked: jax.Array | int = 0
+        mesh = jax.sharding.Mesh(np.array(jax.devices()), ("all",))
+        self._each = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("all"))
+        every = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+        self._largest = jax.jit(jnp.max, out_shardings=every)
 
     def wanted(self) -> bool:
-        """Returns whether any process received a signal; all have to ask equally often."""
-        self.signal = next(iter(self._received), 0)
-        if jax.process_count() > 1:
-            self.signal = int(process_allgather(np.int32(self.signal)).max())
+        """Returns whether any process received a signal; all have to ask equally often.
+
+        Of several processes each learns what they found when they were asked before, so that none
+        waits for the step that was dispatched last.
+        """
+        own = next(iter(self._received), 0)
+        if jax.process_count() == 1:
+            self.signal = own
+        else:
+            signals = np.full(jax.local_device_count(), own, np.int32)
+            asked = jax.make_array_from_process_local_data(self._each, signals)
+            self.signal, self._asked = int(self._asked), self._largest(asked)
         return bool(self.signal)

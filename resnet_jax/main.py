@@ -34,6 +34,7 @@ import re
 import shlex
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -117,10 +118,12 @@ def run() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    status = main(arguments)
-    if (jax := sys.modules.get("jax")) and jax.distributed.is_initialized():
-        from resnet_jax import hosts
-
+    try:
+        status = main(arguments)
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if hosts := sys.modules.get("resnet_jax.hosts"):  # it trained
         hosts.end(status)
     sys.exit(status)
 
@@ -280,9 +283,9 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
         return _parse_run_mode(values, rest[1:])
-    for name in ("output", *_OF_PREDICT, *(_OF_TRAIN if values.mode != "train" else ())):
-        if values[name].present:
-            mode = {"output": "export"}.get(name, "train" if name in _OF_TRAIN else "predict")
+    modes = {"output": "export"} | dict.fromkeys(_OF_PREDICT, "predict")
+    for name, mode in (modes | dict.fromkeys(_OF_TRAIN, "train")).items():
+        if values[name].present and values.mode != mode:
             raise UserError(f"--{name} is for --mode={mode} only")
     if values.mode == "profile" and values.workdir and not values.config and not rest[1:]:
         return _Settings("profile", values.workdir, ConfigDict())

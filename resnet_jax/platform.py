@@ -10,6 +10,7 @@ import pathlib
 import platform
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -22,6 +23,8 @@ from resnet_jax.errors import TrainingFailed, UserError, tell
 # Without them a GPU adds in an order that varies, and takes the kernels that were the fastest when
 # they were tried (openxla.org/xla/determinism). Operations that can't do without are refused.
 _DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_autotune_level=0")
+
+SAME = 0.5  # seconds in which signals are one
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -172,8 +175,14 @@ def compute_dtype(wanted: str) -> str:
 def stop_signals() -> Iterator[list[int]]:
     """Yields a list that SIGINT or SIGTERM fills; a second signal ends the process at once."""
     received: list[int] = []
+    first = 0.0
 
     def handle(number: int, frame: Any) -> None:
+        nonlocal first
+        now = time.monotonic()
+        first = first or now
+        if received and now < first + SAME:  # to this process, and by way of its parent
+            return
         if received:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

@@ -2,8 +2,9 @@
 
   python scripts/launch_local.py --processes 2 -- python -m resnet_jax.main --config=quickstart
 
-Each process gets its share of the cores. What others than the first one print is marked by their
-numbers. It fails unless all of them joined; when one ends, the others have half a minute to.
+Each process gets its share of the cores, and no GPU unless JAX_PLATFORMS says so. What others than
+the first one print is marked by their numbers. It fails unless all of them joined; when one ends,
+the others have half a minute to.
 """
 
 import argparse
@@ -40,7 +41,7 @@ def start(
     output = None if index == 0 else subprocess.PIPE
     return subprocess.Popen(
         command,
-        env=os.environ | environment,
+        env={"JAX_PLATFORMS": "cpu"} | os.environ | environment,
         stdout=output,
         stderr=output and subprocess.STDOUT,
         text=True,

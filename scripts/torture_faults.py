@@ -22,6 +22,7 @@ TRAINING = (
     *("-m", "resnet_jax.main", "--config=configs/quickstart.py", "--config.data.name=sample"),
     *("--config.num_epochs=3", "--config.batch_size=64", "--config.log.every_steps=2"),
     *("--config.checkpoint.every_steps=3", "--config.optimizer.learning_rate=2.0"),
+    "--config.log.report=False",
 )
 STEPS_PER_EPOCH = 9
 
@@ -150,8 +151,7 @@ class Training:
 
     def members(self) -> list[int]:
         """Returns the ids of the processes that train together, the first one first."""
-        children = pathlib.Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return sorted(map(int, children.read_text().split()))
+        return _children(self.process.pid)
 
     def handles_signals(self) -> bool:
         """Returns whether the program has begun; before that signals are for Python itself."""
@@ -214,14 +214,14 @@ def disturb(
         if not training.wait_until(lambda: bool(steps(training.folder))):
             return None
         time.sleep(draw.uniform(0, seconds / 2))
-        return _kill(training, -1)
+        return _kill(training, -1, draw)
     event = _deletion(training.folder) if "deletion" in kind else _save(training.folder)
     for _ in range(draw.randint(1, 5)):
         if not training.wait_until(event, poll=0.0005):
             return None
     time.sleep(draw.uniform(0, 0.015 if "deletion" in kind else 0.06))
     if kind in OF_PROCESSES:
-        return _kill(training, 0)
+        return _kill(training, 0, draw)
     if kind.startswith("SIGKILL"):
         return _signal(training, signal.SIGKILL)
     if kind == "full disk":
@@ -252,13 +252,19 @@ def damage(kind: str, folder: pathlib.Path, draw: random.Random) -> str:
     return f"{file.relative_to(folder)} at byte {where} of {len(content)}"
 
 
-def _kill(training: Training, member: int) -> Callable[[], None] | None:
-    """Kills one of the processes that train together, if they still do."""
+def _kill(training: Training, member: int, draw: random.Random) -> Callable[[], None] | None:
+    """Kills one of the processes that train together, or the one that supervises it."""
     members = training.members()
     if len(members) < training.processes:
         return None
-    os.kill(members[member], signal.SIGKILL)
+    os.kill(draw.choice([members[member], *_children(members[member])]), signal.SIGKILL)
     return _nothing
+
+
+def _children(process: int) -> list[int]:
+    """Returns the ids of the children of a process, the oldest first."""
+    children = pathlib.Path(f"/proc/{process}/task/{process}/children")
+    return sorted(map(int, children.read_text().split()))
 
 
 def _signal(training: Training, number: int) -> Callable[[], None] | None:

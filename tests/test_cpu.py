@@ -93,6 +93,22 @@ def test_large_products_and_gradients(shape, onednn):
     assert_close(*found)
 
 
+@pytest.mark.parametrize(
+    ("spec", "shapes"),
+    [
+        ("rc,rde->cde", ((64, 256), (64, 16, 16))),
+        ("btc,bthd->chd", ((8, 8, 256), (8, 8, 16, 16))),
+        ("i,jk->ijk", ((256,), (128, 128))),
+        ("bij,bjk->bik", ((4, 128, 128), (4, 128, 128))),
+        (",ij->ij", ((), (2048, 2048))),
+        ("ij,kj->ki", ((128, 256), (192, 256))),
+    ],
+)
+def test_products_of_any_kind_work(spec, shapes, onednn):
+    args = [noise(*shape) if shape else np.float32(2) for shape in shapes]
+    assert_close(jax.jit(functools.partial(jnp.einsum, spec))(*args), np.einsum(spec, *args))
+
+
 def test_other_convolutions_are_left_to_xla(onednn):
     x, kernel = noise(2, 6, 6, 4), noise(3, 3, 4, 4)
     dilated = functools.partial(lax.conv_general_dilated, dimension_numbers=NHWC)

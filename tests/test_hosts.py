@@ -45,7 +45,7 @@ def start_both(workdir, *flags, seeds=(0, 0)):
     ]
 
 
-def ends(processes, timeout=60):
+def ends(processes, timeout=120):
     """Returns status, standard output and standard error of each."""
     found = [process.communicate(timeout=timeout) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import types
 
 import jax
 import numpy as np
@@ -30,11 +31,12 @@ def hub(tmp_path, monkeypatch):
     def hf_hub_download(repo_id, name, revision):
         assert revision is None
         if not (root / repo_id).is_dir():
-            raise huggingface_hub.errors.LocalEntryNotFoundError("no such repository\nmore")
+            raise huggingface_hub.errors.LocalEntryNotFoundError("404\nno such repository")
         return root / repo_id / name
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
-    monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo_id, exist_ok: None)
+    repository = types.SimpleNamespace(repo_id="me/tiny")
+    monkeypatch.setattr(huggingface_hub, "create_repo", lambda repo_id, exist_ok: repository)
     monkeypatch.setattr(huggingface_hub, "upload_folder", upload_folder)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return root
@@ -69,7 +71,10 @@ def test_the_folder_says_what_the_model_is(hub, plain_run):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: resnet_jax.load_model("hf://me/other"), "hf://me/other can't be used: no such"),
+        (
+            lambda: resnet_jax.load_model("hf://me/other"),
+            "me/other can't be used: 404 no such",
+        ),
         (lambda: resnet_jax.load_model("resnet_small"), "needs weights"),
     ],
 )

@@ -35,7 +35,7 @@ def _choose(
     leading = tuple(range(lhs.ndim - 1))
     if tuple(lhs_axes) == (lhs.ndim - 1,) and rhs.ndim == 2:
         return lambda x, matrix: _rows_times(x, matrix.T if rhs_axes[0] else matrix)
-    if tuple(lhs_axes) == tuple(rhs_axes) == leading:
+    if leading and lhs.ndim == rhs.ndim and tuple(lhs_axes) == tuple(rhs_axes) == leading:
         return _sum_of_products
     return None
 

@@ -143,7 +143,7 @@ class Stream:
         """
         import grain  # takes long, and most runs are resident
 
-        parts = -(-len(plan[0][0]) // _PIECE)  # of a batch that is not shared
+        parts = -(-len(self._share.of(plan[0][0])) // _PIECE)
         pieces = grain.MapDataset.source(_Pieces(self._read, plan, self._share, stop, parts))
         ahead = _BATCHES_AHEAD * parts
         threads = (0, 0) if self._workers else (1, ahead)
@@ -232,8 +232,7 @@ class _Pieces:
     def __getitem__(self, index: int) -> np.ndarray:
         batch, part = divmod(index, self.parts)
         indices, epoch = self.plan[batch]
-        own = self.share.of(indices)
-        return self.read(own[part * _PIECE : (part + 1) * _PIECE], epoch)
+        return self.read(np.array_split(self.share.of(indices), self.parts)[part], epoch)
 
 
 def _end_with_parent(index: int, count: int) -> None:

@@ -131,7 +131,7 @@ def export_hub(workdir: str | os.PathLike[str], address: str, which: str = "best
 _FORMATS = {".safetensors": export_torch, ".stablehlo": export_stablehlo}
 
 
-def export(workdir: str | os.PathLike[str], path: str) -> str | pathlib.Path:
+def export(workdir: str | os.PathLike[str], path: str | os.PathLike[str]) -> str | pathlib.Path:
     """Writes the best checkpoint of a run in the format that a file's suffix says.
 
     Args:
@@ -146,7 +146,7 @@ def export(workdir: str | os.PathLike[str], path: str) -> str | pathlib.Path:
       UserError: as those do, or if the suffix is another.
     """
     if hub.is_address(path):
-        return export_hub(workdir, path)
+        return export_hub(workdir, os.fspath(path))
     suffix = pathlib.Path(path).suffix
     if suffix not in _FORMATS:
         raise UserError(

@@ -29,8 +29,8 @@ info = resnet_jax.weights_info("{model}", "{address}")  # class names, mean, dev
 python -m resnet_jax.main --mode=predict --weights={address} IMAGE
 ```
 
-PyTorch reads `{file}` by `safetensors.torch.load_file`. Trained at {time} by commit {commit},
-version {version} of `resnet-flax-cifar`, with seed {seed}; the whole config is in `config.json`.
+PyTorch reads `{file}` by `safetensors.torch.load_file`. `config.json` says how and where it was
+trained{where}.
 """
 
 
@@ -51,11 +51,12 @@ def complete_folder(folder: pathlib.Path, address: str) -> None:
 
 
 def _card(info: WeightsInfo, address: str) -> str:
-    known = {name: info.provenance.get(name) for name in ("time", "commit", "version", "seed")}
+    known = {name: info.provenance.get(name) for name in ("time", "commit", "seed")}
+    where = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
     accuracy = "" if info.test_accuracy is None else f" Test accuracy: {info.test_accuracy:.2f} %."
     height, width, _ = info.image_shape
     return _CARD.format(
-        **known,
+        where=where and f" ({where})",
         address=address,
         file=hub.FILE,
         model=info.model,

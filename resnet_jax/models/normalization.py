@@ -180,9 +180,6 @@ class BatchNorm(nn.Module):
     Params: `scale`, `bias`. Collection `batch_stats`: `mean`, `var`, float32.
 
     Attributes:
-      virtual_batch_size: number of images that are normalised together ("ghost batch
-        normalization", Hoffer et al. 2017), as the share of each of many devices is elsewhere; a
-        batch that it does not divide, as 0 doesn't, is normalised as one.
       momentum: share of the running statistics kept at each step (1 minus PyTorch's momentum).
       epsilon: added to the variance before the square root.
       use_scale: multiply the normalised values by a learned `scale`.
@@ -191,9 +188,11 @@ class BatchNorm(nn.Module):
       bias_init: initializer of `bias`.
       dtype: dtype of the output; None keeps that of the input.
       param_dtype: dtype of `scale` and `bias`.
+      virtual_batch_size: number of images that are normalised together ("ghost batch
+        normalization", Hoffer et al. 2017), as the share of each of many devices is elsewhere; a
+        batch that it does not divide, as 0 doesn't, is normalised as one.
     """
 
-    virtual_batch_size: int = 0
     momentum: float = 0.9
     epsilon: float = 1e-5
     use_scale: bool = True
@@ -202,6 +201,7 @@ class BatchNorm(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: Any = None
     param_dtype: Any = jnp.float32
+    virtual_batch_size: int = 0
 
     @nn.compact
     def __call__(

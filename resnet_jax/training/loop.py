@@ -33,7 +33,7 @@ from resnet_jax.training.faults import Watch, stopped
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.side_by_side import Dispatch, Training, train_side_by_side
-from resnet_jax.training.start import check_same, first_state, restored, weights
+from resnet_jax.training.start import check_same, starting_point, weights
 from resnet_jax.training.state import Metrics, TrainState, not_finite
 from resnet_jax.training.task import Task, check_extension, create_task
 from resnet_jax.trees import named_leaves, with_leaves
@@ -106,8 +106,8 @@ def training(
     opened = dataset.opened() if dataset else open_dataset(config.data)
     task = create_task(config, opened.info)
     config = task.config
-    check_same(config, opened.info.digest)
     images = _where_images_are(config, opened.info)
+    check_same(config, opened.info.digest, images)
     devices = Devices.of_all_processes()
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
@@ -117,6 +117,7 @@ def training(
             terminal = Terminal(stream=stack.enter_context(open(os.devnull, "w")))
         stack.enter_context(contextlib.closing(terminal))
         is_new = not os.path.exists(os.path.join(workdir, folders.CHECKPOINTS))
+        is_new &= hosts.is_first()
         if is_new and config.init.weights and not os.path.isdir(config.init.weights):
             weights(config, terminal)  # refused before all else
         folder = stack.enter_context(folders.claim(workdir))
@@ -129,9 +130,7 @@ def training(
             check_extension(task, newest["config"].get("num_epochs"))
         folders.begin(folder, config, info, newest, terminal.note, images)
         dataset = opened.load(terminal.note, terminal.bar)
-        state, saved = restored(task, folder, checkpoints)
-        if state is None:
-            state = first_state(task, terminal)
+        state, saved = starting_point(task, folder, checkpoints, terminal)
         steps_per_epoch = task.agenda.steps_per_epoch
         recorder = Recorder(
             *(folder, config, info, steps_per_epoch, int(state.step), terminal, saved)

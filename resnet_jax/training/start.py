@@ -1,5 +1,6 @@
 """What a start of a training begins with: its newest checkpoint, or its first state."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -8,7 +9,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from resnet_jax import hosts
-from resnet_jax.config.load import differences
+from resnet_jax.config.load import leaves
 from resnet_jax.errors import UserError
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, Run
@@ -20,47 +21,70 @@ from resnet_jax.trees import named_leaves, with_leaves
 from resnet_jax.weights.load import adapted_variables, initial_variables
 from resnet_jax.weights.pretrained import weights_file
 
+# Where each host finds and reads its images.
+_OF_A_HOST = {"data.name", "data.source", "data.dir", "data.workers"}
 
-def check_same(config: ConfigDict, digest: str) -> None:
-    """Refuses a process that was started with another config, or has other data, than the first.
+
+def check_same(config: ConfigDict, digest: str, images: str) -> None:
+    """Refuses a process whose config, data or memory differ from those of the first.
 
     Args:
       config: the whole config.
       digest: that of the dataset.
+      images: where they are: "resident" or "streamed".
 
     Raises:
       UserError: if it was.
     """
-    first = hosts.share(lambda: {"config": json.dumps(config.to_dict()), "digest": digest})
-    if changed := differences(json.loads(first["config"]), config):
-        raise UserError(f"the first process has another config: {'; '.join(changed)}")
-    if first["digest"] != digest:
+    told = {"config": json.dumps(config.to_dict()), "data": digest, "images": images}
+    first = hosts.share(lambda: told)
+    theirs, ours = leaves(json.loads(first["config"])), leaves(json.loads(told["config"]))
+    for path in sorted((theirs | ours).keys() - _OF_A_HOST):
+        if theirs[path] != ours[path]:
+            raise UserError(
+                f"the first process has another config: {path} was {theirs[path]}, is {ours[path]}"
+            )
+    if first["data"] != digest:
         raise UserError("the first process has other data")
+    if first["images"] != images:
+        raise UserError(
+            f"images are {images} here and {first['images']} in the first process; set "
+            "data.resident_bytes"
+        )
 
 
-def restored(
-    task: Task, folder: pathlib.Path, checkpoints: Checkpoints
-) -> tuple[TrainState | None, Run | None]:
-    """Returns the newest state and what was saved beside it, as the first process has them."""
+def starting_point(
+    task: Task, folder: pathlib.Path, checkpoints: Checkpoints, terminal: Terminal
+) -> tuple[TrainState, Run | None]:
+    """Returns the state that training starts from and, of a checkpoint, what was saved beside it.
 
-    def find() -> dict[str, Any] | None:
-        state = checkpoints.restore_newest(task.template)
+    All processes start from what the first one finds.
+
+    Args:
+      task: what is trained.
+      folder: the folder of the run.
+      checkpoints: those of the run.
+      terminal: where it is said what a new run starts from.
+    """
+
+    def find() -> dict[str, Any]:
+        state, saved, records = checkpoints.restore_newest(task.template), None, b""
         if state is None:
-            return None
-        saved = json.dumps(checkpoints.run(int(state.step)))
-        history = folder / folders.METRICS
-        records = history.read_bytes() if history.exists() else b""
-        return {"arrays": dict(named_leaves(state)), "saved": saved, "records": records}
+            state = _first_state(task, terminal)
+        else:
+            saved = json.dumps(checkpoints.run(int(state.step)))
+            with contextlib.suppress(FileNotFoundError):
+                records = (folder / folders.METRICS).read_bytes()
+        return {"state": dict(named_leaves(state)), "saved": saved, "records": records}
 
     found = hosts.share(find)
-    if found is None:
-        return None, None
-    if not hosts.is_first():
+    if found["saved"] and not hosts.is_first():
         (folder / folders.METRICS).write_bytes(found["records"])
-    return with_leaves(task.template, found["arrays"]), json.loads(found["saved"])
+    saved: Run | None = json.loads(found["saved"] or "null")
+    return with_leaves(task.template, found["state"]), saved
 
 
-def first_state(task: Task, terminal: Terminal) -> TrainState:
+def _first_state(task: Task, terminal: Terminal) -> TrainState:
     """Returns the state before the first step: of random weights, of a file's, or of a run's."""
     config, variables, init = task.config, None, task.config.init.weights
     arguments = task.network.module, task.input_shape, config.seed, terminal.note

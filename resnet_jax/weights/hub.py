@@ -49,7 +49,7 @@ def publish(folder: pathlib.Path, address: str) -> None:
     with _hub(address) as hub:
         if hub.get_token() is None:
             raise UserError(f"{address} needs a token of the hub; run `hf auth login`")
-        hub.create_repo(repository, exist_ok=True)
+        repository = hub.create_repo(repository, exist_ok=True).repo_id
         hub.upload_folder(repo_id=repository, folder_path=folder)
 
 
@@ -65,5 +65,5 @@ def _hub(address: str) -> Iterator[ModuleType]:
     except UserError:
         raise
     except Exception as error:  # of many libraries for HTTP, which versions of it exchange
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(f"{address} can't be used: {reason[:200]}") from None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{address} can't be used: {reason[:300]}") from None
