@@ -26,6 +26,7 @@ from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, reco
 from studies import ROWS
 
 from resnet_jax.errors import UserError, unknown
+from resnet_jax.platform import quieten_libraries
 from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records as records_lib
 
@@ -209,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--record", nargs=2, metavar=("RUN", "CONFIG"), help="keeps a record")
     parser.add_argument("--check", action="store_true", help="compares tables and records")
     given, flags = parser.parse_known_args(arguments)
+    quieten_libraries()
     try:
         for flag in flags:
             if not flag.startswith("--config."):

@@ -143,6 +143,7 @@ STUDIES = (
             Row("preact_resnet18", "wide_resnet.py:preact_resnet18", "95.1"),
             Row("wide_resnet28_10", "wide_resnet.py:wide_resnet28_10", "96.0"),
             Row("mnist", "quickstart.py:mnist"),
+            Row("better.resnet_small", f"resnet_small.py:better {_BFLOAT16}"),
             Row("transfer.pretrain", "resnet_small_transfer.py:pretrain"),
             Row("transfer.transfer", "resnet_small_transfer.py:transfer"),
             Row("transfer.scratch", "resnet_small_transfer.py:scratch"),
