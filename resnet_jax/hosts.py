@@ -28,7 +28,7 @@ from resnet_jax.platform import SAME
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # The numbers of processes that programs which start them tell; jax finds the rest.
 _SCHEDULERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-_SILENCE = 20  # seconds after which a process that is not heard of counts as dead
+_SILENCE = 25  # seconds after which a process that is not heard of counts as dead
 _PATIENCE = 300  # seconds that processes wait for each other at the start
 JOINED = "RESNET_JAX_JOINED"  # variable with a folder where each process that has joined says so
 

@@ -274,7 +274,9 @@ class Torture:
         # A signal that comes after the run, while Python itself ends, has Python's own effect.
         is_over = "\nagain  " in said and code in (-signal.SIGINT, -signal.SIGTERM)
         if faults.Training.processes > 1 and code == 137:  # one was killed
-            self._expect("out of reach; the same" in said, f"the others say nothing: {said[-500:]}")
+            self._expect(
+                "another process of this training" in said, f"the others say nothing: {said[-500:]}"
+            )
         elif code not in (0, 2, -9, 130, 143) and not is_over:
             self._expect(code is None, f"status {code}: {said[-500:]}")
         if code in (130, 143):
