@@ -58,7 +58,7 @@ SEEN = {
     "through_a_link": (lambda room: (room / "loop").open("w"), "open of"),
     "making": (lambda room: (room.parent / "x").mkdir(), "os.mkdir of"),
     "removing": (lambda room: shutil.rmtree(room.parent / "x", True), "shutil.rmtree of"),
-    "memory": (lambda room: bytearray(b"x") * (2**31 + 2**27), "GiB of memory"),
+    "memory": (lambda room: bytearray(b"x") * (2**31 + 2**29), "GiB of memory"),
     "waiting": (lambda room: time.sleep(9), "took too long (SIGALRM)"),
     "computing": (lambda room: [i for i in range(10**12) if not i + 1], "took too long (SIGPROF)"),
     "nothing": (lambda room: (room / "x").write_text("x"), None),
