@@ -86,6 +86,8 @@ def commands(page):
             del words[0]
         if words[:1] == ["taskset"]:
             del words[:3]
+        if words[:1] == ["srun"]:
+            del words[:2]
         if words:
             yield words
 

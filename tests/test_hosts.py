@@ -123,7 +123,7 @@ def test_whatever_happens_to_one_ends_both_and_they_resume(undisturbed, tmp_path
 def test_an_error_of_one_ends_the_other(tmp_path):
     (status, *_), (other, _, err) = ends(start_both(tmp_path / "run", seeds=(0, 5)))
     assert (status, other) == (1, 2)
-    assert err.startswith("error: the first process has another config: seed was 0, is 5")
+    assert err.startswith("error: the first process has another config: seed is 0, here 5")
 
 
 def test_launching_fails_unless_all_join(capfd):

@@ -48,6 +48,8 @@ class Devices:
 
     def put(self, tree: Tree) -> Tree:
         """Puts arrays, which all processes have, on every device, in full."""
+        if self.replicated.is_fully_addressable:
+            return jax.device_put(tree, self.replicated)  # all in one call
         return jax.tree.map(lambda array: _put(array, self.replicated), tree)
 
     def split(self, array: np.ndarray, axis: int = -1) -> jax.Array:

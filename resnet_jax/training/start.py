@@ -40,9 +40,10 @@ def check_same(config: ConfigDict, digest: str, images: str) -> None:
     first = hosts.share(lambda: told)
     theirs, ours = leaves(json.loads(first["config"])), leaves(json.loads(told["config"]))
     for path in sorted((theirs | ours).keys() - _OF_A_HOST):
-        if theirs[path] != ours[path]:
+        theirs_has, ours_has = theirs.get(path), ours.get(path)
+        if theirs_has != ours_has:
             raise UserError(
-                f"the first process has another config: {path} was {theirs[path]}, is {ours[path]}"
+                f"the first process has another config: {path} is {theirs_has}, here {ours_has}"
             )
     if first["data"] != digest:
         raise UserError("the first process has other data")
