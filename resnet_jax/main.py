@@ -54,8 +54,10 @@ _RUN_MODES = {
     "export": "--output=FILE",
 }
 
-_OF_PREDICT = ("format", "top", "cam", "weights")
 _OF_TRAIN = ("coordinator", "num_processes", "process_id")
+# The flags of one mode alone.
+_ONLY_FOR = {"output": "export"} | dict.fromkeys(("format", "top", "cam", "weights"), "predict")
+_ONLY_FOR |= dict.fromkeys(_OF_TRAIN, "train")
 
 _COMPUTING_MODES = ("train", "eval", "predict", "report", "profile", "search")
 
@@ -283,8 +285,7 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
         return _parse_run_mode(values, rest[1:])
-    modes = {"output": "export"} | dict.fromkeys(_OF_PREDICT, "predict")
-    for name, mode in (modes | dict.fromkeys(_OF_TRAIN, "train")).items():
+    for name, mode in _ONLY_FOR.items():
         if values[name].present and values.mode != mode:
             raise UserError(f"--{name} is for --mode={mode} only")
     if values.mode == "profile" and values.workdir and not values.config and not rest[1:]:
@@ -320,8 +321,7 @@ def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
 def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     """Returns what the command line asks of a run that there is."""
     mode, names = values.mode, [path for path in files if path == "-" or path[:1] != "-"]
-    others = [*_OF_TRAIN, *(["output"] * (mode != "export"))]
-    others += _OF_PREDICT if mode != "predict" else ()
+    others = [name for name, of in _ONLY_FOR.items() if of != mode]
     is_fine = {
         "eval": not files,
         "predict": bool(files) and files == names,

@@ -613,7 +613,8 @@ def speedrun(arguments: argparse.Namespace) -> None:
         changes["batch_size"] = count
     recipe = dataclasses.replace(recipe, **{name: new for name, new in changes.items() if new})
     dtype = compute_dtype("auto") if arguments.dtype == "auto" else arguments.dtype
-    result["settings"] = {**dataclasses.asdict(recipe), "dtype": dtype, "data": source}
+    where = source.replace(str(pathlib.Path.home()), "~")  # a record names no folder of a machine
+    result["settings"] = {**dataclasses.asdict(recipe), "dtype": dtype, "data": where}
     result["runs"] = []
     names = {
         "accuracy": "accuracy, %",

@@ -74,12 +74,12 @@ class Checkpoints:
             self._clear_unfinished()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
         self._writing: concurrent.futures.Future[None] | None = None
-        # All of a save has a thread of its own here.
         # Of many processes only the one that calls it takes part.
         this = jax.process_index()
         alone = ocp.options.MultiprocessingOptions(
             primary_host=this, active_processes={this}, barrier_sync_key_prefix=f"process{this}"
         )
+        # All of a save has a thread of its own here.
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             enable_async_checkpointing=False,
