@@ -1,6 +1,7 @@
 """Whatever comes from outside ends in one clear line, executes nothing, and takes little."""
 
 import collections
+import mmap
 import os
 import shutil
 import subprocess
@@ -50,6 +51,7 @@ def test_the_corpus_is_large_and_its_names_are_unique():
 
 
 HIDDEN = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
+TAKEN = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
 SEEN = {
     "execution": (lambda room: os.system("true"), "os.system"),
     "process": (lambda room: subprocess.run(["true"]), "subprocess.Popen"),
@@ -58,7 +60,7 @@ SEEN = {
     "through_a_link": (lambda room: (room / "loop").open("w"), "open of"),
     "making": (lambda room: (room.parent / "x").mkdir(), "os.mkdir of"),
     "removing": (lambda room: shutil.rmtree(room.parent / "x", True), "shutil.rmtree of"),
-    "memory": (lambda room: bytearray(b"x") * (2**31 + 2**29), "GiB of memory"),
+    "memory": (lambda room: mmap.mmap(-1, 2**29, TAKEN), "GiB of memory"),
     "waiting": (lambda room: time.sleep(9), "took too long (SIGALRM)"),
     "computing": (lambda room: [i for i in range(10**12) if not i + 1], "took too long (SIGPROF)"),
     "nothing": (lambda room: (room / "x").write_text("x"), None),
@@ -69,6 +71,8 @@ SEEN = {
 def test_the_guard_sees(name, room, monkeypatch):
     if name == "computing":
         monkeypatch.setattr(guard, "SECONDS", 0.2)
+    if name == "memory":
+        monkeypatch.setattr(guard, "BYTES", 2**28)
     if name == "waiting":
         monkeypatch.setattr(guard, "STUCK_SECONDS", 1)
     (room / "loop").unlink()

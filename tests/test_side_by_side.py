@@ -28,7 +28,8 @@ from resnet_jax.training.side_by_side import Dispatch, train_side_by_side
 
 def small_config():
     config = tiny_run.get_config()
-    config.data.image_size = 8  # several networks in one program are slow on a CPU
+    # Several networks in one program are slow on a CPU.
+    config.data.image_size, config.model.options.num_filters = 8, (2,)
     return config
 
 
@@ -47,7 +48,7 @@ def call(tiny, state, first, indices):
     return state, tiny.data["train"], indices, 0, rates, tiny.task.hyperparameters, tiny.config.seed
 
 
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_three_steps_side_by_side_are_those_one_by_one(size):
     members = [member(rate, seed, size) for rate in (0.01, 0.02) for seed in (0, 1)]
     alone, together = ([tiny.state() for tiny in members] for _ in range(2))

@@ -113,9 +113,12 @@ def images(tmp_path_factory):
     return folder
 
 
-def test_a_stream_trains_to_the_same_bits(tmp_path, own_programs):
-    config, found = tiny_run.get_config("rich"), {}
+def test_a_stream_trains_to_the_same_bits(tmp_path, usual_bits):
+    config, found = tiny_run.get_config(), {}
     config.num_epochs, config.data.workers = 1, 0
+    config.batch_size = 100  # the last batch has 80
+    config.augment.crop_padding, config.augment.flip = 4, "alternating"
+    config.evaluate.every_steps, config.log.histograms = 2, True
     for where, size in (("resident", -1), ("streamed", 0)):
         config.data.resident_bytes = size
         final, state = train_and_evaluate(config, tmp_path / where)
@@ -135,7 +138,9 @@ def undisturbed(images, tmp_path_factory):
     return seen(folder / "seen"), state
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_run_that_is_stopped_goes_on_with_the_next_image(
     images, undisturbed, tmp_path, monkeypatch, number
 ):
