@@ -78,7 +78,7 @@ STUDIES = (
                 "vgg16_transfer.py:finetune",
             ),
             Row("R1.g.vit", "vit.py"),
-            Row("R1.g.optuna", "search/optuna_resnet_small.py"),
+            Row("R1.g.optuna", "search/optuna_resnet_small.py --config.base.model.dtype=bfloat16"),
         ),
     ),
     Study(

@@ -247,9 +247,10 @@ def test_files_have_the_size_of_photographs(tmp_path):
     assert Image.open(files[0]).size == (500, 375)
 
 
-def test_readme_has_the_tables():
-    text = tables.README.read_text()
-    assert tables.with_tables(text) == text and "<!-- results/benchmark-cpu.json -->" in text
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.stem)
+def test_pages_have_the_tables(page):
+    text = page.read_text()
+    assert tables.with_tables(text) == text and "<!-- results/benchmark-cpu.json" in text
 
 
 def test_ratios_compare_with_the_same_model():

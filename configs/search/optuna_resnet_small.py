@@ -1,4 +1,4 @@
-"""R1.g, Optuna: 30 points of the small residual network, 5 epochs each, weak ones stopped early.
+"""R1.g, Optuna: 30 points of the small residual network, 3 epochs each, weak ones stopped early.
 
   python -m resnet_jax.main --mode=search --config=search/optuna_resnet_small --workdir=runs/optuna
 
@@ -6,7 +6,7 @@ It takes the extra `search`. The report names Optuna as future work and gives no
 is R1.c with a tenth of the training images for validation, by which points are chosen; the test set
 is scored for the winner alone.
 
-Expected, not measured yet: better than R1.c's own recipe at equal epochs; 3.5 hours on two CPU
+Expected, not measured yet: better than R1.c's own recipe at equal epochs; two hours on two CPU
 cores.
 """
 
@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.base = "resnet_small:adam_val"
     momentum = {"low": 0.8, "high": 0.98, "when": {"optimizer": {"name": ("sgd",)}}}
     config.space = {
-        "num_epochs": (5,),
+        "num_epochs": (3,),
         "optimizer": {
             "name": ("adam", "sgd"),
             "learning_rate": {"low": 1e-3, "high": 0.5, "log": True},

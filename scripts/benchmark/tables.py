@@ -1,25 +1,28 @@
-"""Makes Markdown of what was measured, and writes it into the README.
+"""Makes Markdown of what was measured, and writes it into the README and the guide to speed.
 
   python scripts/benchmark tables
 
-Between the comments `<!-- results/NAME.json -->` and `<!-- end -->` the README has what is made of
-that file, once it is there.
+Between the comments `<!-- results/NAME.json -->` and `<!-- end -->` both have what is made of that
+file, once it is there; `<!-- results/NAME.json in brief -->` leaves out the single peers.
 """
 
 import argparse
+import itertools
 import json
 import pathlib
 import re
 import statistics
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from benchmark.contestants import OURS
 
 ROOT = pathlib.Path(__file__).parents[2]
-README = ROOT / "README.md"
-_SECTION = re.compile(r"(<!-- (results/[\w-]+\.json) -->\n).*?(<!-- end -->)", re.DOTALL)
+PAGES = ROOT / "README.md", ROOT / "docs" / "guides" / "speed.md"
+_SECTION = re.compile(
+    r"(<!-- (results/[\w-]+\.json)( in brief)? -->\n).*?(<!-- end -->)", re.DOTALL
+)
 NAMES = {
     OURS: "ours",
     "torch": "PyTorch",
@@ -31,12 +34,13 @@ Row = Mapping[str, Any]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes the README's tables."""
+    """Writes the tables of both pages."""
     parser = argparse.ArgumentParser(
         prog="python scripts/benchmark tables", description=str(__doc__).split("\n")[0]
     )
     parser.parse_args(arguments)
-    README.write_text(with_tables(README.read_text()))
+    for page in PAGES:
+        page.write_text(with_tables(page.read_text()))
 
 
 def with_tables(text: str) -> str:
@@ -45,8 +49,8 @@ def with_tables(text: str) -> str:
     def section(match: re.Match[str]) -> str:
         path, content = ROOT / match[2], "Yet to be measured."
         if path.exists():
-            content = markdown(json.loads(path.read_text()))
-        return f"{match[1]}\n{content}\n\n{match[3]}"
+            content = (brief if match[3] else markdown)(json.loads(path.read_text()))
+        return f"{match[1]}\n{content}\n\n{match[4]}"
 
     return _SECTION.sub(section, text)
 
@@ -68,6 +72,28 @@ def markdown(record: Mapping[str, Any]) -> str:
             *_ranges(record["training"]),
         ]
     return "\n\n".join(parts)
+
+
+def brief(record: Mapping[str, Any]) -> str:
+    """Returns our training and inference beside the fastest peer of each, and on what machine.
+
+    Args:
+      record: what --json holds of training.
+    """
+    about = record["about"]
+    head = (
+        *("model", "batch", "dtype", "training, images/s", "beside the fastest PyTorch"),
+        *("inference, images/s", "beside the fastest PyTorch"),
+    )
+    lines = [
+        [
+            *(model, str(batch), dtype, f"{batch / ours[0]:,.0f}", f"**{train:.2f}**"),
+            *(f"{batch / ours[1]:,.0f}", f"{score:.2f}"),
+        ]
+        for (model, batch, dtype), (ours, train, score) in _beside_fastest(record["training"])
+    ]
+    where = f"{about['processor']}, {about['cores']} threads; commit {about['commit'][:8]}."
+    return f"{table(head, lines)}\n\n{where}"
 
 
 def _has_roofs(record: Mapping[str, Any]) -> bool:
@@ -129,25 +155,31 @@ def _medians(row: Row) -> tuple[float, float]:
     return statistics.median(row["step_seconds"]), statistics.median(row["inference_seconds"])
 
 
+Task = tuple[str, int, str]
+Times = tuple[float, float]
+
+
+def _beside_fastest(rows: Sequence[Row]) -> Iterator[tuple[Task, tuple[Times, float, float]]]:
+    """Yields model, batch and dtype; our seconds, and the fastest peer's times them, of each."""
+    for task, group in itertools.groupby(
+        rows, lambda row: (row["model"], row["batch"], row["dtype"])
+    ):
+        ours, *peers = map(_medians, group)
+        if peers:
+            train, score = (min(times) for times in zip(*peers, strict=True))
+            yield task, (ours, train / ours[0], score / ours[1])
+
+
 def _ranges(rows: Sequence[Row]) -> list[str]:
-    """Returns a sentence per dtype: how fast we are beside the faster peer of each model."""
-    ratios: dict[str, dict[tuple[str, int], list[tuple[float, float]]]] = {}
-    ours = _medians(rows[0])
-    for row in rows:
-        step, inference = _medians(row)
-        if row["contestant"] == OURS:
-            ours = step, inference
-        else:
-            of_dtype = ratios.setdefault(row["dtype"], {})
-            of_model = of_dtype.setdefault((row["model"], row["batch"]), [])
-            of_model.append((step / ours[0], inference / ours[1]))
+    """Returns a sentence per dtype: how fast we are beside the fastest peer of each model."""
+    ratios: dict[str, list[Times]] = {}
+    for (_, _, dtype), (_, *found) in _beside_fastest(rows):
+        ratios.setdefault(dtype, []).append((found[0], found[1]))
     sentences = []
     for dtype, models in ratios.items():
-        fastest = [
-            [min(column) for column in zip(*peers, strict=True)] for peers in models.values()
-        ]
         train, score = (
-            f"{min(column):.2f} to {max(column):.2f}" for column in zip(*fastest, strict=True)
+            f"{min(column):.2f} to {max(column):.2f}" if len(models) > 1 else f"{column[0]:.2f}"
+            for column in zip(*models, strict=True)
         )
         sentences.append(
             f"Beside the fastest peer, in {dtype} training is {train} times as fast and "
