@@ -19,6 +19,8 @@ from PIL import Image
 import resnet_jax
 from resnet_jax import main, platform
 from resnet_jax.inference import explain, scores
+from resnet_jax.inference import predict as predict_lib
+from resnet_jax.inference.scores import all_class_names
 from resnet_jax.models import layers
 from resnet_jax.models.registry import create_model, list_models
 
@@ -151,6 +153,15 @@ def test_names_that_the_terminal_cannot_show_are_escaped(
     flags = "--mode=predict", f"--workdir={plain_run[0]}", f"--format={form}"
     assert main.main(["resnet-jax", *flags, str(path)]) == 0
     assert rb"\xfc\udcff.png" in stdout.buffer.getvalue()
+
+
+def test_names_of_classes_send_no_commands_to_the_terminal(predict, folder, monkeypatch):
+    names = all_class_names(("\x1b[2J", "b\nc"), 10)  # those of a file of weights may be anything
+    monkeypatch.setattr(predict_lib, "all_class_names", lambda *_: names)
+    _, lines, err = predict("--top=10", folder)
+    assert len(lines) == 13 and err == ""
+    assert all(line.isprintable() for line in lines)
+    assert r"'b\nc'" in lines[1]
 
 
 def test_bad_files_are_named_and_skipped(predict, folder, tmp_path, plain_run):

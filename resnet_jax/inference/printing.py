@@ -74,7 +74,7 @@ def print_predictions(
     if labels:
         true, predicted = np.array(labels).T
         confusion = confusion_matrix(true, predicted, len(classifier.class_names))
-        text = format_confusion(confusion, classifier.class_names)
+        text = format_confusion(confusion, [*map(_printable, classifier.class_names)])
         print(f"\n{text}", file=sys.stdout if form == "table" else sys.stderr)
     if overlays:
         print(f"overlays are in {overlays.folder}", file=sys.stderr)
@@ -87,13 +87,18 @@ def _label(path: str, class_names: Sequence[str]) -> int | None:
     return next((class_names.index(f) for f in reversed(folders) if f in class_names), None)
 
 
+def _printable(name: str) -> str:
+    """Returns a name such that it can't move a terminal's cursor, say."""
+    return name if name.isprintable() else repr(name)
+
+
 def _table(class_names: Sequence[str], top: int) -> tuple[str, Line]:
-    width = max(map(len, class_names))
+    width = max(len(_printable(name)) for name in class_names)
 
     def line(found: Prediction) -> str:
         ranking = list(zip(found.class_names, found.probabilities, strict=True))[:top]
-        cells = [f"{name:{width}} {100 * share:6.2f} %" for name, share in ranking]
-        return "  ".join([*cells, found.path if found.path.isprintable() else repr(found.path)])
+        cells = [f"{_printable(name):{width}} {100 * share:6.2f} %" for name, share in ranking]
+        return "  ".join([*cells, _printable(found.path)])
 
     titles = [f"{'class' if n == 1 else n:<{width}} {'':6}  " for n in range(1, top + 1)]
     return "  ".join([*titles, "image\n"]), line
