@@ -27,7 +27,11 @@ def get_config() -> ConfigDict:
             "weight_decay": {"low": 1e-5, "high": 1e-2, "log": True},
             "options": {"momentum": momentum},
         },
-        "schedule": {"name": ("one_cycle",), "options": {"peak_fraction": (0.2, 0.3, 0.4)}},
+        "schedule": {
+            "name": ("one_cycle",),
+            "per": ("step",),
+            "options": {"peak_fraction": (0.2, 0.3, 0.4)},
+        },
         "loss": {"label_smoothing": {"low": 0.0, "high": 0.2}},
     }
     config.search.method = "tpe"
