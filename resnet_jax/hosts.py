@@ -68,8 +68,11 @@ def find_place(
       UserError: if one of the three is missing or makes no sense.
     """
     names = [f"--{name}" for name in Place._fields]
-    given = zip((coordinator, num_processes, process_id), VARIABLES, strict=True)
-    found = [environment.get(name) if value is None else str(value) for value, name in given]
+    given = (coordinator, num_processes, process_id)
+    found = [
+        (environment.get(name) or None) if value is None else str(value)
+        for value, name in zip(given, VARIABLES, strict=True)
+    ]
     if found[1] == "1":
         return None
     if not any(found):
@@ -79,7 +82,8 @@ def find_place(
         if value is None:
             raise UserError(f"{flag} is missing, as is the environment variable {variable}")
     address, count, index = [value or "" for value in found]
-    if not address.rpartition(":")[2].isdecimal() or not (count + index).isdecimal():
+    host, _, port = address.rpartition(":")
+    if not (host and all(value.isdecimal() for value in (port, count, index))):
         values = " ".join([address, count, index])
         raise UserError(f"{' '.join(names)} take HOST:PORT and two numbers, not {values}")
     if int(index) >= int(count):
@@ -168,7 +172,8 @@ def join(place: Place) -> None:
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in numbers}
     try:
         if place.process_id:
-            _wait_for(*str(place.coordinator).rsplit(":", 1))
+            host, _, port = str(place.coordinator).rpartition(":")
+            _wait_for(host.strip("[]"), port)
         jax.distributed.initialize(
             *place,
             cluster_detection_method=method,

@@ -131,7 +131,7 @@ def num_threads() -> int:
 def _cpu_quota(root: str = "/sys/fs/cgroup", process: str = "/proc/self/cgroup") -> float:
     """Returns the number of cores that the process's control group (version 2) may use at once."""
     quota = math.inf
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, IndexError):
         group = pathlib.Path(root, pathlib.Path(process).read_text().split("::", 1)[1].strip("/\n"))
         for folder in (group, *group.parents):
             if (folder / "cpu.max").is_file():

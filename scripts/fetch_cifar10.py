@@ -14,21 +14,6 @@ from resnet_jax.errors import UserError
 from resnet_jax.runs.terminal import Terminal
 
 
-def fetch(source: str, directory: str | None) -> str:
-    """Fetches the data with a bar in a terminal, in plain lines elsewhere.
-
-    Args:
-      source: a name of `sources.SOURCES`.
-      directory: the user's own files or the cache folder, as in `config.data.dir`.
-
-    Returns:
-      A phrase that says where the data came from.
-    """
-    with contextlib.closing(Terminal()) as terminal:
-        progress = terminal.bar or PlainProgress(terminal.note)
-        return sources.fetch(source, directory, terminal.note, progress)[1]
-
-
 def main() -> int:
     """Runs the command line; returns the exit status."""
     parser = argparse.ArgumentParser(description="Fetch and verify CIFAR-10.")
@@ -37,7 +22,10 @@ def main() -> int:
     arguments = parser.parse_args()
     start = time.monotonic()
     try:
-        phrase = fetch(arguments.source, arguments.dir)
+        with contextlib.closing(Terminal()) as terminal:
+            progress = terminal.bar or PlainProgress(terminal.note)
+            source = arguments.source, arguments.dir
+            phrase = sources.fetch(*source, terminal.note, progress)[1]
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -59,6 +59,8 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     if final["test_accuracy"] is None:
         raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
     starts = workdir.starts(folder)
+    if not starts or not isinstance(starts[0].get("command"), str):
+        raise UserError(f"{folder / workdir.STARTS} does not tell how the run was started")
     overrides = [
         argument
         for argument in shlex.split(starts[0]["command"])[1:]
@@ -81,6 +83,8 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
       UserError: if it is not finished.
     """
     if is_search(config):
+        if not (folder / "ranking.csv").is_file():
+            raise UserError(f"the search in {folder} is not finished; start it again")
         path = RESULTS / record_name(config)
         path.write_text((folder / "ranking.csv").read_text())
         return path

@@ -150,7 +150,7 @@ def _cells(row: Row, records: Records) -> list[str]:
         f"{finals[0]['epoch']:g}",
         duration(statistics.fmean(final["seconds"] for final in finals)),
         ", ".join(dict.fromkeys(_device(run["starts"][-1]) for run in runs)),
-        ", ".join(dict.fromkeys(run["starts"][-1]["commit"][:8] for run in runs)),
+        ", ".join(dict.fromkeys((run["starts"][-1]["commit"] or "-")[:8] for run in runs)),
         *tail,
     ]
 

@@ -36,7 +36,6 @@ def totals(done: Sequence[Fault]) -> dict[str, dict[str, int]]:
     return {
         kind: {"faults": len(group)} | {c: sum(getattr(f, c) for f in group) for c in COLUMNS}
         for kind, group in (groups | {"all": list(done)}).items()
-        if group
     }
 
 

@@ -16,7 +16,7 @@ from benchmark.worker import Refusal
 from PIL import Image
 
 from resnet_jax.errors import UserError
-from resnet_jax.models.registry import list_models
+from resnet_jax.models.registry import create_model, list_models
 
 # Structures that none of the implementations which we follow has.
 WITHOUT_PEER = {
@@ -142,6 +142,21 @@ def test_refuses_in_one_line(monkeypatch, run, arguments, message):
     monkeypatch.setattr(training, "PEERS", ("torch",))
     status, _, err = run(*arguments)
     assert status == 2 and err.startswith("error: ") and message in err
+
+
+@pytest.mark.parametrize("flag", ["--rounds=0", "--json=nowhere/x.json"])
+def test_flags_are_checked_before_anything_is_measured(run, flag, capsys):
+    with pytest.raises(SystemExit):
+        run("trials", flag)
+    assert f"argument {flag.split('=')[0]}: " in capsys.readouterr().err
+
+
+def test_a_shortcut_that_pytorch_has_no_module_for_is_refused():
+    pytest.importorskip("torch")
+    from benchmark import training_torch
+
+    with pytest.raises(KeyError, match="convolution"):
+        training_torch.build("ResNet", training._fields(create_model("resnet_textbook")), 32)
 
 
 WORKER = """

@@ -16,7 +16,7 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, model_options
 from resnet_jax.training.optimizers import create_optimizer
-from resnet_jax.training.schedules import create_schedule
+from resnet_jax.training.schedules import learning_rates
 
 CONFIGS = pathlib.Path(__file__).parent.parent / "configs"
 
@@ -111,13 +111,7 @@ def parameter_shapes(model):
 def test_builds(spec):
     config = load(spec)
     create_optimizer(config.optimizer)
-    schedule = create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=391,
-        num_epochs=config.num_epochs,
-    )
-    rates = schedule(np.arange(391 * config.num_epochs))
+    rates = learning_rates(config, config.num_epochs, 391)
     assert np.isfinite(rates).all() and 0 < rates.max() <= config.optimizer.learning_rate * 1.0001
     num_classes = config.model.num_classes or 10
     model = create_model(config.model.name, num_classes, **config.model.options)

@@ -23,7 +23,6 @@ from resnet_jax.training.step import StepMetrics
 # JSON. Norms whose statistics or gradients were those of one device would give others.
 SHARDED = """
 import json, re, jax, numpy as np, tiny_run
-from jax.sharding import Mesh
 from resnet_jax import cpu
 from resnet_jax.training.devices import Devices, place_parts
 from resnet_jax.training.driver import Trainer
@@ -33,7 +32,7 @@ cpu.enable()  # which leaves programs for several devices as they are
 tiny = tiny_run.Tiny(tiny_run.get_config())
 found = {}
 for count in (1, 2, 4, 8):
-    devices = Devices(Mesh(np.array(jax.devices()[:count]), ("data",)))
+    devices = Devices(jax.devices()[:count])
     tiny.devices, tiny.data = devices, place_parts(tiny.dataset, tiny.config, devices)
     held = tiny.data["train"].images.addressable_data(0)
     assert len(held) == len(tiny.data["train"]) // count
@@ -180,7 +179,8 @@ def test_devices_share_the_work_and_change_nothing():
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused():
-    devices = Devices(types.SimpleNamespace(size=8))
+    devices = Devices()
+    devices.mesh = types.SimpleNamespace(size=8)
     devices.check_batch_size(64)
     with pytest.raises(UserError, match=r"batch_size is 100, which 8 devices .* 96 or 104"):
         devices.check_batch_size(100)

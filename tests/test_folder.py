@@ -1,5 +1,6 @@
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import socket
@@ -62,6 +63,18 @@ def test_is_for_one_process(tmp_path):
     ):
         pass
     with workdir.claim(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with (
+        pytest.raises(UserError, match=r"can't be locked \(Function not implemented\)"),
+        workdir.claim(tmp_path),
+    ):
         pass
 
 

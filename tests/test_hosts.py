@@ -153,6 +153,8 @@ def test_the_place_of_a_process_is_found(flags, environment, found):
     [
         (("host:1", 2), "--process_id is missing, as is .* JAX_PROCESS_ID"),
         (("host", 2, 0), "--coordinator .* take HOST:PORT and two numbers, not host 2 0"),
+        (("1234", 2, 1), "take HOST:PORT and two numbers, not 1234 2 1"),
+        (("", 2, 1), "--coordinator is missing|take HOST:PORT and two numbers"),
         (("host:1", 2, 2), "--process_id counts from 0: it must be less than 2"),
     ],
 )

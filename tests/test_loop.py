@@ -16,7 +16,7 @@ from resnet_jax import evaluate_run, load_run, main, train_and_evaluate
 from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
-from resnet_jax.runs.recorder import Recorder
+from resnet_jax.runs.tensorboard import Events
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.task import check_extension, create_task
@@ -87,7 +87,7 @@ def test_the_closing_record_and_the_last_state(plain_run):
 
 def test_validation_and_the_grid_of_images_are_augmented_as_training_is(tmp_path, monkeypatch):
     shown, found = [], {}
-    monkeypatch.setattr(Recorder, "images", lambda self, images, step: shown.append(images))
+    monkeypatch.setattr(Events, "images", lambda self, name, images, step: shown.append(images))
     for name, augment, size in (("clean", False, 60), ("augmented", True, 60), ("again", True, 25)):
         config = tiny_run.get_config()
         config.num_epochs = 1

@@ -54,15 +54,6 @@ def test_initialising_leaves_the_running_statistics():
     np.testing.assert_array_equal(v["params"]["bias"], np.zeros(4))
 
 
-def test_scale_and_bias_are_optional():
-    norm = BatchNorm(use_scale=False, use_bias=False)
-    x = sample((6, 4))
-    v = norm.init(jax.random.key(0), x, train=True)
-    assert "params" not in v
-    y, _ = norm.apply(v, x, train=True, mutable="batch_stats")
-    np.testing.assert_allclose(y, reference(x, 1, 0)[0], rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("with_shortcut", [False, True])
 @pytest.mark.parametrize("activation", [None, nn.relu, nn.gelu])
 def test_shortcut_and_activation_follow(activation, with_shortcut):

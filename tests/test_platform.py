@@ -83,6 +83,8 @@ def test_a_control_group_and_those_above_it_limit_the_threads(tmp_path):
         (folder / "cpu.max").write_text(f"{limit}\n")
     assert platform._cpu_quota(str(tmp_path / "root"), str(process)) == 1.5
     assert platform._cpu_quota(str(tmp_path / "none"), str(process)) == float("inf")
+    process.write_text("4:memory:/x\n")  # of version 1 alone
+    assert platform._cpu_quota(str(tmp_path / "root"), str(process)) == float("inf")
 
 
 @pytest.mark.parametrize(

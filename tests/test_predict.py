@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -259,6 +260,17 @@ def test_grad_cam_by_hand():
     expected = np.maximum(np.einsum("bhwc,bc->bhw", features, weights), 0)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
     assert float(found.max()) > 0
+
+
+def test_what_is_computed_again_is_explained_as_well():
+    options, x = {"stage_sizes": (1, 1), "num_filters": (2, 4)}, jnp.ones((1, 8, 8, 3))
+    variables = create_model("resnet_small", **options).init(jax.random.key(0), x, train=False)
+    found = []
+    for remat in (0, 2):
+        module = create_model("resnet_small", remat=remat, **options)
+        network = types.SimpleNamespace(module=module, inputs=lambda images: images)
+        found.append(explain._explain(network, variables, x, np.array([3])))
+    np.testing.assert_array_equal(*found)
 
 
 def test_attention_rollout_by_hand():

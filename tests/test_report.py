@@ -14,7 +14,8 @@ import tiny_run
 from PIL import Image
 
 from resnet_jax import main
-from resnet_jax.report import comparison, findings
+from resnet_jax.report import comparison, findings, plots
+from resnet_jax.report import page as page_lib
 from resnet_jax.report.page import write_report
 from resnet_jax.runs.terminal import duration
 from resnet_jax.training.restore import load_run
@@ -150,6 +151,15 @@ def altered(run, name, **fields):
     final = run.records[-1] | fields.get("final", {})
     records = [*run.records[:-1], final]
     return dataclasses.replace(run, name=name, config=config, records=records)
+
+
+def test_a_run_whose_test_set_is_left_alone_has_its_numbers_too(plain_run):
+    unknown = dict.fromkeys(("test_loss", "test_accuracy", "best_test_accuracy"))
+    run = altered(findings.read(plain_run[0]), "beaten", final=unknown)
+    assert "test loss" not in page_lib._results(run)
+    with plots.style():
+        (axes,) = plots.metric_curves([run], "loss").axes
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "validation"]
 
 
 def test_seeds_have_mean_and_deviation(plain_run):

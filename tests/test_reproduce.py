@@ -128,6 +128,7 @@ def test_a_search_runs_once(started):
         (["--all", "--budget", "soon"], "--budget takes a time such as 2h"),
         (["--all", "--seed", "3"], "unexpected argument"),
         (["--record", "nowhere", "cnn.py"], "nowhere"),
+        (["--record", "nowhere", "search/r5_grid.py"], "nowhere is not finished"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):

@@ -5,20 +5,17 @@ import pytest
 
 from resnet_jax.config.load import default_config
 from resnet_jax.errors import UserError
-from resnet_jax.training.schedules import SCHEDULES, create_schedule, plateau_factor
+from resnet_jax.training.schedules import SCHEDULES, learning_rates, plateau_factor
 
 EPOCHS, STEPS = 12, 5
 
 
-def make(name, *, num_epochs=EPOCHS, per="step", warmup_epochs=0.0, rate=0.1, **options):
-    config = default_config().schedule
-    config.name, config.per, config.warmup_epochs = name, per, warmup_epochs
-    config.options = options
-    return create_schedule(config, learning_rate=rate, steps_per_epoch=STEPS, num_epochs=num_epochs)
-
-
-def rates(name, **options):
-    return make(name, **options)(np.arange(EPOCHS * STEPS))
+def rates(name, *, length=EPOCHS, per="step", warmup_epochs=0.0, rate=0.1, **options):
+    config = default_config()
+    config.optimizer.learning_rate = rate
+    config.schedule.name, config.schedule.per = name, per
+    config.schedule.warmup_epochs, config.schedule.options = warmup_epochs, options
+    return learning_rates(config, length, STEPS)
 
 
 def torch_rates(create, count, *, repeat=1):
@@ -55,12 +52,9 @@ TORCH_CASES = {
 
 def test_one_cycle_of_the_speed_records():
     """From 0.2 of the peak up to it in 23 % of 480 steps, then straight down to 0.07."""
-    config = default_config().schedule
-    config.name = "one_cycle"
-    fractions = {"peak_fraction": 0.23, "initial_factor": 0.2, "final_factor": 0.07}
-    config.options = fractions | {"anneal": "linear"}
-    schedule = create_schedule(config, learning_rate=1.5, steps_per_epoch=48, num_epochs=10)
-    found = schedule(np.arange(480)) / 1.5
+    options = {"peak_fraction": 0.23, "initial_factor": 0.2, "final_factor": 0.07}
+    options |= {"anneal": "linear"}
+    found = rates("one_cycle", length=480 // STEPS, rate=1.5, **options) / 1.5
     corners = [0, 0.23 * 480 - 1, 479]
     expected = np.interp(np.arange(480), corners, [0.2, 1.0, 0.07])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
@@ -144,7 +138,7 @@ def test_plateau_before_any_score_is_one():
 def test_plateau_schedule_is_constant_and_checks_the_options_of_its_factor():
     np.testing.assert_array_equal(rates("plateau", patience=3, factor=0.5), np.float32(0.1))
     with pytest.raises(UserError, match="did you mean patience"):
-        make("plateau", patienc=3)
+        rates("plateau", patienc=3)
 
 
 def test_warmup_grows_linearly_to_the_schedule():
@@ -152,7 +146,7 @@ def test_warmup_grows_linearly_to_the_schedule():
     np.testing.assert_allclose(warmed[:10], 0.1 * np.arange(1, 11) / 11, rtol=1e-6)
     assert warmed[10] == np.float32(0.1)
     # What follows is the schedule of the epochs that are left.
-    rest = make("cosine", num_epochs=EPOCHS - 2)(np.arange((EPOCHS - 2) * STEPS))
+    rest = rates("cosine", length=EPOCHS - 2)
     np.testing.assert_allclose(warmed[10:], rest, atol=1e-9)
 
 
@@ -162,32 +156,27 @@ def test_fraction_of_an_epoch_of_warmup():
 
 
 def test_cosine_stopped_early_is_in_mid_fall():
-    config = default_config().schedule
-    config.name, config.per = "cosine", "epoch"
     for options, length in (({}, 50), ({"num_epochs": 200}, 200)):
-        config.options = options
-        schedule = create_schedule(config, learning_rate=0.1, steps_per_epoch=STEPS, num_epochs=50)
+        config = default_config()
+        config.optimizer.learning_rate = 0.1
+        config.schedule.name, config.schedule.per = "cosine", "epoch"
+        config.schedule.options = options
         expected = 0.1 * 0.5 * (1 + np.cos(np.pi * 49 / length))
-        assert schedule(np.array([49 * STEPS]))[0] == pytest.approx(expected, rel=1e-5)
+        assert learning_rates(config, 50, STEPS)[-1] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize("per", ["step", "epoch"])
-def test_a_value_depends_on_its_step_alone(name, per):
+def test_every_step_has_a_rate(name, per):
     options = {"step": {"every_epochs": 0.2}, "milestones": {"epochs": (1, 2.5)}}
     options["exponential"] = {"factor": 0.9}
-    schedule = make(name, per=per, warmup_epochs=1.5, **options.get(name, {}))
-    steps = np.arange(EPOCHS * STEPS)
-    whole = schedule(steps)
-    assert whole.shape == steps.shape
-    assert whole.dtype == np.float32
-    assert np.isfinite(whole).all()
-    assert (whole >= 0).all()
-    np.testing.assert_array_equal(whole[::-1], schedule(steps[::-1].copy()))
-    np.testing.assert_array_equal(whole[17:18], schedule(np.array([17])))
+    found = rates(name, per=per, warmup_epochs=1.5, **options.get(name, {}))
+    assert found.shape == (EPOCHS * STEPS,) and found.dtype == np.float32
+    assert np.isfinite(found).all() and (found >= 0).all()
     if per == "epoch":
-        after = whole[2 * STEPS :].reshape(-1, STEPS)
+        after = found[2 * STEPS :].reshape(-1, STEPS)
         assert (after == after[:, :1]).all()
+    assert rates(name, length=0, per=per, **options.get(name, {})).shape == (0,)
 
 
 def test_fractional_step_counts_every_tick():
@@ -198,23 +187,19 @@ def test_fractional_step_counts_every_tick():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: make("cosin"), "unknown schedule 'cosin'; did you mean cosine"),
-        (lambda: make("step"), "needs its option every_epochs; set schedule.options"),
-        (lambda: make("step", every_epochs=0), "option every_epochs of schedule 'step' must be"),
-        (lambda: make("milestones", epochs=5), "takes a list, not 5"),
-        (lambda: make("cosine", t_max=5), "unknown option of schedule 'cosine' 't_max'"),
-        (lambda: make("constant", factor=1), "'constant' has no options; remove 'factor'"),
-        (lambda: make("one_cycle", anneal="cosin"), "did you mean cosine"),
+        (lambda: rates("cosin"), "unknown schedule 'cosin'; did you mean cosine"),
+        (lambda: rates("step"), "needs its option every_epochs; set schedule.options"),
+        (lambda: rates("step", every_epochs=0), "option every_epochs of schedule 'step' must be"),
+        (lambda: rates("milestones", epochs=5), "takes a list, not 5"),
+        (lambda: rates("cosine", t_max=5), "unknown option of schedule 'cosine' 't_max'"),
+        (lambda: rates("constant", factor=1), "'constant' has no options; remove 'factor'"),
+        (lambda: rates("one_cycle", anneal="cosin"), "did you mean cosine"),
         (
-            lambda: make("one_cycle", anneal=["a"]),
+            lambda: rates("one_cycle", anneal=["a"]),
             "option anneal of schedule 'one_cycle' takes one of",
         ),
-        (lambda: make("plateau", patience=1.5), "takes a whole number, not 1.5"),
-        (lambda: make("cosine", warmup_epochs=12.0), "schedule.warmup_epochs is 12 of num_epochs"),
-        (
-            lambda: make("cosine", num_epochs=0)(np.arange(3)),
-            "schedule 'cosine' needs its length in epochs",
-        ),
+        (lambda: rates("plateau", patience=1.5), "takes a whole number, not 1.5"),
+        (lambda: rates("cosine", warmup_epochs=12.0), "schedule.warmup_epochs is 12 of num_epochs"),
     ],
 )
 def test_bad_input_is_one_clear_line(call, message):
@@ -222,14 +207,3 @@ def test_bad_input_is_one_clear_line(call, message):
         call()
     assert message in str(error.value)
     assert "\n" not in str(error.value)
-
-
-def test_epoch_without_steps_is_refused():
-    with pytest.raises(UserError, match="an epoch has no steps"):
-        create_schedule(
-            default_config().schedule, learning_rate=0.1, steps_per_epoch=0, num_epochs=1
-        )
-
-
-def test_no_steps_is_no_error():
-    assert make("cosine", num_epochs=0)(np.arange(0)).shape == (0,)

@@ -30,7 +30,7 @@ from resnet_jax.search.space import Axis, draw, grid, parse
 from resnet_jax.search.storage import SEARCH, open_storage
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, PRUNED, RUNNING, Trial, standings
-from resnet_jax.training.hyperparameters import forget_programs
+from resnet_jax.training import hyperparameters
 from resnet_jax.training.loop import train_and_evaluate
 
 CONFIG = f"--config={search_storage.CONFIG_FILE}"
@@ -284,7 +284,7 @@ def test_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog, own_pr
         config.space.batch_size = (80, 160)
         worker.run_search(config, tmp_path / "two sizes")
     assert compiled_steps(caplog) == 3  # one more for each batch size
-    forget_programs()
+    hyperparameters._programs.clear()
     trial = study.trials()[2]
     alone = worker.configured(study.search.base, trial.point, seed=0)
     train_and_evaluate(alone, tmp_path / "alone")
@@ -542,6 +542,24 @@ def test_samplers_learn_from_the_documents_alone(method):
     scores = [standing.mean() for standing in found]
     assert np.mean(scores[40:]) > np.mean(scores[:10]) + 0.5
     assert sampling.suggest(axes, settings, found[:20], 20) == found[20].point
+
+
+def test_conditions_hold_for_what_cma_es_draws():
+    pytest.importorskip("cmaes")
+    axes = (
+        Axis("num_epochs", (), 1, 3),
+        Axis("batch_size", (), 10, 90),
+        Axis("loss.label_smoothing", (0.1,), when={"num_epochs": (2,)}),
+    )
+    settings = ConfigDict({"method": "cma-es", "seed": 0, "pruner": "none"})
+    points = [sampling.suggest(axes, settings, [], index) for index in range(30)]
+    assert all(("loss.label_smoothing" in p) == (p["num_epochs"] == 2) for p in points)
+    assert {p["num_epochs"] for p in points} >= {1, 2}
+
+
+def test_a_workdir_that_can_not_be_made_is_refused_before_the_database_is_asked():
+    with pytest.raises(UserError, match="--workdir /proc/x can't be written"):
+        open_storage(pathlib.Path("/proc/x"), "postgresql://nowhere/x")
 
 
 def test_the_median_pruner_gives_up_what_is_worse_than_the_others():

@@ -96,6 +96,7 @@ def test_any_bad_column_breaks_the_bar():
         assert sums["all"]["faults"] == 2
         assert sums["all"][column] == sums["SIGKILL"][column] == 2
         assert sums["SIGINT"][column] == 0
+    assert totals([])["all"]["faults"] == 0  # interrupted before the first one
 
 
 @pytest.mark.parametrize("kind", [k for k in torture_faults.BETWEEN_STARTS if k != "read-only"])

@@ -150,10 +150,12 @@ class Overlays:
 
 
 def _explain(network: Any, variables: Tree, images: jax.Array, labels: jax.Array) -> jax.Array:
-    x = network.inputs(images)
-    if isinstance(network.module, VisionTransformer):
-        return attention_rollout(network.module, variables, x)
-    return grad_cam(network.module, variables, x, labels)
+    x, module = network.inputs(images), network.module
+    if isinstance(module, VisionTransformer):
+        return attention_rollout(module, variables, x)
+    if getattr(module, "remat", 0):  # what is computed again can't be looked at
+        module = module.clone(remat=0)
+    return grad_cam(module, variables, x, labels)
 
 
 def _call(

@@ -11,12 +11,16 @@ import jax.numpy as jnp
 from resnet_jax.cpu import lowering
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.files import write_atomically
-from resnet_jax.inference.description import describe
 from resnet_jax.inference.model_card import complete_folder
+from resnet_jax.inference.scores import all_class_names
+from resnet_jax.runs import folder as folders
+from resnet_jax.runs import records
 from resnet_jax.training.restore import restore
-from resnet_jax.training.state import Tree
+from resnet_jax.training.state import TrainState, Tree
 from resnet_jax.training.step import Network
+from resnet_jax.training.task import Task
 from resnet_jax.weights import hub
+from resnet_jax.weights.info import WeightsInfo
 from resnet_jax.weights.torch_files import write_safetensors
 from resnet_jax.weights.torch_weights import state_dict
 
@@ -41,7 +45,7 @@ def export_torch(
       UserError: if there is no checkpoint that can be used, or the file can't be written.
     """
     task, state = restore(workdir, which)
-    info = describe(pathlib.Path(workdir), task, state)
+    info = _describe(pathlib.Path(workdir), task, state)
     write_safetensors(path, state_dict(task.network.module, state.variables()), info.header())
     return pathlib.Path(path)
 
@@ -153,3 +157,35 @@ def export(workdir: str | os.PathLike[str], path: str | os.PathLike[str]) -> str
             f"--output {path}: the file ends in {' or '.join(_FORMATS)}; or hf://user/name"
         )
     return _FORMATS[suffix](workdir, path)
+
+
+def _describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsInfo:
+    """Returns what weights of a run say of themselves in a file of their own."""
+    config, info = task.config, task.info
+    provenance = folders.told(next(iter(folders.starts(workdir)), {}))
+    return WeightsInfo(
+        model=config.model.name,
+        options=config.model.options.to_dict(),
+        dataset=info.name,
+        image_shape=info.image_shape,
+        image_size=config.data.image_size,
+        class_names=all_class_names(info.class_names, config.model.num_classes),
+        mean=config.data.mean,
+        std=config.data.std,
+        test_time_augmentation=config.evaluate.test_time_augmentation,
+        num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.variables()["params"])),
+        provenance=provenance | {"seed": config.seed, "config": config.to_dict()},
+        test_accuracy=_test_accuracy(workdir, task, int(state.step)),
+    )
+
+
+def _test_accuracy(workdir: pathlib.Path, task: Task, step: int) -> float | None:
+    """Returns the accuracy that the closing record tells of a step, percent; None: it doesn't."""
+    found, _ = records.read(workdir / folders.METRICS)
+    if not found or found[-1]["kind"] != "final":
+        return None
+    final = found[-1]
+    if final["step"] == step:
+        return final["test_accuracy"]
+    is_best = round(final["best_epoch"] * task.agenda.steps_per_epoch) == step
+    return final["best_test_accuracy"] if is_best else None

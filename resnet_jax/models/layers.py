@@ -5,6 +5,7 @@ All arrays are NHWC, `[batch, height, width, channels]`; convolution kernels are
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -64,7 +65,6 @@ class Conv(nn.Module):
       strides: step in both directions, pixels.
       padding: zeros added on all four sides, pixels.
       use_bias: whether a bias is added.
-      feature_group_count: number of groups that channels are split into.
       kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias; None: PyTorch's default.
       dtype: dtype of the computation; None: that of the operands.
@@ -76,7 +76,6 @@ class Conv(nn.Module):
     strides: int = 1
     padding: int = 0
     use_bias: bool = False
-    feature_group_count: int = 1
     kernel_init: Initializer = torch_kernel_init
     bias_init: Initializer | None = None
     dtype: Dtype | None = None
@@ -85,13 +84,11 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', features]`."""
-        inputs_per_group = x.shape[-1] // self.feature_group_count
-        shape = (*self.kernel_size, inputs_per_group, self.features)
+        shape = (*self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         bias = None
         if self.use_bias:
-            fan_in = self.kernel_size[0] * self.kernel_size[1] * inputs_per_group
-            bias_init = self.bias_init or torch_bias_init(fan_in)
+            bias_init = self.bias_init or torch_bias_init(math.prod(shape[:-1]))
             bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
         y = jax.lax.conv_general_dilated(
@@ -100,7 +97,6 @@ class Conv(nn.Module):
             window_strides=(self.strides, self.strides),
             padding=((self.padding, self.padding), (self.padding, self.padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.feature_group_count,
         )
         return y if bias is None else y + bias
 
@@ -110,7 +106,6 @@ class Dense(nn.Module):
 
     Attributes:
       features: number of outputs.
-      use_bias: whether a bias is added.
       kernel_init: initialiser of the kernel.
       bias_init: initialiser of the bias; None: PyTorch's default.
       dtype: dtype of the computation; None: that of the operands.
@@ -118,7 +113,6 @@ class Dense(nn.Module):
     """
 
     features: int
-    use_bias: bool = True
     kernel_init: Initializer = torch_kernel_init
     bias_init: Initializer | None = None
     dtype: Dtype | None = None
@@ -127,16 +121,12 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps `[..., inputs]` to `[..., features]`."""
-        inputs = x.shape[-1]
-        shape = (inputs, self.features)
+        shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        bias = None
-        if self.use_bias:
-            bias_init = self.bias_init or torch_bias_init(inputs)
-            bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
+        bias_init = self.bias_init or torch_bias_init(x.shape[-1])
+        bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        y = x @ kernel
-        return y if bias is None else y + bias
+        return x @ kernel + bias
 
 
 class Function(nn.Module):
@@ -231,26 +221,6 @@ class StagedClassifier(nn.Module):
         if not 1 <= stage <= len(self.stage_sizes):
             raise UserError(f"this model has stages 1 to {len(self.stage_sizes)}, no {stage}")
         return stage
-
-
-class StochasticDepth(nn.Module):
-    """Drops a whole residual branch per image ("Deep Networks with Stochastic Depth", 2016).
-
-    Attributes:
-      rate: probability of dropping the branch; what is kept is scaled by 1 / (1 - rate).
-    """
-
-    rate: float
-
-    @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        """Returns `x`, `[batch, ...]`, with some images' branches zeroed in training."""
-        if not train or self.rate == 0.0:
-            return x
-        keep = 1.0 - self.rate
-        shape = (x.shape[0],) + (1,) * (x.ndim - 1)
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, shape)
-        return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
 def apply_head(x: jax.Array, num_classes: int, dense: Callable[..., nn.Module]) -> jax.Array:

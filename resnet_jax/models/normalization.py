@@ -182,10 +182,7 @@ class BatchNorm(nn.Module):
     Attributes:
       momentum: share of the running statistics kept at each step (1 minus PyTorch's momentum).
       epsilon: added to the variance before the square root.
-      use_scale: multiply the normalised values by a learned `scale`.
-      use_bias: add a learned `bias`.
       scale_init: initializer of `scale`.
-      bias_init: initializer of `bias`.
       dtype: dtype of the output; None keeps that of the input.
       param_dtype: dtype of `scale` and `bias`.
       virtual_batch_size: number of images that are normalised together ("ghost batch
@@ -195,10 +192,7 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
-    use_scale: bool = True
-    use_bias: bool = True
     scale_init: nn.initializers.Initializer = nn.initializers.ones
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros
     dtype: Any = None
     param_dtype: Any = jnp.float32
     virtual_batch_size: int = 0
@@ -226,11 +220,8 @@ class BatchNorm(nn.Module):
         """
         features = (x.shape[-1],)
         dtype = self.dtype or x.dtype
-        scale, bias = jnp.ones(features), jnp.zeros(features)
-        if self.use_scale:
-            scale = self.param("scale", self.scale_init, features, self.param_dtype)
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, features, self.param_dtype)
+        scale = self.param("scale", self.scale_init, features, self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, features, self.param_dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         x, scale, bias = x.astype(dtype), scale.astype(jnp.float32), bias.astype(jnp.float32)

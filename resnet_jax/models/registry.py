@@ -1,7 +1,7 @@
 """The registry: every model's name and its constructor, in one dict."""
 
-import dataclasses
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -124,10 +124,8 @@ def model_options(name: str) -> dict[str, Any]:
     Raises:
       UserError: if there is no such model.
     """
-    constructor = _constructor(name)
-    defaults = {field.name: field.default for field in dataclasses.fields(_module(constructor))}
-    defaults |= constructor.keywords
-    return {key: value for key, value in defaults.items() if key not in ("parent", "name")}
+    parameters = inspect.signature(_constructor(name)).parameters.values()
+    return {p.name: p.default for p in parameters if p.name not in ("parent", "name")}
 
 
 def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
@@ -147,7 +145,7 @@ def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """
     constructor = _constructor(name)
     options["num_classes"] = num_classes
-    return constructor(**check_options("model", name, _module(constructor), options))
+    return constructor(**check_options("model", name, constructor.func, options))
 
 
 def variable_shapes(model: nn.Module, image_shape: Sequence[int]) -> dict[str, Any]:
@@ -168,9 +166,3 @@ def _constructor(name: str) -> functools.partial[Any]:
     if name not in MODELS:
         raise unknown("model", name, MODELS)
     return MODELS[name]
-
-
-def _module(constructor: functools.partial[Any]) -> type[nn.Module]:
-    module = constructor.func
-    assert isinstance(module, type) and issubclass(module, nn.Module)
-    return module

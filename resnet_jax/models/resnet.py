@@ -107,9 +107,9 @@ class ResidualBlock(nn.Module):
             branch = self.attention(name="squeeze_excitation")(branch)
         if self.shortcut == "none":
             return branch
-        if self.stochastic_depth_rate:
-            drop = layers.StochasticDepth(self.stochastic_depth_rate, name="stochastic_depth")
-            branch = drop(branch, train=train)
+        if rate := self.stochastic_depth_rate:  # the branch of a whole image (Huang et al. 2016)
+            drop = nn.Dropout(rate, (1, 2, 3), deterministic=not train, name="stochastic_depth")
+            branch = drop(branch)
         return branch + shortcut
 
 
@@ -276,8 +276,11 @@ class ResNet(layers.StagedClassifier):
             stem_strides = 4 if self.stem == "imagenet" else 1
             layers.check_images(x, stem_strides * math.prod(self.strides()))
             x = self.apply_stem(x, conv, norm, train=train)
+
+        def apply(block: ResidualBlock, x: jax.Array) -> Any:
+            return block(x, train=train)
+
         for stage, size in list(enumerate(self.stage_sizes, start=1))[start:]:
-            apply = functools.partial(_apply, train=train)
             for index in range(1, size + 1):
                 block = self.make_block(stage, index, conv, norm)
                 x = (nn.remat(apply) if stage <= self.remat else apply)(block, x)
@@ -299,10 +302,8 @@ class ResNet(layers.StagedClassifier):
     ) -> jax.Array:
         """Returns the stem's output, `[batch, height', width', stem_filters]`."""
         filters = self.stem_filters or self.num_filters[0]
-        if self.stem == "imagenet":
-            x = conv(filters, (7, 7), 2, 3, name="conv1")(x)
-        else:
-            x = conv(filters, (3, 3), 1, 1, name="conv1")(x)
+        side, strides = (7, 2) if self.stem == "imagenet" else (3, 1)
+        x = conv(filters, (side, side), strides, side // 2, name="conv1")(x)
         if not self.block_cls.pre_activation:
             x = norm(name="bn1")(x, train=train, activation=self.activation)
         if self.stem == "imagenet":
@@ -333,8 +334,3 @@ class ResNet(layers.StagedClassifier):
             zero_init_residual=self.zero_init_residual,
             name=f"stage{stage}_block{index}",
         )
-
-
-def _apply(block: ResidualBlock, x: jax.Array, *, train: bool) -> jax.Array:
-    y: jax.Array = block(x, train=train)
-    return y

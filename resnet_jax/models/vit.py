@@ -88,12 +88,16 @@ class TransformerBlock(nn.Module):
         norm = functools.partial(nn.LayerNorm, use_fast_variance=False, **dtypes)
         y = norm(name="norm1")(x)
         y = Attention(self.num_heads, name="attention", **dtypes)(y)
-        x += layers.StochasticDepth(self.stochastic_depth_rate, name="drop1")(y, train=train)
+        # Drops the branch of a whole image (Huang et al. 2016).
+        drop = functools.partial(
+            nn.Dropout, self.stochastic_depth_rate, (1, 2), deterministic=not train
+        )
+        x += drop(name="drop1")(y)
         y = norm(name="norm2")(x)
         y = dense(self.mlp_dim, name="fc1")(y)
         y = layers.Function(functools.partial(nn.gelu, approximate=False))(y)
         y = dense(x.shape[-1], name="fc2")(y)
-        return x + layers.StochasticDepth(self.stochastic_depth_rate, name="drop2")(y, train=train)
+        return x + drop(name="drop2")(y)
 
 
 class VisionTransformer(nn.Module):

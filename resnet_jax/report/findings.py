@@ -31,6 +31,7 @@ from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.restore import restore
 from resnet_jax.training.state import Tree
 from resnet_jax.training.task import Task, create_task
+from resnet_jax.trees import named_leaves
 
 _MOST_PICTURES = 20
 
@@ -84,7 +85,8 @@ class Run:
     @property
     def step_milliseconds(self) -> float | None:
         """Time of a training step, the median over the records; None: it was not measured."""
-        speeds = [r["images_per_second"] for r in self.of("train") if _positive(r)]
+        told = [record.get("images_per_second") for record in self.of("train")]
+        speeds = [speed for speed in told if records_lib.is_number(speed) and speed > 0]
         return 1000 * self.config.batch_size / statistics.median(speeds) if speeds else None
 
 
@@ -209,17 +211,8 @@ def _findings(task: Task, variables: Tree, test: Examples, names: Sequence[str])
 
 def _first_filters(run: Run, variables: Tree) -> np.ndarray:
     path = next(layer.path for layer in run.layers if layer.kind == "Conv")
-    node = variables["params"]
-    for name in path.split("/"):
-        node = node[name]
-    return np.asarray(node["kernel"], np.float32)
+    return np.asarray(dict(named_leaves(variables["params"]))[f"{path}/kernel"], np.float32)
 
 
 def _text(name: str) -> str:
     return name.encode(errors="backslashreplace").decode()
-
-
-def _positive(record: Record) -> bool:
-    return (
-        records_lib.is_number(record.get("images_per_second")) and record["images_per_second"] > 0
-    )

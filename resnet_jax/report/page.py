@@ -115,7 +115,7 @@ def _results(run: Run) -> dict[str, str]:
         "reported": _percent(reported) if reported else "",
         "train accuracy": _percent(final["train_accuracy"]),
         "best validation accuracy": _percent(final["best_score"]),
-        "test loss": f"{final['test_loss']:.4f}",
+        "test loss": "" if final["test_loss"] is None else f"{final['test_loss']:.4f}",
         "epochs": f"{final['epoch']:g}, the best {final['best_epoch']:g}",
         "time": duration(final["seconds"]),
         "parameters": f"{run.parameters:,}",

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -85,20 +84,22 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
       name: "loss" or "accuracy".
     """
     figure, axes = _axes("epoch", "accuracy, %" if name == "accuracy" else "loss")
-    markers = itertools.cycle(MARKERS)
     for index, run in enumerate(runs):
         prefix = f"{_label(run)}, " if len(runs) > 1 else ""
         colours = [COLOURS[(index + (n if not prefix else 0)) % len(COLOURS)] for n in range(3)]
-        marker = next(markers)
         train = _of_whole_epochs(run.of("train"))
         _line(axes, train, name, f"{prefix}train", color=colours[0], linestyle="--")
         split = run.config.evaluate.split
         scores = run.of("score")
         spacing = max(1, len(scores) // 12)
-        options: dict[str, Any] = {"marker": marker, "markersize": 4, "markevery": spacing}
+        options: dict[str, Any] = {
+            "marker": MARKERS[index % len(MARKERS)],
+            "markersize": 4,
+            "markevery": spacing,
+        }
         label = f"{prefix}{'validation' if split == 'val' else 'test'}"
         _line(axes, scores, name, label, color=colours[1], **options)
-        if split == "val" and run.final:
+        if split == "val" and run.final and run.final[f"test_{name}"] is not None:
             place = [run.final["epoch"]], [run.final[f"test_{name}"]]
             label = f"{prefix}test, at the end"
             axes.plot(*place, "*", color=colours[2], markersize=11, label=label, zorder=3)

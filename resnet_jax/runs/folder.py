@@ -157,6 +157,10 @@ def _lock(lock: Any, folder: pathlib.Path) -> None:
     except BlockingIOError:
         lock.seek(0)
         raise UserError(f"--workdir {folder} is in use by {lock.read().strip()}") from None
+    except OSError as error:
+        raise UserError(
+            f"--workdir {folder} can't be locked ({error.strerror}); name a folder elsewhere"
+        ) from None
     lock.seek(0)
     lock.truncate()
     lock.write(f"process {os.getpid()} on {socket.gethostname()}\n")

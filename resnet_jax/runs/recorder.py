@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax import hosts
@@ -29,6 +28,7 @@ class Recorder:
 
     Attributes:
       scores: step and accuracy, in percent, of every score on the split `evaluate.split`.
+      events: what TensorBoard shows; None: nothing, or another process writes it.
     """
 
     def __init__(
@@ -61,12 +61,12 @@ class Recorder:
         self._history = History(
             folder / folder_lib.METRICS, last, count, terminal.note, reopen=is_longer
         )
-        self._events, trackers = None, list[View]()
+        self.events: Events | None = None
+        self._trackers: list[View] = []
         if hosts.is_first():
             if config.log.tensorboard:
-                self._events = Events(folder / folder_lib.EVENTS, last + 1)
-            trackers = open_trackers(folder, config)
-        self._views: list[View] = [*([self._events] if self._events else []), *trackers]
+                self.events = Events(folder / folder_lib.EVENTS, last + 1)
+            self._trackers = open_trackers(folder, config)
         self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch
         seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
@@ -167,29 +167,31 @@ class Recorder:
             return False
         return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
-    def images(self, images: np.ndarray, step: int) -> None:
-        """Shows training images in TensorBoard, uint8 `[count, height, width, channels]`."""
-        if self._events:
-            self._events.images("train/images", images, step)
-
-    def histograms(self, group: str, arrays: Mapping[str, Any], step: int) -> None:
-        """Shows the distribution of each array in TensorBoard, titled by `group` and its name."""
-        if self._events:
-            self._events.histograms(group, arrays, step)
-
     def close(self) -> None:
         """Closes the files."""
         with contextlib.ExitStack() as stack:
-            for view in self._views:
-                stack.callback(view.close)
-            self._history.close()
+            stack.callback(self._history.close)
+            if self.events:
+                stack.callback(self.events.close)
+            self._track(lambda tracker: tracker.close())
 
     def _add(self, kind: str, step: int, numbers: Mapping[str, Any], **more: Any) -> Record:
         place = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch}
         record = self._history.add({**place, **numbers, **more, "seconds": self._clock.seconds()})
-        for view in self._views:
-            view.record(record)
+        if self.events:
+            self.events.record(record)
+        self._track(lambda tracker: tracker.record(record))
         return record
+
+    def _track(self, show: Callable[[View], None]) -> None:
+        """Shows something on all trackers; one whose server is lost, say, is given up."""
+        for tracker in [*self._trackers]:
+            try:
+                show(tracker)
+            except Exception as error:
+                self._trackers.remove(tracker)
+                what = f"{type(tracker).__name__} shows no more of this run"
+                self._terminal.note(f"{what}: {' '.join(str(error).split())[:200]}")
 
     def _row(self, step: int, means: Means) -> dict[str, Any]:
         num_steps = self._config.num_epochs * self._steps_per_epoch

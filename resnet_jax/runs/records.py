@@ -10,7 +10,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from resnet_jax.files import write_atomically
 
@@ -108,7 +108,7 @@ def ranked(scores: Sequence[Score], steps: Sequence[int]) -> list[int]:
     return sorted(scored, key=accuracies.__getitem__, reverse=True) or list(steps)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     """Returns whether a value from a file is a number that can be computed with."""
     return type(value) in (int, float) and abs(value) < 1e300  # neither nan nor inf
 

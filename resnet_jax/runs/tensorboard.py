@@ -59,9 +59,12 @@ class Events:
 
         Args:
           name: title of the grid.
-          images: uint8 `[count, height, width, channels]`.
+          images: uint8 `[count, height, width, channels]`; of two channels, or more than four, the
+            first is shown.
           step: number of steps taken.
         """
+        if images.shape[-1] not in (1, 3, 4):
+            images = images[..., :1]
         self._write(step, summary=summary.image(name, images, dataformats="NHWC"))
         self._file.flush()
 

@@ -43,7 +43,7 @@ def suggest(
     """Returns the next point, a function of what became of those before and of its number."""
     seed = settings.seed + index
     if settings.method == "cma-es":
-        return draw(axes, settings.seed, index) | _evolved(axes, seed, found)
+        return draw(axes, settings.seed, index, _evolved(axes, seed, found))
     import optuna
 
     study, _ = _study(axes, settings, found)
@@ -83,7 +83,7 @@ def importances(
 ) -> dict[str, float]:
     """Returns how much each field matters to the score (PED-ANOVA, Watanabe et al. 2023).
 
-    Those that not all points have are left out; it is empty without Optuna and with few points.
+    It is empty without Optuna and with few points.
     """
     done = [standing for standing in found if standing.state == DONE]
     if not is_installed("optuna") or len(done) < 4:
@@ -123,10 +123,14 @@ def _study(
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    pruners: dict[str, Any] = {
+        "median": optuna.pruners.MedianPruner,
+        "hyperband": optuna.pruners.HyperbandPruner,
+    }
     study = optuna.create_study(
         storage=storage,
         sampler=optuna.samplers.RandomSampler(settings.seed),  # every point is given
-        pruner=_pruner(settings),
+        pruner=pruners.get(settings.pruner, optuna.pruners.NopPruner)(),
         study_name="search",  # by which hyperband sorts trials too
         direction="maximize",
     )
@@ -143,16 +147,6 @@ def _study(
         elif standing.state in (PRUNED, FAILED):
             study.tell(trial, state=states.PRUNED if standing.state == PRUNED else states.FAIL)
     return study, trials
-
-
-def _pruner(settings: ConfigDict) -> Any:
-    import optuna
-
-    if settings.pruner == "median":
-        return optuna.pruners.MedianPruner()
-    if settings.pruner == "hyperband":
-        return optuna.pruners.HyperbandPruner()
-    return optuna.pruners.NopPruner()
 
 
 def _point(trial: Any, axes: Sequence[Axis]) -> Point:

@@ -1,6 +1,7 @@
 """What a search config asks for, checked."""
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -80,13 +81,15 @@ class Search:
         """Returns what makes this search another one than others, as JSON has it."""
         base = {f"base.{p}": v for p, v in config_lib.leaves(self.base).items()}
         kept = ("method", "seed", "pruner", "metric", "select_on_test")
-        return {
+        found = {
             "number": SEARCH,
             **{path: value for path, value in base.items() if path[5:] not in RESUMABLE},
-            **{f"space.{axis.path}": _plain(axis) for axis in self.axes},
+            **{f"space.{axis.path}": dataclasses.asdict(axis) for axis in self.axes},
             **{f"search.{name}": self.settings[name] for name in kept},
-            "seeds": list(self.seeds),
+            "seeds": self.seeds,
         }
+        described: dict[str, Any] = json.loads(json.dumps(found))
+        return described
 
 
 def _scored(base: ConfigDict, settings: ConfigDict) -> ConfigDict:
@@ -161,10 +164,5 @@ def _reported(given: Mapping[str, Any]) -> ConfigDict:
     for row in rows:
         if len(row) != len(columns) or not all(type(n) in (int, float) for n in row[count:]):
             raise UserError(f"config field reported.rows: {shown(row)} does not fit the columns")
+    rows = json.loads(json.dumps(rows))  # as points have lists
     return ConfigDict({"columns": columns, "rows": rows})
-
-
-def _plain(axis: Axis) -> dict[str, Any]:
-    """Returns an axis as JSON has it."""
-    when = {path: list(values) for path, values in axis.when.items()}
-    return {**dataclasses.asdict(axis), "values": list(axis.values), "when": when}

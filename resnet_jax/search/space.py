@@ -123,15 +123,18 @@ def grid(axes: Sequence[Axis]) -> list[Point]:
     return points
 
 
-def draw(axes: Sequence[Axis], seed: int, number: int) -> Point:
-    """Returns the random point of a number."""
+def draw(
+    axes: Sequence[Axis], seed: int, number: int, given: Mapping[str, Any] | None = None
+) -> Point:
+    """Returns the random point of a number, with values that are given in place of random ones."""
     generator = np.random.Generator(np.random.Philox(key=[seed, number]))
     point: Point = {}
     for axis in axes:
         if axis.is_active(point):
             chosen = generator.random()
             in_list = axis.values and axis.values[int(chosen * len(axis.values))]
-            point[axis.path] = in_list if axis.values else axis.at(chosen)
+            drawn = in_list if axis.values else axis.at(chosen)
+            point[axis.path] = (given or {}).get(axis.path, drawn)
     return point
 
 

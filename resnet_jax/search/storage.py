@@ -9,7 +9,7 @@ import fcntl
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from resnet_jax.errors import UserError, pip_line, without_secrets
 from resnet_jax.files import write_atomically
@@ -19,57 +19,42 @@ Document = dict[str, Any]
 SEARCH = -1  # the number of the search itself, beside those of its trials
 
 
-class Storage(Protocol):
-    """What workers of a search share."""
-
-    def read(self) -> dict[int, Document]:
-        """Returns all documents by their numbers, in order."""
-
-    def write(self, number: int, document: Document) -> None:
-        """Replaces a document; it is there whole or as it was."""
-
-    def lock(self, number: int, wait: bool = False) -> bool:
-        """Takes the lock of a number; returns whether it could be had."""
-
-    def unlock(self, number: int) -> None:
-        """Gives the lock of a number back."""
-
-    def close(self) -> None:
-        """Gives all locks back."""
-
-
 def trial_folder(workdir: pathlib.Path, number: int) -> pathlib.Path:
     """Returns the folder of a trial's run."""
     return workdir / "trials" / f"{number:04}"
 
 
-def open_storage(workdir: pathlib.Path, address: str) -> Storage:
+def open_storage(workdir: pathlib.Path, address: str) -> "Files | Database":
     """Returns the storage of an address; an empty one stands for files in the workdir.
+
+    The workdir is made.
 
     Raises:
       UserError: if it can't be had.
     """
-    if not address:
-        return Files(workdir)
-    if not address.startswith(("postgresql://", "postgres://")):
+    if address and not address.startswith(("postgresql://", "postgres://")):
         raise UserError("config field search.storage takes an address postgresql://..., or nothing")
-    return Database(address)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        return Database(address) if address else Files(workdir)
+    except OSError as error:
+        raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from None
 
 
 class Files:
     """Files in the workdir, for workers on one machine, or on several that share the folder."""
 
     def __init__(self, workdir: pathlib.Path) -> None:
-        """Opens or makes the folder."""
+        """Opens the folder.
+
+        Raises:
+          OSError: if it can't be written.
+        """
         self._workdir = workdir
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            self._locks = (workdir / "locks").open("a+b")  # a byte for each number
-        except OSError as error:
-            raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from None
+        self._locks = (workdir / "locks").open("a+b")  # a byte for each number
 
     def read(self) -> dict[int, Document]:
-        """See `Storage`."""
+        """Returns all documents by their numbers, in order."""
         found = {}
         paths = [self._path(SEARCH), *sorted(self._workdir.glob("trials/*/trial.json"))]
         for path in paths:
@@ -79,7 +64,7 @@ class Files:
         return dict(sorted(found.items()))
 
     def write(self, number: int, document: Document) -> None:
-        """See `Storage`."""
+        """Replaces a document; it is there whole or as it was."""
         path = self._path(number)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,19 +73,22 @@ class Files:
             raise UserError(f"{path} can't be written: {error.strerror}") from None
 
     def lock(self, number: int, wait: bool = False) -> bool:
-        """See `Storage`."""
+        """Takes the lock of a number; returns whether it could be had."""
         try:
             fcntl.lockf(self._locks, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number + 1)
         except (BlockingIOError, PermissionError):
             return False
+        except OSError as error:
+            where = f"--workdir {self._workdir} can't be locked ({error.strerror})"
+            raise UserError(f"{where}; name a folder elsewhere") from None
         return True
 
     def unlock(self, number: int) -> None:
-        """See `Storage`."""
+        """Gives the lock of a number back."""
         fcntl.lockf(self._locks, fcntl.LOCK_UN, 1, number + 1)
 
     def close(self) -> None:
-        """See `Storage`."""
+        """Gives all locks back."""
         self._locks.close()
 
     def _path(self, number: int) -> pathlib.Path:
@@ -139,13 +127,13 @@ class Database:
         self.unlock(SEARCH)
 
     def read(self) -> dict[int, Document]:
-        """See `Storage`."""
+        """See `Files`."""
         rows = self._run("SELECT document::text FROM resnet_jax_search ORDER BY number").fetchall()
         documents = [_parsed(text.encode(), f"a row of {self._where}") for (text,) in rows]
         return {document["number"]: document for document in documents}
 
     def write(self, number: int, document: Document) -> None:
-        """See `Storage`."""
+        """See `Files`."""
         self._run(
             "INSERT INTO resnet_jax_search VALUES (%s, %s) "
             "ON CONFLICT (number) DO UPDATE SET document = excluded.document",
@@ -153,7 +141,7 @@ class Database:
         )
 
     def lock(self, number: int, wait: bool = False) -> bool:
-        """See `Storage`."""
+        """See `Files`."""
         if wait:
             self._run("SELECT pg_advisory_lock(%s)", (number + 1,))
             return True
@@ -161,11 +149,11 @@ class Database:
         return bool(found and found[0])
 
     def unlock(self, number: int) -> None:
-        """See `Storage`."""
+        """See `Files`."""
         self._run("SELECT pg_advisory_unlock(%s)", (number + 1,))
 
     def close(self) -> None:
-        """See `Storage`."""
+        """See `Files`."""
         self._connection.close()
 
     def _run(self, command: str, values: tuple[Any, ...] = ()) -> Any:

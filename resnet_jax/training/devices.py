@@ -21,14 +21,12 @@ _placed: weakref.WeakValueDictionary[Any, Examples] = weakref.WeakValueDictionar
 class Devices:
     """Devices as a mesh with the axis "data", that batches are split over."""
 
-    def __init__(self, mesh: Mesh | None = None) -> None:
-        """Binds a mesh; None: one of the devices of this process."""
-        self.mesh = mesh or Mesh(np.array(jax.local_devices()), ("data",))
+    def __init__(self, devices: Sequence[jax.Device] | None = None) -> None:
+        """Makes a mesh of devices; None: of those of this process.
 
-    @classmethod
-    def of_all_processes(cls) -> "Devices":
-        """Returns the devices of all processes, which have to do the same with them."""
-        return cls(Mesh(np.array(jax.devices()), ("data",)))
+        With those of others all processes have to do the same.
+        """
+        self.mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
 
     @property
     def on_cpu(self) -> bool:

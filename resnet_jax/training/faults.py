@@ -5,6 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
+from resnet_jax import hosts
 from resnet_jax.errors import TrainingFailed, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.training.state import TrainState, not_finite
@@ -81,8 +82,9 @@ def stopped(checkpoints: Checkpoints, problem: str, state: TrainState) -> Traini
     checkpoints.wait()
     steps, leaf = checkpoints.steps(), not_finite(state)
     found = f" (in the state, first {leaf})" if leaf else ""
-    saved = f"step {steps[0]:,}" if steps else "none"
+    saved = f"; last good checkpoint: {f'step {steps[0]:,}' if steps else 'none'}"
+    saved = saved if hosts.is_first() else ""  # others have no checkpoints
     return TrainingFailed(
-        f"{problem}{found}; last good checkpoint: {saved}; lower optimizer.learning_rate, or set "
+        f"{problem}{found}{saved}; lower optimizer.learning_rate, or set "
         "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
     )

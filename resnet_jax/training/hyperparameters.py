@@ -64,11 +64,6 @@ def shared(name: str, key: Hashable, make: Callable[[], Program]) -> Program:
     return _programs[name, key]
 
 
-def forget_programs() -> None:
-    """Makes later trainings compile anew, as they must if operations are lowered otherwise."""
-    _programs.clear()
-
-
 def hyperparameters(config: ConfigDict, optimizer: Optimizer) -> dict[str, float]:
     """Returns the numbers of a training step by the paths of their fields.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -108,7 +109,7 @@ def training(
     config = task.config
     images = _where_images_are(config, opened.info)
     check_same(config, opened.info.digest, images)
-    devices = Devices.of_all_processes()
+    devices = Devices(jax.devices())
     devices.check_batch_size(config.batch_size)
     with contextlib.ExitStack() as stack:
         terminal = terminal or Terminal(config.evaluate.split)
@@ -185,7 +186,8 @@ def _begin(
     if start == 0 and config.log.tensorboard and config.log.images:
         first = task.order.epoch(0)[: config.batch_size]
         shown = trainer.augment(read_now(images, first, 0), first, 0, 0, Purpose.AUGMENT).images
-        recorder.images(np.asarray(shown[: config.log.images]), 0)
+        if recorder.events:
+            recorder.events.images("train/images", np.asarray(shown[: config.log.images]), 0)
     evaluator, steps = Evaluator(network, devices), feed(data["train"], task.order, start, stop)
     return _Run(task, devices, data, steps, trainer, evaluator, recorder, checkpoints, terminal)
 
@@ -228,7 +230,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
             recorder.training(step, told_means, float(rates[step - 1]), agenda.score_due(step))
         if agenda.score_due(step):
             _score(run, state)
-        if agenda.epoch_ends(step) and config.log.histograms:
+        if agenda.epoch_ends(step) and config.log.histograms and config.log.tensorboard:
             _record_histograms(run, state)
         is_needed = recorder.best_step() == step or recorder.exhausted()
         if stop.wanted() or agenda.save_due(step) or is_needed:
@@ -287,8 +289,9 @@ def _record_histograms(run: _Run, state: TrainState) -> None:
     arguments = indices[0], epoch, task.hyperparameters, task.config.seed
     examples = read_now(run.data["train"], indices[0], epoch)
     gradients = run.trainer.gradients(state, examples, *arguments)
-    for group, tree in (("params", state.params), ("gradients", gradients)):
-        run.recorder.histograms(group, dict(named_leaves(tree)), step)
+    if events := run.recorder.events:
+        events.histograms("params", dict(named_leaves(state.params)), step)
+        events.histograms("gradients", dict(named_leaves(gradients)), step)
 
 
 def _finish(run: _Run, state: TrainState) -> Record:

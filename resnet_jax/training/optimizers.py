@@ -85,7 +85,8 @@ def _surround(
     """Returns `direction` with everything that all optimizers share."""
     parts = [direction]
     if config.weight_decay:
-        decay = _add_weight_decay(numbers["optimizer.weight_decay"], config.no_decay)
+        mask = map_with_path(lambda path, _: not re.search(config.no_decay or "(?!)", path))
+        decay = optax.add_decayed_weights(numbers["optimizer.weight_decay"], mask)
         is_decoupled = config.decoupled_weight_decay or config.name in DECOUPLED
         parts = [direction, decay] if is_decoupled else [decay, direction]
     if config.gradient_clip:
@@ -100,15 +101,6 @@ def _surround(
         lambda path, _: "frozen" if re.search(config.frozen, path) else "trained"
     )
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
-
-
-def _add_weight_decay(weight_decay: Any, no_decay: str) -> optax.GradientTransformation:
-    def add(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
-        if no_decay and re.search(no_decay, path):
-            return update
-        return update + weight_decay * param
-
-    return optax.stateless(map_with_path(add))
 
 
 def _scale_by_learning_rate(learning_rate: Any, factors: Factors) -> optax.GradientTransformation:

@@ -21,17 +21,15 @@ from resnet_jax.training.task import create_task
 DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50
 
 
-def profile(config: ConfigDict | None, workdir: str) -> pathlib.Path:
-    """Profiles a few training steps into `profile` in a run's folder; the run stays as it is.
+def print_profile(config: ConfigDict | None, workdir: str) -> None:
+    """Profiles a few training steps, and prints how to look at them.
 
-    The steps start from random weights, and the first dispatch, which compiles, is left out.
+    The profile is in the folder `profile` of the run, which stays as it is. The steps start from
+    random weights, and the first dispatch, which compiles, is left out.
 
     Args:
       config: what to train; None: the config of the run.
       workdir: the folder of the run, which need not exist if there is a config.
-
-    Returns:
-      The folder of the profile.
 
     Raises:
       UserError: if config, data or folder can't be used.
@@ -63,12 +61,6 @@ def profile(config: ConfigDict | None, workdir: str) -> pathlib.Path:
         if unwritable(error) is None:
             raise
         raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from error
-    return folder
-
-
-def print_profile(config: ConfigDict | None, workdir: str) -> None:
-    """Profiles a few training steps and prints how to look at them."""
-    folder = profile(config, workdir)
     (newest,) = sorted(folder.rglob("*.trace.json.gz"))[-1:]
     print(f"wrote {folder}; it is opened by one of")
     print(f"  xprof --logdir={shlex.quote(str(folder))}    (pip install xprof)")

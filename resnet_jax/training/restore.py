@@ -1,5 +1,6 @@
 """Runs restored from their folders."""
 
+import contextlib
 import os
 import pathlib
 from typing import NamedTuple
@@ -53,16 +54,13 @@ def restore(workdir: str | os.PathLike[str], which: str) -> tuple[Task, TrainSta
     config, info = folders.read_run(workdir)
     task = create_task(config, DatasetInfo.from_json(info))
     directory = pathlib.Path(workdir) / folders.CHECKPOINTS
-    if not directory.is_dir():
-        raise UserError(f"--workdir {workdir} holds no checkpoint yet")
-    checkpoints = Checkpoints(directory, config.checkpoint.keep, read_only=True)
-    steps = checkpoints.steps()
-    run = checkpoints.run()
-    if which == "best" and selects(config) and run is not None:
-        steps = ranked(run["scores"], steps)
-    for step in steps:
-        try:
-            return task, checkpoints.restore(task.template, step, without="opt_state")
-        except DamagedError as error:
-            checkpoints.notify(f"checkpoint {step} is damaged: {error}")
+    with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as checkpoints:
+        steps, run = checkpoints.steps(), checkpoints.run()
+        if which == "best" and selects(config) and run is not None:
+            steps = ranked(run["scores"], steps)
+        for step in steps:
+            try:
+                return task, checkpoints.restore(task.template, step, without="opt_state")
+            except DamagedError as error:
+                checkpoints.notify(f"checkpoint {step} is damaged: {error}")
     raise UserError(f"no {which} checkpoint in {directory} can be used")

@@ -4,9 +4,8 @@ A schedule maps the time since the end of the warm-up to a factor on the peak le
 keyword-only parameters are its options; what counts time counts it in epochs.
 """
 
-import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,37 +14,20 @@ from resnet_jax.config.checks import Bounds, NonNegative, Positive, Share, check
 from resnet_jax.errors import UserError, unknown
 
 
-@dataclasses.dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """How long a schedule lasts and how finely it moves.
 
     Attributes:
-      schedule: name of the schedule.
       num_epochs: epochs of training after the warm-up.
       tick: epochs between two changes of the learning rate: one step's share, or 1.
     """
 
-    schedule: str
     num_epochs: float
     tick: float
-
-    def length(self, num_epochs: float = 0.0) -> float:
-        """Returns `num_epochs`, or where that is 0 all epochs after the warm-up.
-
-        Raises:
-          UserError: if there is no epoch.
-        """
-        length = num_epochs or self.num_epochs
-        if length <= 0:
-            raise UserError(
-                f"schedule {self.schedule!r} needs its length in epochs; set num_epochs"
-            )
-        return length
 
 
 def constant(epoch: np.ndarray, clock: Clock) -> np.ndarray:
     """Keeps the peak."""
-    del clock
     return np.ones_like(epoch)
 
 
@@ -61,7 +43,7 @@ def cosine(
         earlier stops in mid-fall.
       final_factor: factor at the end and after it.
     """
-    progress = np.minimum(epoch / clock.length(num_epochs), 1.0)
+    progress = np.minimum(epoch / (num_epochs or clock.num_epochs), 1.0)
     return final_factor + (1 - final_factor) * 0.5 * (1 + np.cos(np.pi * progress))
 
 
@@ -82,7 +64,7 @@ def polynomial(
       power: exponent of the share of time that is left.
       final_factor: factor at the end and after it.
     """
-    left = 1.0 - np.minimum(epoch / clock.length(num_epochs), 1.0)
+    left = 1.0 - np.minimum(epoch / (num_epochs or clock.num_epochs), 1.0)
     return final_factor + (1 - final_factor) * left**power
 
 
@@ -90,7 +72,6 @@ def step(
     epoch: np.ndarray, clock: Clock, *, every_epochs: Positive, factor: Positive = 0.1
 ) -> np.ndarray:
     """Multiplies by `factor` every `every_epochs` epochs."""
-    del clock
     return factor ** np.floor(epoch / every_epochs + 1e-9)
 
 
@@ -98,13 +79,11 @@ def milestones(
     epoch: np.ndarray, clock: Clock, *, epochs: tuple[NonNegative, ...], factor: Positive = 0.1
 ) -> np.ndarray:
     """Multiplies by `factor` at each of the `epochs`."""
-    del clock
     return factor ** np.searchsorted(np.sort(epochs), epoch + 1e-9, side="right")
 
 
 def exponential(epoch: np.ndarray, clock: Clock, *, factor: Positive) -> np.ndarray:
     """Multiplies by `factor` in the course of every epoch."""
-    del clock
     return factor**epoch
 
 
@@ -129,8 +108,8 @@ def one_cycle(
       final_factor: factor of the last step.
       anneal: shape of both slopes.
     """
-    end = clock.length() - clock.tick
-    peak = np.clip(peak_fraction * clock.length() - clock.tick, 0.0, end)
+    end = clock.num_epochs - clock.tick
+    peak = np.clip(peak_fraction * clock.num_epochs - clock.tick, 0.0, end)
     rise = np.clip(epoch / peak, 0.0, 1.0) if peak > 0 else np.ones_like(epoch)
     fall = np.clip((epoch - peak) / (end - peak), 0.0, 1.0) if end > peak else np.zeros_like(epoch)
     if anneal == "cosine":
@@ -192,53 +171,34 @@ def options_of(name: str) -> Callable[..., object]:
     return plateau_factor if name == "plateau" else SCHEDULES[name]
 
 
-def create_schedule(
-    config: ConfigDict, *, learning_rate: float, steps_per_epoch: int, num_epochs: float
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns the learning rate as a function of the step.
+def learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) -> np.ndarray:
+    """Returns the learning rate of every step, float32 `[num_epochs * steps_per_epoch]`.
 
     Args:
-      config: the group `schedule` of a config.
-      learning_rate: peak learning rate.
-      steps_per_epoch: training steps in an epoch.
+      config: the whole config.
       num_epochs: epochs of the training, warm-up included.
-
-    Returns:
-      A function of global steps, integers `[n]`, to learning rates, float32 `[n]`. It runs on the
-      host and is meant to be called once for all steps of an epoch.
+      steps_per_epoch: training steps in an epoch.
 
     Raises:
       UserError: if the schedule is unknown, or its options or the warm-up don't suit it.
     """
+    peak, config = config.optimizer.learning_rate, config.schedule
     if config.name not in SCHEDULES:
         raise unknown("schedule", config.name, SCHEDULES)
-    if steps_per_epoch < 1:
+    warmup, per_epoch = config.warmup_epochs, config.per == "epoch"
+    if 0 < num_epochs <= warmup:
         raise UserError(
-            f"schedule {config.name!r} counts in epochs, but an epoch has no steps; "
-            "lower batch_size, or set data.drop_last=False"
+            f"schedule.warmup_epochs is {warmup:g} of num_epochs {num_epochs:g}; lower it, or "
+            "raise num_epochs"
         )
-    if 0 < num_epochs <= config.warmup_epochs:
-        raise UserError(
-            f"schedule.warmup_epochs is {config.warmup_epochs:g} of num_epochs {num_epochs:g}; "
-            "lower it, or raise num_epochs"
-        )
-    function = SCHEDULES[config.name]
     options = check_options("schedule", config.name, options_of(config.name), config.options)
     options = {} if config.name == "plateau" else options
-    warmup, per_epoch = config.warmup_epochs, config.per == "epoch"
-    tick = 1.0 if per_epoch else 1.0 / steps_per_epoch
-    clock = Clock(config.name, max(num_epochs - warmup, 0.0), tick)
-
-    def schedule(steps: np.ndarray) -> np.ndarray:
-        steps = np.asarray(steps)
-        if not steps.size:
-            return np.zeros(steps.shape, np.float32)
-        now = steps // steps_per_epoch if per_epoch else steps / steps_per_epoch
-        factors = function(np.maximum(now - warmup, 0.0), clock, **options)
-        # Never quite zero: the first step must count, and the first one after the warm-up is the
-        # first with the full rate.
-        warming = (steps + 1) / (warmup * steps_per_epoch + 1)
-        factors = np.where(steps < warmup * steps_per_epoch, warming, factors)
-        return (learning_rate * factors).astype(np.float32)
-
-    return schedule
+    clock = Clock(max(num_epochs - warmup, 0.0), 1.0 if per_epoch else 1.0 / steps_per_epoch)
+    steps = np.arange(num_epochs * steps_per_epoch)
+    now = steps // steps_per_epoch if per_epoch else steps / steps_per_epoch
+    factors = SCHEDULES[config.name](np.maximum(now - warmup, 0.0), clock, **options)
+    # Never quite zero: the first step must count, and the first one after the warm-up is the first
+    # with the full rate.
+    warming = (steps + 1) / (warmup * steps_per_epoch + 1)
+    factors = np.where(steps < warmup * steps_per_epoch, warming, factors)
+    return (peak * factors).astype(np.float32)

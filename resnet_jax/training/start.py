@@ -36,22 +36,13 @@ def check_same(config: ConfigDict, digest: str, images: str) -> None:
     Raises:
       UserError: if it was.
     """
-    told = {"config": json.dumps(config.to_dict()), "data": digest, "images": images}
-    first = hosts.share(lambda: told)
-    theirs, ours = leaves(json.loads(first["config"])), leaves(json.loads(told["config"]))
-    for path in sorted((theirs | ours).keys() - _OF_A_HOST):
-        theirs_has, ours_has = theirs.get(path), ours.get(path)
-        if theirs_has != ours_has:
-            raise UserError(
-                f"the first process has another config: {path} is {theirs_has}, here {ours_has}"
-            )
-    if first["data"] != digest:
-        raise UserError("the first process has other data")
-    if first["images"] != images:
-        raise UserError(
-            f"images are {images} here and {first['images']} in the first process; set "
-            "data.resident_bytes"
-        )
+    told = {path: value for path, value in leaves(config).items() if path not in _OF_A_HOST}
+    told |= {"data (its digest)": digest, "images (see data.resident_bytes)": images}
+    first = json.loads(hosts.share(lambda: json.dumps(told)))
+    for name in sorted(first | told):
+        there, here = first.get(name), told.get(name)
+        if there != here:
+            raise UserError(f"the first process has another config: {name} is {there}, here {here}")
 
 
 def starting_point(

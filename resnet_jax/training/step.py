@@ -177,28 +177,14 @@ def make_loss(
                 mutable=["batch_stats"],
                 rngs={"dropout": dropout_key},
             )
-        losses = cross_entropy(logits, targets, hyperparameters.get("loss.label_smoothing"))
+        smoothing = hyperparameters.get("loss.label_smoothing")
+        smoothed = targets if smoothing is None else optax.smooth_labels(targets, smoothing)
+        losses = optax.softmax_cross_entropy(logits, smoothed)
         labels = targets.argmax(-1).astype(jnp.int32)  # of mixed images, the larger share
         metrics = Metrics.single_from_model_output(losses=losses, logits=logits, labels=labels)
         return losses.mean(), (metrics, dict(mutated).get("batch_stats", {}))
 
     return loss_fn
-
-
-def cross_entropy(
-    logits: jax.Array, targets: jax.Array, label_smoothing: jax.Array | None
-) -> jax.Array:
-    """Returns each image's loss, float32 `[batch]`.
-
-    Args:
-      logits: float32 `[batch, num_classes]`.
-      targets: weights of the classes, float32 `[batch, num_classes]`.
-      label_smoothing: share of each target that is spread over all classes (Szegedy et al. 2016),
-        float32 scalar; None: nothing is.
-    """
-    if label_smoothing is not None:
-        targets = optax.smooth_labels(targets, label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
 
 
 def eval_step(

@@ -19,8 +19,8 @@ from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
 from resnet_jax.training.hyperparameters import hyperparameters
 from resnet_jax.training.optimizers import Optimizer, create_optimizer
-from resnet_jax.training.schedules import create_schedule
-from resnet_jax.training.state import TrainState, Tree, initial_state
+from resnet_jax.training.schedules import learning_rates
+from resnet_jax.training.state import TrainState, initial_state
 from resnet_jax.training.step import Network
 
 
@@ -90,7 +90,8 @@ class Task:
       learning_rates: learning rate of every step, float32 `[steps]`.
       hyperparameters: the other numbers of the step, see `resnet_jax.training.hyperparameters`.
       template: shapes and dtypes of the state.
-      initial_state: makes the state, of a key and of weights or None; jitted.
+      create_state: makes the state before the first step, of the variables to start from or, if
+        there are none, of random ones.
     """
 
     config: ConfigDict
@@ -102,20 +103,12 @@ class Task:
     learning_rates: np.ndarray
     hyperparameters: dict[str, float]
     template: TrainState
-    initial_state: Callable[..., TrainState]
+    create_state: Callable[..., TrainState]
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """Height, width and channels of what the model takes."""
         return input_shape(self.info, self.config.data)
-
-    def create_state(self, weights: dict[str, Tree] | None = None) -> TrainState:
-        """Returns the state before the first step.
-
-        Args:
-          weights: the variables to start from; None: random ones.
-        """
-        return self.initial_state(derive(jax.random.key(self.config.seed), Purpose.INIT), weights)
 
 
 def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
@@ -150,7 +143,8 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     options = {"xla_backend_optimization_level": 1}
     state = functools.partial(initial_state, model, tx, shape, averaged)
     create = jax.jit(state, compiler_options=options)
-    template = create.eval_shape(jax.random.key(0), None)
+    key = derive(jax.random.key(config.seed), Purpose.INIT)
+    template = create.eval_shape(key, None)
     _check_memory(template)
     if config.init.cached_stage:
         check_cached_stage(model, template.variables(), shape, config)
@@ -162,10 +156,10 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         optimizer=optimizer,
         order=order,
         agenda=agenda,
-        learning_rates=_learning_rates(config, config.num_epochs, order.steps_per_epoch),
+        learning_rates=learning_rates(config, config.num_epochs, order.steps_per_epoch),
         hyperparameters=hyperparameters(config, optimizer),
         template=template,
-        initial_state=create,
+        create_state=lambda weights=None: create(key, weights),
     )
 
 
@@ -181,7 +175,7 @@ def check_names(config: ConfigDict) -> None:
     find_dataset(config.data.name)
     _create_model(config)
     create_optimizer(config.optimizer)
-    _learning_rates(config, config.num_epochs, 1)
+    learning_rates(config, config.num_epochs, 1)
 
 
 def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
@@ -218,7 +212,7 @@ def check_extension(task: Task, num_epochs: object) -> None:
     asked = f"config field num_epochs was {shown(num_epochs)}, is {config.num_epochs}"
     if type(num_epochs) is not int or num_epochs > config.num_epochs:
         raise UserError(f"{asked}; a run can only be extended, name another --workdir")
-    before = _learning_rates(config, num_epochs, task.agenda.steps_per_epoch)
+    before = learning_rates(config, num_epochs, task.agenda.steps_per_epoch)
     if not np.array_equal(before, task.learning_rates[: len(before)]):
         raise UserError(
             f"{asked}, on which the learning rates of schedule.name={config.schedule.name!r} "
@@ -230,16 +224,6 @@ def check_extension(task: Task, num_epochs: object) -> None:
             f"{asked}, and the run was scored at its end, which it would not have been with "
             f"evaluate.every_epochs={config.evaluate.every_epochs}; name another --workdir"
         )
-
-
-def _learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) -> np.ndarray:
-    schedule = create_schedule(
-        config.schedule,
-        learning_rate=config.optimizer.learning_rate,
-        steps_per_epoch=steps_per_epoch,
-        num_epochs=num_epochs,
-    )
-    return schedule(np.arange(num_epochs * steps_per_epoch))
 
 
 def _create_model(config: ConfigDict) -> nn.Module:

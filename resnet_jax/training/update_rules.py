@@ -53,20 +53,17 @@ def adagrad(
 ) -> optax.GradientTransformation:
     """Adagrad (Duchi et al. 2011), with eps outside the square root."""
 
-    def init(params: optax.Params) -> _SumOfSquares:
-        sums = jax.tree.map(lambda p: jnp.full_like(p, initial_accumulator), params)
-        return _SumOfSquares(jnp.zeros([], jnp.int32), sums)
+    def init(params: optax.Params) -> optax.Updates:
+        return jax.tree.map(lambda p: jnp.full_like(p, initial_accumulator), params)
 
     def update(
-        grads: optax.Updates, state: _SumOfSquares, params: optax.Params | None = None
-    ) -> tuple[optax.Updates, _SumOfSquares]:
-        del params
-        sums = jax.tree.map(lambda s, g: s + g * g, state.sums, grads)
-        rate = 1 / (1 + state.step * learning_rate_decay)
-        direction = jax.tree.map(lambda s, g: rate * g / (jnp.sqrt(s) + eps), sums, grads)
-        return direction, _SumOfSquares(state.step + 1, sums)
+        grads: optax.Updates, sums: optax.Updates, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.Updates]:
+        sums = jax.tree.map(lambda s, g: s + g * g, sums, grads)
+        return jax.tree.map(lambda s, g: g / (jnp.sqrt(s) + eps), sums, grads), sums
 
-    return optax.GradientTransformation(init, update)
+    decay = optax.scale_by_schedule(lambda step: 1 / (1 + step * learning_rate_decay))
+    return optax.chain(optax.GradientTransformation(init, update), decay)
 
 
 def adadelta(*, rho: Decay = 0.9, eps: Positive = 1e-6) -> optax.GradientTransformation:
@@ -218,13 +215,6 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "rmsprop": rmsprop,
     "sgd": sgd,
 }
-
-
-class _SumOfSquares(NamedTuple):
-    """State of Adagrad: steps so far, and the sum of squared gradients."""
-
-    step: jax.Array
-    sums: optax.Updates
 
 
 class _NadamState(NamedTuple):

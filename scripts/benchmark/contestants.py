@@ -11,14 +11,11 @@ import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+from benchmark.worker import Unavailable
 from resnet_jax.errors import UserError
 
 OURS = "resnet_jax"
 Measured = TypeVar("Measured")
-
-
-class Absent(Exception):
-    """A contestant can't take part here; the message says why."""
 
 
 class Contestant:
@@ -38,7 +35,7 @@ class Contestant:
           spec: what to measure.
 
         Raises:
-          Absent: if it can't take part here.
+          Unavailable: if it can't take part here.
           UserError: if it fails.
         """
         self.name = name
@@ -79,7 +76,7 @@ class Contestant:
         os.killpg(self._process.pid, signal.SIGSTOP)
         reply: dict[str, Any] = json.loads(answer)
         if "unavailable" in reply:
-            raise Absent(reply["unavailable"])
+            raise Unavailable(reply["unavailable"])
         if "error" in reply:
             raise UserError(reply["error"])
         return reply
@@ -108,7 +105,7 @@ def gather(
             contestants[name] = stack.enter_context(
                 contextlib.closing(Contestant(name, module, spec))
             )
-        except Absent as reason:
+        except Unavailable as reason:
             say(f"without {name}: {reason}")
             absent[name] = str(reason)
     return contestants, absent

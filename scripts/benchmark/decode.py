@@ -44,8 +44,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--image-size", type=int, default=224, help="side that is wanted, pixels")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
     parser.add_argument("--workers", type=int, default=cores, help="processes of each side")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
-    parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
+    machine.add_flags(parser, "side")
     given = parser.parse_args(arguments)
     if given.images < CLASSES:
         raise UserError(f"--images takes at least {CLASSES}, one for each class")

@@ -1,5 +1,6 @@
 """What a benchmark was run on and with."""
 
+import argparse
 import importlib.metadata
 import os
 import pathlib
@@ -14,6 +15,30 @@ PACKAGES = (
 )
 FEATURES = ("avx", "amx", "fma", "f16c", "asimd", "bf16", "sve")  # how those that matter begin
 FLAGS = ("XLA_FLAGS", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA", "LD_PRELOAD")
+
+
+def add_flags(parser: argparse.ArgumentParser, of_each: str) -> None:
+    """Adds --rounds and --json.
+
+    Args:
+      parser: the parser of a command.
+      of_each: who takes turns.
+    """
+    parser.add_argument("--rounds", type=_count, default=9, help=f"turns of each {of_each}")
+    parser.add_argument("--json", type=_file, help="file for everything that was measured")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"it takes a whole number from 1, not {text!r}")
+    return int(text)
+
+
+def _file(text: str) -> pathlib.Path:
+    path = pathlib.Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
 
 
 def describe(arguments: Sequence[str]) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def brief(record: Mapping[str, Any]) -> str:
         ]
         for (model, batch, dtype), (ours, train, score) in _beside_fastest(record["training"])
     ]
-    where = f"{about['processor']}, {about['cores']} threads; commit {about['commit'][:8]}."
+    where = f"{about['processor']}, {about['cores']} threads; commit {_commit(about)}."
     return f"{table(head, lines)}\n\n{where}"
 
 
@@ -111,11 +111,16 @@ def _about(record: Mapping[str, Any]) -> str:
         f"{about['cores']} threads, {devices}",
         f"Python {about['python']}, {', '.join(versions)}",
         *(f"{name}={value}" for name, value in about["flags"].items()),
-        f"commit {about['commit'][:8]}{'-dirty' * about['commit'].endswith('-dirty')}",
+        f"commit {_commit(about)}",
         f"load before {about['load']:.1f}",
         *(f"without {name}: {reason}" for name, reason in record["absent"].items()),
     ]
     return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)
+
+
+def _commit(about: Mapping[str, Any]) -> str:
+    commit = about["commit"] or "unknown"
+    return commit[:8] + "-dirty" * commit.endswith("-dirty")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

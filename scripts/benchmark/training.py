@@ -20,7 +20,6 @@ import dataclasses
 import json
 import math
 import os
-import pathlib
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -50,55 +49,9 @@ EPOCH, TEST = 50, 8  # batches
 TRAFFIC = {"Conv": 6, "BatchNorm": 8}
 
 
-@dataclasses.dataclass
-class Result:
-    """What was measured of one contestant.
-
-    Attributes:
-      model: registry name.
-      batch: images per step.
-      dtype: dtype of the computation.
-      contestant: `OURS` or one of `PEERS`.
-      step_seconds: of a training step, a value per round.
-      inference_seconds: of scoring a batch, a value per round.
-      compile_seconds: of the first training step beyond the second.
-      peak_bytes: most memory used: the device's own, or on a CPU the process's.
-      flops: FLOP/s of training, from the analytic count.
-      compute_share: `flops` over the measured rate of a large matrix product.
-      bandwidth_share: traffic of an unfused step, over the measured rate of a large copy.
-    """
-
-    model: str
-    batch: int
-    dtype: str
-    contestant: str
-    step_seconds: list[float]
-    inference_seconds: list[float]
-    compile_seconds: float
-    peak_bytes: int
-    flops: float
-    compute_share: float
-    bandwidth_share: float
-
-
-@dataclasses.dataclass
-class Measured:
-    """What was found of one model.
-
-    Attributes:
-      results: of those who took part.
-      absent: why the others did not, by name.
-      provenance: what the contestants say of themselves.
-    """
-
-    results: list[Result]
-    absent: dict[str, str]
-    provenance: dict[str, Any]
-
-
 def measure(
     name: str, batch: int, dtype: str, image_size: int, peers: Sequence[str], rounds: int
-) -> Measured:
+) -> tuple[list[dict[str, Any]], dict[str, str], dict[str, Any]]:
     """Measures all contestants on one model.
 
     Args:
@@ -109,6 +62,10 @@ def measure(
         stem.
       peers: names among `PEERS`.
       rounds: number of turns that each contestant takes.
+
+    Returns:
+      A row for each that took part, why the others did not, by name, and what the contestants say
+      of themselves.
 
     Raises:
       UserError: if a contestant can't be started, or the losses do not agree.
@@ -141,7 +98,7 @@ def measure(
         provenance: dict[str, Any] = {}
         for contestant in everyone:
             provenance |= contestant.started["provenance"]
-    return Measured(results, absent, provenance)
+    return results, absent, provenance
 
 
 def task_of(
@@ -206,24 +163,31 @@ def _result(
     roofs: dict[str, float],
     layers: Sequence[Layer],
     spec: dict[str, Any],
-) -> Result:
+) -> dict[str, Any]:
+    """Returns the row of a contestant.
+
+    It has the seconds of a training step and of scoring a batch, each a value per round; those of
+    the first step beyond the second; the most memory used, the device's own or on a CPU the
+    process's; FLOP/s of training from the analytic count, also over those of a large matrix
+    product; the traffic of an unfused step over that of a large copy.
+    """
     step_seconds, inference_seconds = (list(column) for column in zip(*times, strict=True))
     rate = spec["batch"] / statistics.median(step_seconds)
     flops = 6 * sum(layer.macs for layer in layers) * rate
     moved = sum(TRAFFIC.get(layer.kind, 0) * math.prod(layer.output_shape) for layer in layers)
-    return Result(
-        model=spec["model"],
-        batch=spec["batch"],
-        dtype=spec["dtype"],
-        contestant=contestant.name,
-        step_seconds=step_seconds,
-        inference_seconds=inference_seconds,
-        compile_seconds=contestant.started["compile_seconds"],
-        peak_bytes=contestant.tell(do="memory")["bytes"],
-        flops=flops,
-        compute_share=flops / roofs["flops"],
-        bandwidth_share=moved * DTYPES[spec["dtype"]] * rate / roofs["bandwidth"],
-    )
+    return {
+        "model": spec["model"],
+        "batch": spec["batch"],
+        "dtype": spec["dtype"],
+        "contestant": contestant.name,
+        "step_seconds": step_seconds,
+        "inference_seconds": inference_seconds,
+        "compile_seconds": contestant.started["compile_seconds"],
+        "peak_bytes": contestant.tell(do="memory")["bytes"],
+        "flops": flops,
+        "compute_share": flops / roofs["flops"],
+        "bandwidth_share": moved * DTYPES[spec["dtype"]] * rate / roofs["bandwidth"],
+    }
 
 
 def names_of(given: str, known: Sequence[str], flag: str) -> list[str]:
@@ -255,8 +219,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--dtype", default="float32", help=f"of {', '.join(DTYPES)}, with commas")
     parser.add_argument("--image-size", type=int, default=32, help="side of the images, pixels")
     parser.add_argument("--peer", choices=("torch",), help=f"the others: {', '.join(PEERS)}")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contestant")
-    parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
+    machine.add_flags(parser, "contestant")
     parser.epilog = "`decode`, `trials` and `tables` instead of flags do what their --help says"
     given = parser.parse_args(arguments)
     peers = PEERS if given.peer else ()
@@ -264,10 +227,11 @@ def main(arguments: Sequence[str]) -> None:
     for dtype in names_of(given.dtype, tuple(DTYPES), "--dtype"):
         for batch in numbers_of(given.batch, "--batch"):
             for name in given.model.split(","):
-                found = measure(name, batch, dtype, given.image_size, peers, given.rounds)
-                record["about"] |= found.provenance
-                record["absent"] |= found.absent
-                record["training"] += map(dataclasses.asdict, found.results)
+                task = name, batch, dtype, given.image_size
+                rows, absent, about = measure(*task, peers, given.rounds)
+                record["about"] |= about
+                record["absent"] |= absent
+                record["training"] += rows
                 if given.json:
                     given.json.write_text(json.dumps(record, indent=1) + "\n")
     print(tables.markdown(record))

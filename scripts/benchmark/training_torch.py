@@ -30,7 +30,6 @@ SHORTCUTS: dict[str, Any] = {
     "projection": functools.partial(torch_modules.projection, 1),
     "projection_3x3": functools.partial(torch_modules.projection, 3),
     "zero_pad": torch_modules.ZeroPad,
-    "convolution": None,  # that of pre-activation blocks
 }
 
 
@@ -49,9 +48,12 @@ def build(family: str, fields: dict[str, Any], image_size: int) -> nn.Module:
         shape = {"sizes": fields["stage_sizes"], "widths": fields["num_filters"]}
         if fields["final_norm"]:
             return torch_modules.WideResNet(stem_width=fields["stem_filters"], **shape)
+        block, shortcut = BLOCKS[fields["block_cls"]], fields["shortcut"]
+        if block is torch_modules.PreActivation:
+            shortcut = "projection"  # it has one of its own
         return torch_modules.ResNet(
-            BLOCKS[fields["block_cls"]],
-            SHORTCUTS[fields["shortcut"]],
+            block,
+            SHORTCUTS[shortcut],
             stem=7 if fields["stem"] == "imagenet" else 3,
             stem_width=fields["stem_filters"] or None,
             strides=fields["stage_strides"] or None,

@@ -10,7 +10,6 @@ one after the other, and the ratio is that to 1, which is one by one.
 import argparse
 import contextlib
 import json
-import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,8 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--parallel", default="1,4,16", help="trials in a program, with commas")
     parser.add_argument("--batch", type=int, default=128, help="images per step of each trial")
     parser.add_argument("--dtype", default="float32", help=f"of {', '.join(DTYPES)}, with commas")
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each process")
-    parser.add_argument("--json", type=pathlib.Path, help="file for everything that was measured")
+    machine.add_flags(parser, "process")
     given = parser.parse_args(arguments)
     counts = numbers_of(given.parallel, "--parallel")
     record: dict[str, Any] = {"about": machine.describe(arguments), "absent": {}, "trials": []}
