@@ -27,6 +27,7 @@ def _reported(config: ConfigDict) -> None:
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     config.num_epochs = 30
     config.batch_size = 64
     config.data.drop_last = True

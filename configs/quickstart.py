@@ -21,7 +21,7 @@ def _mnist(config: ConfigDict) -> None:
 
 def get_config(variant: str = "cifar10") -> ConfigDict:
     config = default_config()
-    config.model.name = "quickstart"
+    config.model.name, config.model.dtype = "quickstart", "auto"
     config.num_epochs = 5
     config.batch_size = 128
     config.data.drop_last = True

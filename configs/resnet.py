@@ -38,6 +38,7 @@ RECIPES = {
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     config.reported_accuracy = 0.0
     config.num_epochs = 200
     config.data.val_fraction = 0.1

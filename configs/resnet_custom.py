@@ -41,6 +41,7 @@ def _skip(config: ConfigDict) -> None:
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     _skip(config)
     config.evaluate.augment = False
     config.num_epochs = 200

@@ -92,6 +92,7 @@ def _grid(config: ConfigDict) -> None:
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     config.num_epochs = 60
     config.batch_size = 128
     config.data.val_fraction = 0.1

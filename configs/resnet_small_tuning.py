@@ -41,6 +41,7 @@ REPORTED = {  # test accuracies by batch and learning rate, shuffled and not
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     config.num_epochs = 200
     config.batch_size = 128
     config.data.val_fraction = 0.1

@@ -34,6 +34,7 @@ NETWORKS = {
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     config.reported_accuracy = 0.0
     config.num_epochs = 60
     config.batch_size = 128

@@ -38,6 +38,7 @@ def _adam(config: ConfigDict) -> None:
 
 
 def _better(config: ConfigDict) -> None:
+    config.model.dtype = "auto"
     _sgd(config)
     config.reported_accuracy = 0.0
     config.data.val_fraction = 0.1

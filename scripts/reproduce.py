@@ -69,6 +69,7 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     return {
         "config": config,
         "overrides": overrides,
+        "dtype": settings.model.dtype,
         "seed": settings.seed,
         "starts": [workdir.told(start) for start in starts],
         "final": final,

@@ -149,7 +149,7 @@ def _cells(row: Row, records: Records) -> list[str]:
         better,
         f"{finals[0]['epoch']:g}",
         duration(statistics.fmean(final["seconds"] for final in finals)),
-        ", ".join(dict.fromkeys(_device(run["starts"][-1]) for run in runs)),
+        ", ".join(dict.fromkeys(map(_device, runs))),
         ", ".join(dict.fromkeys((run["starts"][-1]["commit"] or "-")[:8] for run in runs)),
         *tail,
     ]
@@ -174,9 +174,14 @@ def _spread(values: Sequence[float]) -> str:
     return f"{mean} ± {statistics.stdev(values):.2f} ({len(values)})"
 
 
-def _device(start: Mapping[str, Any]) -> str:
-    names = start["devices"]
-    return f"{start['cores']} CPU cores" if names[0] == "cpu" else f"{len(names)} x {names[0]}"
+def _device(run: Mapping[str, Any]) -> str:
+    """Returns the device that a run ended on, and its dtype where that is not float32."""
+    start = run["starts"][-1]
+    names, cores = start["devices"], start["cores"]
+    device = f"{len(names)} x {names[0]}"
+    if names[0] == "cpu":
+        device = f"{cores} CPU core{'s' if cores > 1 else ''}"
+    return device if run["dtype"] == "float32" else f"{device}, {run['dtype']}"
 
 
 @functools.cache

@@ -52,6 +52,7 @@ _R5 = (
     for shuffle, reported in zip(("on", "off"), both, strict=True)
 )
 _BFLOAT16 = "--config.model.dtype=bfloat16"
+_FLOAT32 = "--config.model.dtype=float32"
 _SHORT = "resnet_small.py --config.num_epochs=3"
 
 STUDIES = (
@@ -142,8 +143,7 @@ STUDIES = (
             Row("He.110", "resnet_he2015.py:110", "93.57"),
             Row("preact_resnet18", "wide_resnet.py:preact_resnet18", "95.1"),
             Row("wide_resnet28_10", "wide_resnet.py:wide_resnet28_10", "96.0"),
-            Row("mnist", "quickstart.py:mnist"),
-            Row("better.resnet_small", f"resnet_small.py:better {_BFLOAT16}"),
+            Row("mnist", f"quickstart.py:mnist {_FLOAT32}"),
             Row("transfer.pretrain", "resnet_small_transfer.py:pretrain"),
             Row("transfer.transfer", "resnet_small_transfer.py:transfer"),
             Row("transfer.scratch", "resnet_small_transfer.py:scratch"),
@@ -153,7 +153,7 @@ STUDIES = (
         "bfloat16 beside float32",
         "Equal within the noise of seeds? `model.dtype=auto` takes bfloat16 where it is fast.",
         (
-            Row("quickstart.float32", "quickstart.py"),
+            Row("quickstart.float32", f"quickstart.py {_FLOAT32}"),
             Row("quickstart.bfloat16", f"quickstart.py {_BFLOAT16}"),
             Row("resnet_small.float32", _SHORT),
             Row("resnet_small.bfloat16", f"{_SHORT} {_BFLOAT16}"),

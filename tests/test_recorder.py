@@ -127,7 +127,8 @@ def test_the_test_set_never_chooses_unless_told(tmp_path, config):
         recorder = opened(tmp_path / str(allowed), config)
         record = recorder.score(4, means(1.0), means(), 0.1)
         assert recorder.best_step() == step
-        assert record["accuracy"] == 1.0
+        assert recorder.test_score(4) == record
+        assert recorder.test_score(8) is None
         recorder.close()
 
 

@@ -50,7 +50,7 @@ def test_the_tables_are_those_of_the_records(capsys):
 
 def test_a_missing_record_is_noticed(tmp_path, monkeypatch, capsys):
     shutil.copytree(reproduce.RESULTS, tmp_path, dirs_exist_ok=True)
-    (tmp_path / "quickstart-seed0.json").unlink()
+    (tmp_path / "quickstart-model.dtype=float32-seed0.json").unlink()
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
     assert reproduce.main(["--check"]) == 1
     assert "results/README.md is not what the records say" in capsys.readouterr().out
