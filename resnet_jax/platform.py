@@ -26,6 +26,8 @@ _DETERMINISTIC = ("--xla_gpu_exclude_nondeterministic_ops=true", "--xla_gpu_auto
 
 SAME = 0.5  # seconds in which signals are one
 
+onednn = False  # whether oneDNN computes the convolutions of a CPU; `resnet_jax.cpu.enable` says so
+
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
@@ -154,7 +156,8 @@ def compute_dtype(wanted: str) -> str:
     """Returns the dtype that a training computes in here: "float32" or "bfloat16".
 
     Args:
-      wanted: one of both, or "auto": bfloat16 where the device has instructions for it.
+      wanted: one of both, or "auto": bfloat16 where it is fast: on GPUs, and by oneDNN on a CPU
+        with instructions for it.
 
     Raises:
       UserError: if it is to be bfloat16 and the device would have to emulate it.
@@ -167,7 +170,8 @@ def compute_dtype(wanted: str) -> str:
             "(AVX-512 BF16, AMX); set it to 'float32', or to 'auto'"
         )
     if wanted == "auto":
-        return "bfloat16" if has_bfloat16 else "float32"
+        is_fast = not on_cpu or (has_bfloat16 and onednn and jax.device_count() == 1)
+        return "bfloat16" if is_fast else "float32"
     return wanted
 
 

@@ -97,6 +97,8 @@ def test_a_control_group_and_those_above_it_limit_the_threads(tmp_path):
 )
 def test_bfloat16_is_for_devices_with_instructions_for_it(monkeypatch, backend, features, auto):
     monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(platform, "onednn", True)
     monkeypatch.setattr(platform, "cpu_features", lambda: frozenset(features))
     assert platform.compute_dtype("auto") == auto
     assert platform.compute_dtype("float32") == "float32"
@@ -105,6 +107,15 @@ def test_bfloat16_is_for_devices_with_instructions_for_it(monkeypatch, backend, 
     else:
         with pytest.raises(UserError, match=r"model\.dtype is 'bfloat16', for which"):
             platform.compute_dtype("bfloat16")
+
+
+@pytest.mark.parametrize(("onednn", "count"), [(False, 1), (True, 2)])
+def test_auto_is_float32_where_convolutions_are_xlas(monkeypatch, onednn, count):
+    monkeypatch.setattr(platform, "cpu_features", lambda: frozenset({"avx512_bf16"}))
+    monkeypatch.setattr(platform, "onednn", onednn)
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    assert platform.compute_dtype("auto") == "float32"
+    assert platform.compute_dtype("bfloat16") == "bfloat16"
 
 
 def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():

@@ -17,6 +17,7 @@ def enable(notify: Callable[[str], None] | None = None) -> bool:
     Returns:
       Whether oneDNN is used.
     """
+    from resnet_jax import platform
     from resnet_jax.cpu import build, convolutions, norms, products
 
     notify = notify or functools.partial(print, file=sys.stderr)
@@ -29,4 +30,5 @@ def enable(notify: Callable[[str], None] | None = None) -> bool:
     convolutions.use_onednn(library)
     norms.use(library)
     products.use()
+    platform.onednn = True
     return True
