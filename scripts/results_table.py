@@ -209,7 +209,7 @@ def _size(config: str) -> tuple[int, int]:
     """Returns parameters and multiply-accumulates for an image of a config's model."""
     settings = _loaded(config)[0]
     published = PUBLISHED.get(settings.data.name)
-    shape = published.image_shape if published else (32, 32, 3)
+    shape = published.info.image_shape if published else (32, 32, 3)
     if settings.data.image_size:
         shape = (settings.data.image_size, settings.data.image_size, shape[2])
     classes = settings.model.num_classes or 10

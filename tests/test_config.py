@@ -19,18 +19,17 @@ from resnet_jax.config.checks import (
     Factors,
     NonNegative,
     Pattern,
-    Total,
     check_options,
     checked,
 )
 from resnet_jax.config.fields import FIELDS, RESUMABLE
 from resnet_jax.errors import UserError
+from resnet_jax.models.layers import Depths
 from resnet_jax.models.registry import MODELS
 from resnet_jax.training.optimizers import OPTIMIZERS
 from resnet_jax.training.schedules import SCHEDULES, plateau_factor
 
 INSIDE = Annotated[float, Bounds(above=0, below=1)]
-UP_TO_9 = Annotated[tuple[int, ...], Total(1, 9)]
 SIX = Annotated[int, {"six": 6}, Bounds(high=6)]
 
 
@@ -93,8 +92,8 @@ def test_takes(hint, value, expected):
         (Factors, [["bn"]], "takes 2 values, not ['bn']"),
         (Factors, [["[", 1]], "bad pattern '[': unterminated character set"),
         (Pattern, "(" * 10_000, "bad pattern"),
-        (UP_TO_9, [5, 5], "x, added up, must be at least 1 and at most 9, not 10"),
-        (UP_TO_9, [], "x, added up, must be at least 1 and at most 9, not 0"),
+        (Depths, [999, 5], "x, added up, must be at least 1 and at most 1,000, not 1004"),
+        (Depths, [], "x, added up, must be at least 1 and at most 1,000, not 0"),
         (type[Base], "Derive", "did you mean Derived?"),
         (type[Base], int, "takes one of Derived, not <class 'int'>"),
         (SIX, "seven", "x: unknown value 'seven'"),

@@ -46,7 +46,7 @@ def host(tmp_path, monkeypatch):
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     url = f"http://127.0.0.1:{server.server_port}/cifar-10-binary.tar.gz"
-    remote = download.Remote(url, len(archive), "md5", hashlib.md5(archive).hexdigest())
+    remote = download.Remote(url, len(archive), hashlib.md5(archive).hexdigest())
     monkeypatch.setattr(sources, "ARCHIVE", remote)
     monkeypatch.setattr(download, "_CHUNK", 1000)
     handler.batches = content

@@ -121,12 +121,29 @@ def test_what_is_found_of_a_folder_is_kept_until_a_file_changes(tmp_path, monkey
             ),
             "other classes \\('blue'\\)",
         ),
+        (
+            lambda place: write(place, {"amber": 1, "blue": 2}),
+            "test_fraction is 0.2, which leaves none of the 1 images of 'amber'",
+        ),
+        (
+            lambda place: (
+                write(place, {"amber": 2, "blue": 2}),
+                (place / "blue" / "2.png").symlink_to(place / "nowhere"),
+            ),
+            "cannot read the folder .*/images .*FileNotFoundError",
+        ),
     ],
 )
 def test_what_is_no_such_folder_is_refused(tmp_path, change, message):
     change(tmp_path / "images")
     with pytest.raises(UserError, match=message):
-        open_dataset(data(tmp_path / "images"))
+        open_dataset(data(tmp_path / "images", image_size=10))
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody_of_this_name/x"])
+def test_a_path_that_can_be_none_is_refused(path):
+    with pytest.raises(UserError, match=r"the folder|no folder"):
+        open_dataset(data(path))
 
 
 def test_a_file_that_is_no_image_stops_or_is_left_out(tmp_path):

@@ -51,6 +51,15 @@ def test_crops_the_centre(tmp_path):
     assert close(thin, GREEN)
 
 
+def test_the_size_is_that_of_the_image_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter of a turn
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
+    Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg")
+    found = [images.size(tmp_path / name) for name in ("a.jpg", "b.jpg")]
+    assert found == [(20, 30), (30, 20)]
+
+
 def test_turns_upright(tmp_path):
     half = Image.new("RGB", (32, 32), RED)
     half.paste(BLUE, (0, 0, 32, 16))  # blue above

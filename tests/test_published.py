@@ -15,7 +15,7 @@ from resnet_jax.config import default_config
 from resnet_jax.data import published
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.download import Remote
-from resnet_jax.data.published import PUBLISHED, open_published, published_info
+from resnet_jax.data.published import PUBLISHED, open_published
 from resnet_jax.errors import UserError
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 28, 28, 1), np.uint8)
@@ -87,7 +87,7 @@ def test_formats(case):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_what_is_known_before_the_files_are_read_fits_together(name):
-    info = published_info(name)
+    info = PUBLISHED[name].info
     assert len(set(info.class_names)) == len(info.train_counts)
     assert DatasetInfo.from_json(dataclasses.asdict(info)) == info
 
@@ -98,7 +98,7 @@ def test_a_file_is_fetched_once_and_verified(tmp_path, monkeypatch):
         part.write_bytes(IDX[len(fetched) - 1])
 
     forms = tuple(
-        (Remote(f"{i}.gz", len(c), "md5", hashlib.md5(c).hexdigest()),) for i, c in enumerate(IDX)
+        (Remote(f"{i}.gz", len(c), hashlib.md5(c).hexdigest()),) for i, c in enumerate(IDX)
     )
     fetched = []
     monkeypatch.setattr(published, "complete", fetch)

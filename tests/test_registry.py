@@ -37,12 +37,15 @@ def test_arrays_of_a_file(tmp_path, names):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "can't be read"),
-        (b"words", "can't be read"),
-        (pickle.dumps({}), "can't be read"),
+        (None, "cannot read"),
+        (b"words", "cannot read"),
+        (pickle.dumps({}), "cannot read"),
         ({"train_images": IMAGES}, "lacks the array train_labels"),
-        (ARRAYS | {"train_labels": np.array([{}] * 20)}, "can't be read"),
+        (ARRAYS | {"train_labels": np.array([{}] * 20)}, "cannot read"),
         (ARRAYS | {"test_labels": np.arange(10)}, "test_labels must be from 0 to 2"),
+        (ARRAYS | {"train_labels": np.array(["a"] * 20)}, "train_labels"),
+        (ARRAYS | {"train_labels": np.full(20, 10**10)}, "train_labels"),
+        (ARRAYS | {"class_names": np.array("abc")}, "train_labels must be from 0 to 0"),
     ],
 )
 def test_a_file_that_holds_no_dataset_is_refused(tmp_path, content, message):

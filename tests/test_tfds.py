@@ -2,12 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from resnet_jax.config import default_config
+from resnet_jax.data import tfds
 from resnet_jax.data.registry import load_dataset, open_dataset
 from resnet_jax.errors import UserError
 
@@ -60,6 +62,12 @@ def test_a_prepared_dataset(tmp_path, splits):
     found = {image.tobytes(): label for image, label in train}
     assert found == {i.tobytes(): label for i, label in zip(IMAGES, LABELS, strict=True)}
     assert "tensorflow" not in sys.modules
+
+
+def test_the_newest_version_is_that_of_the_largest_number():
+    paths = [Path(version, "dataset_info.json") for version in ("10.0.0", "3.0.2", "3.0.10")]
+    found = [path.parent.name for path in sorted(paths, key=tfds._version)]
+    assert found == ["3.0.2", "3.0.10", "10.0.0"]
 
 
 def test_other_sizes(tmp_path):

@@ -11,9 +11,9 @@ from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, list_models, model_options
 from resnet_jax.weights import torch_names
-from resnet_jax.weights.load import import_torch, initial_variables, load_model
+from resnet_jax.weights.load import import_torch, load_model
 from resnet_jax.weights.torch_files import TorchFile, write_safetensors
-from resnet_jax.weights.torch_weights import state_dict
+from resnet_jax.weights.torch_weights import fill, state_dict
 
 SMALL = {"stage_sizes": (1, 2), "num_filters": (4, 8)}
 
@@ -319,8 +319,8 @@ def test_load_model_keeps_a_damaged_head_out(tmp_path):
 def test_a_training_hears_what_it_starts_from(tmp_path):
     variables, path = saved(tmp_path / "a.safetensors", small("cnn"))
     said = []
-    same = initial_variables(path, small("cnn"), (32, 32, 3), 0, said.append)
+    same = fill(small("cnn"), TorchFile(path), "fit", (32, 32, 3), 0, said.append)
     assert_same_bits(same, variables)
-    initial_variables(path, small("cnn", num_classes=3), (32, 32, 3), 0, said.append)
+    fill(small("cnn", num_classes=3), TorchFile(path), "fit", (32, 32, 3), 0, said.append)
     start = f"starting from the weights in {path}, by the names of PyTorch tutorial"
     assert said == [start, f"{start}; the head is new, since the file's has other shapes"]

@@ -53,24 +53,6 @@ class Bounds:
         return " and ".join(f"{word} {n:,.10g}" for word, n in bounds.items() if math.isfinite(n))
 
 
-@dataclasses.dataclass(frozen=True)
-class Total:
-    """The range of the sum of some whole numbers.
-
-    Attributes:
-      low: smallest sum allowed.
-      high: largest sum allowed.
-    """
-
-    low: int
-    high: int
-
-    def __call__(self, what: str, values: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the numbers, or raises UserError."""
-        Bounds(self.low, self.high)(f"{what}, added up,", sum(values))
-        return values
-
-
 def _pattern(what: str, value: str) -> str:
     try:
         with warnings.catch_warnings(action="ignore"):  # of what a later Python may read otherwise

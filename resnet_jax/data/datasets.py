@@ -134,7 +134,7 @@ class Dataset:
         if list(test.images.shape[1:]) != shape:
             raise UserError(f"test images are {test.images.shape[1:]}, training images {shape}")
         arrays = (train.images, train.labels, test.images, test.labels)
-        digest = hashlib.sha256(repr([class_names, *(a.shape for a in arrays)]).encode())
+        digest = hashlib.sha256(repr([[*class_names], *(a.shape for a in arrays)]).encode())
         for array in arrays:
             digest.update(np.asarray(array, order="C").data)
         mean, std = channel_statistics(train.images)

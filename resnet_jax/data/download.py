@@ -29,14 +29,14 @@ class Remote(NamedTuple):
     Attributes:
       url: its address.
       size: bytes.
+      digest: the digest of its content, or how it begins, in hexadecimal.
       algorithm: "md5" or "sha256".
-      digest: the digest of its content by that algorithm, or how it begins, in hexadecimal.
     """
 
     url: str
     size: int
-    algorithm: str
     digest: str
+    algorithm: str = "md5"
 
 
 @contextlib.contextmanager

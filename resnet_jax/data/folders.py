@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data import image_files
 from resnet_jax.data.cache import remembered
 from resnet_jax.data.datasets import Opened, set_aside
+from resnet_jax.data.download import reading
 from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
 
@@ -34,21 +35,22 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
       UserError: if there is no such folder, a class has no image, `train` lacks a class, or a file
         is no image that can be read and `data.on_bad_image` is "stop".
     """
-    root = Path(path).expanduser()
-    class_names, parts, skipped = _find(root, config)
-    shape = _image_shape([f for files in parts.values() for f, _ in files], config.image_size)
+    root = Path(os.path.expanduser(path))
+    with reading(f"the folder {root} (config field data.name)"):
+        class_names, parts, skipped = _find(root, config)
+        everything = [file for found in parts.values() for file, _ in found]
+        shape = _image_shape(everything, config.image_size)
+        identities = _digest(root, parts, shape), _state(everything)
     labels = {
         part: np.array([label for _, label in files], np.int32) for part, files in parts.items()
     }
-
     files = {
         part: _Paths(str(root), np.array([os.fsencode(f.relative_to(root)) for f, _ in found]))
         for part, found in parts.items()
     }
     source = f"{root} (without {skipped:,} unreadable files)" if skipped else str(root)
-    everything = [file for found in parts.values() for file, _ in found]
     names = f"folder:{path}", source, shape, class_names
-    return open_parts(*names, labels, files, _digest(root, parts, shape), _state(everything))
+    return open_parts(*names, labels, files, *identities)
 
 
 class _Paths:
@@ -82,7 +84,7 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], 
             folder = place / class_names[min(empty)]
             raise UserError(f"config field data.name: {folder} holds no image")
     if "test" not in parts:
-        parts["test"] = parts.pop("val", []) or _take_test_images(parts, config)
+        parts["test"] = parts.pop("val", []) or _take_test_images(parts, config, class_names)
     return class_names, parts, skipped
 
 
@@ -118,10 +120,18 @@ def _state(files: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def _take_test_images(parts: dict[str, Files], config: ConfigDict) -> Files:
+def _take_test_images(
+    parts: dict[str, Files], config: ConfigDict, class_names: Sequence[str]
+) -> Files:
     """Moves the share `data.test_fraction` of each class from "train"; returns what it took."""
     labels = np.array([label for _, label in parts["train"]])
     counts = [max(1, round(config.test_fraction * count)) for count in np.bincount(labels)]
+    for name, taken, count in zip(class_names, counts, np.bincount(labels), strict=True):
+        if taken == count:
+            raise UserError(
+                f"config field data.test_fraction is {config.test_fraction:g}, which leaves none "
+                f"of the {count} images of {name!r} to train on; add images, or a folder `test`"
+            )
     is_test = set_aside(labels, counts, config.split_seed)
     files = parts["train"]
     parts["train"] = [files[index] for index in np.flatnonzero(~is_test)]

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from resnet_jax.errors import UserError
+
+# Threads read images, and none of them can ignore warnings for itself.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 # Formats whose readers start no other program, as that of PostScript does.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
@@ -79,12 +82,18 @@ def read_one(path: File, shape: tuple[int, int, int], crop: Crop | None = None) 
 
 
 def size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Returns the width and height of an image upright, of which only the header is read.
+    """Returns the width and height of an image upright, without reading its pixels.
 
     Raises:
       UserError: as `read`.
     """
-    return _read(path, lambda image: ImageOps.exif_transpose(image).size)
+
+    def upright(image: Image.Image) -> tuple[int, int]:
+        lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return (image.height, image.width) if lies else image.size
+
+    found: tuple[int, int] = _read(path, upright)
+    return found
 
 
 def unreadable(paths: Sequence[File]) -> list[int]:
@@ -109,7 +118,7 @@ def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
             f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
         )
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(file, formats=FORMATS) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > _PIXEL_LIMIT:
                 raise Image.DecompressionBombError
             return use(image)

@@ -7,10 +7,11 @@ are those that the authors, torchvision and tensorflow-datasets publish.
 import gzip
 import hashlib
 import io
+import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -25,41 +26,14 @@ class Published(NamedTuple):
     """A dataset as its authors publish it.
 
     Attributes:
-      image_shape: height, width and channels.
-      class_names: the names of the classes, by label.
-      train_counts: training images of each class.
-      test_counts: test images of each class.
-      mean: mean of each channel of the training images, of pixels in [0, 1].
-      std: their deviation.
+      info: what it is.
       files: its files; of each, all forms that it is known in. The first is what is downloaded.
       read: returns the training and the test images from the files' contents.
     """
 
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    train_counts: tuple[int, ...]
-    test_counts: tuple[int, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    info: DatasetInfo
     files: tuple[tuple[Remote, ...], ...]
     read: Callable[[Sequence[bytes]], tuple[Examples, Examples]]
-
-
-def published_info(name: str) -> DatasetInfo:
-    """Returns what a dataset of `PUBLISHED` is."""
-    published = PUBLISHED[name]
-    digests = "".join(forms[0].digest for forms in published.files)
-    return DatasetInfo(
-        name=name,
-        image_shape=published.image_shape,
-        class_names=published.class_names,
-        train_counts=published.train_counts,
-        val_counts=(),
-        test_counts=published.test_counts,
-        mean=published.mean,
-        std=published.std,
-        digest=hashlib.sha256(digests.encode()).hexdigest(),
-    )
 
 
 def open_published(name: str, config: ConfigDict) -> Opened:
@@ -69,14 +43,15 @@ def open_published(name: str, config: ConfigDict) -> Opened:
       name: one of its names.
       config: the group `data` of a config.
     """
-    published, info = PUBLISHED[name], published_info(name)
+    info, files, read = PUBLISHED[name]
 
     def load(notify: Notify, progress: Progress | None) -> Dataset:
-        root = Path(config.dir).expanduser() if config.dir else cache.default_cache_dir() / name
+        named = os.path.expanduser(config.dir)
+        root = Path(named) if named else cache.default_cache_dir() / name
         progress = progress or PlainProgress(notify)
-        contents = [_content(forms, root, notify, progress) for forms in published.files]
         with reading(root):
-            train, test = published.read(contents)
+            contents = [_content(forms, root, notify, progress) for forms in files]
+            train, test = read(contents)
         return Dataset(info, train, test, f"{name} in {root}")
 
     return Opened(info, load)
@@ -166,9 +141,9 @@ def _idx_files(
 ) -> tuple[tuple[Remote, ...], ...]:
     """Returns the files of MNIST's format, by sizes and MD5s; unpacked, by sizes and SHA-256s."""
     names = [f"{p}-{k}-ubyte" for p in ("train", "t10k") for k in ("images-idx3", "labels-idx1")]
-    forms = [[Remote(f"{url}{n}.gz", s, "md5", d)] for n, (s, d) in zip(names, packed, strict=True)]
+    forms = [[Remote(f"{url}{n}.gz", s, d)] for n, (s, d) in zip(names, packed, strict=True)]
     for form, name, (size, digest) in zip(forms, names, unpacked, strict=False):
-        form.append(Remote(name, size, "sha256", digest))
+        form.append(Remote(name, size, digest, "sha256"))
     return tuple(map(tuple, forms))
 
 
@@ -187,33 +162,38 @@ road rocket rose sea seal shark shrew skunk skyscraper snail snake spider squirr
 sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
 wardrobe whale willow_tree wolf woman worm"""
 
-PUBLISHED: Mapping[str, Published] = {
-    "cifar100": Published(
+_CIFAR100 = (
+    Remote(f"{_CIFAR}cifar-100-binary.tar.gz", 168_513_733, "03b5dce01913d631647c71ecec9e9cb8"),
+    Remote(f"{_CIFAR}cifar-100-python.tar.gz", 169_001_437, "eb9058c3a382ffc7106e4002c42a8d85"),
+)
+_SVHN_FILES = (
+    (Remote(f"{_SVHN}train_32x32.mat", 182_040_794, "e26dedcc434d2e4c54c9b2d4a06d8373"),),
+    (Remote(f"{_SVHN}test_32x32.mat", 64_275_384, "eb5a983be6a315427106f1b164d9cef3"),),
+)
+
+
+def _published(
+    name: str, files: tuple[tuple[Remote, ...], ...], read: Any, **facts: Any
+) -> Published:
+    digests = "".join(forms[0].digest for forms in files)
+    digest = hashlib.sha256(digests.encode()).hexdigest()
+    return Published(DatasetInfo(name=name, val_counts=(), digest=digest, **facts), files, read)
+
+
+_ALL = (
+    _published(
+        name="cifar100",
         image_shape=(32, 32, 3),
         class_names=tuple(_CIFAR100_CLASSES.split()),
         train_counts=(500,) * 100,
         test_counts=(100,) * 100,
         mean=(0.5071, 0.4865, 0.4409),
         std=(0.2673, 0.2564, 0.2762),
-        files=(
-            (
-                Remote(
-                    f"{_CIFAR}cifar-100-binary.tar.gz",
-                    168_513_733,
-                    "md5",
-                    "03b5dce01913d631647c71ecec9e9cb8",
-                ),
-                Remote(
-                    f"{_CIFAR}cifar-100-python.tar.gz",
-                    169_001_437,
-                    "md5",
-                    "eb9058c3a382ffc7106e4002c42a8d85",
-                ),
-            ),
-        ),
+        files=(_CIFAR100,),
         read=_read_cifar100,
     ),
-    "mnist": Published(
+    _published(
+        name="mnist",
         image_shape=(28, 28, 1),
         class_names=_DIGITS,
         train_counts=(5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949),
@@ -237,7 +217,8 @@ PUBLISHED: Mapping[str, Published] = {
         ),
         read=_read_idx,
     ),
-    "fashion_mnist": Published(
+    _published(
+        name="fashion_mnist",
         image_shape=(28, 28, 1),
         class_names=(
             *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
@@ -258,32 +239,17 @@ PUBLISHED: Mapping[str, Published] = {
         ),
         read=_read_idx,
     ),
-    "svhn_cropped": Published(
+    _published(
+        name="svhn_cropped",
         image_shape=(32, 32, 3),
         class_names=_DIGITS,
         train_counts=(4948, 13861, 10585, 8497, 7458, 6882, 5727, 5595, 5045, 4659),
         test_counts=(1744, 5099, 4149, 2882, 2523, 2384, 1977, 2019, 1660, 1595),
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
-        files=(
-            (
-                Remote(
-                    f"{_SVHN}train_32x32.mat",
-                    182_040_794,
-                    "md5",
-                    "e26dedcc434d2e4c54c9b2d4a06d8373",
-                ),
-            ),
-            (
-                Remote(
-                    f"{_SVHN}test_32x32.mat",
-                    64_275_384,
-                    "md5",
-                    "eb5a983be6a315427106f1b164d9cef3",
-                ),
-            ),
-        ),
+        files=_SVHN_FILES,
         read=_read_svhn,
     ),
-}
+)
+PUBLISHED: Mapping[str, Published] = {published.info.name: published for published in _ALL}
 """The datasets by name."""

@@ -1,7 +1,6 @@
 """Datasets by name: what the config field data.name may be."""
 
 import hashlib
-import zipfile
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,9 +17,9 @@ from resnet_jax.data.datasets import (
     select_classes,
     select_info,
 )
-from resnet_jax.data.download import PlainProgress, Progress
+from resnet_jax.data.download import PlainProgress, Progress, reading
 from resnet_jax.data.parts import in_memory
-from resnet_jax.data.published import PUBLISHED, open_published, published_info
+from resnet_jax.data.published import PUBLISHED, open_published
 from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import UserError, unknown
 
@@ -57,15 +56,13 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
     """npz:FILE, arrays train_images, train_labels, test_images, test_labels [, class_names]."""
     del config
     needed = ("train_images", "train_labels", "test_images", "test_labels")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in (*needed, "class_names") if name in file}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, NotImplementedError) as error:
-        raise UserError(f"config field data.name: {path} can't be read: {error}") from None
+    with reading(f"{path} (config field data.name)"), np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in (*needed, "class_names") if name in file}
     if missing := [name for name in needed if name not in arrays]:
         raise UserError(f"config field data.name: {path} lacks the array {missing[0]}")
-    count = 1 + int(np.max(arrays["train_labels"], initial=0))
-    names = arrays.pop("class_names", np.arange(count))
+    labels = arrays["train_labels"]
+    count = 1 + int(labels.max(initial=0)) if labels.dtype.kind in "iu" else 1
+    names = np.atleast_1d(arrays.pop("class_names", np.arange(min(count, 1_000_000))))
     dataset = Dataset.from_arrays(**arrays, class_names=[str(name) for name in names], name=path)
     return Opened(dataset.info, lambda notify, progress: dataset)
 
@@ -83,7 +80,7 @@ class Registered(NamedTuple):
 
 
 def _published(name: str) -> Registered:
-    info = published_info(name)
+    info = PUBLISHED[name].info
     sizes = f"{sum(info.train_counts):,} + {sum(info.test_counts):,} images"
     height, width, channels = info.image_shape
     return Registered(

@@ -10,6 +10,7 @@ plain or in an archive), they are read, and an altered file among them is an err
 over. If it holds none, it is the cache folder in place of the user's own.
 """
 
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,7 +23,6 @@ from resnet_jax.errors import UserError, unknown
 ARCHIVE = Remote(
     "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
     170_052_171,
-    "md5",
     "c32a1d4ab5d03f1284b67883e8d87530",
 )
 # What a source tries: first what is at hand, then what is worth keeping in the cache.
@@ -81,7 +81,7 @@ class _Readers:
     def __init__(
         self, directory: str | None, notify: Callable[[str], None], progress: Progress
     ) -> None:
-        self._named = Path(directory).expanduser() if directory else None
+        self._named = Path(os.path.expanduser(directory)) if directory else None
         self._found = originals.find(self._named) if self._named else None
         is_cache = self._named is not None and self._found is None
         self._root = self._named if self._named and is_cache else cache.default_cache_dir()

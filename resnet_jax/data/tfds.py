@@ -6,6 +6,7 @@ a dataset is opened.
 
 import hashlib
 import io
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
     """
     import tensorflow_datasets as tfds
 
-    data_dir = Path(config.dir).expanduser() if config.dir else default_data_dir()
-    versions = sorted((data_dir / name).glob("*/dataset_info.json"))
+    data_dir = Path(os.path.expanduser(config.dir)) if config.dir else default_data_dir()
+    with reading(data_dir / name):
+        versions = sorted((data_dir / name).glob("*/dataset_info.json"), key=_version)
     if not versions:
         raise UserError(
             f"config field data.name: tfds has prepared no {name} in {data_dir}; "
@@ -76,6 +78,11 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
     files = {part: _Contents(split, image) for part, split in records.items()}
     source = f"tensorflow-datasets in {folder}"
     return open_parts(f"tfds:{name}", source, shape, names, labels, files, digest, state)
+
+
+def _version(file: Path) -> list[int]:
+    """Returns the numbers in the name of a folder such as 10.0.2, by which versions are sorted."""
+    return [int(number) for number in re.findall(r"\d+", file.parent.name)]
 
 
 class _Contents:

@@ -166,10 +166,10 @@ def _describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsIn
     return WeightsInfo(
         model=config.model.name,
         options=config.model.options.to_dict(),
-        dataset=info.name,
+        dataset=_short(info.name),
         image_shape=info.image_shape,
         image_size=config.data.image_size,
-        class_names=all_class_names(info.class_names, config.model.num_classes),
+        class_names=tuple(map(_short, all_class_names(info.class_names, config.model.num_classes))),
         mean=config.data.mean,
         std=config.data.std,
         test_time_augmentation=config.evaluate.test_time_augmentation,
@@ -189,3 +189,8 @@ def _test_accuracy(workdir: pathlib.Path, task: Task, step: int) -> float | None
         return final["test_accuracy"]
     is_best = round(final["best_epoch"] * task.agenda.steps_per_epoch) == step
     return final["best_test_accuracy"] if is_best else None
+
+
+def _short(name: str) -> str:
+    """Returns a name as a file of weights may have it: printable, of at most 200 characters."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)[:200]

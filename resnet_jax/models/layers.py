@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax.linen.dtypes import promote_dtype
 from flax.typing import Dtype, Initializer
 
-from resnet_jax.config.checks import Bounds, Count, Total
+from resnet_jax.config.checks import Bounds, Count
 from resnet_jax.errors import UserError, shown
 
 
@@ -31,7 +31,14 @@ def _floating(what: str, value: Any) -> jnp.dtype:
 FloatDtype = Annotated[Dtype, _floating]
 CountOrNone = Annotated[int, Bounds(0, 1_000_000)]
 Depth = Annotated[int, Bounds(1, 1_000)]
-Depths = Annotated[tuple[Count, ...], Total(1, 1_000)]
+
+
+def _few(what: str, values: tuple[int, ...]) -> tuple[int, ...]:
+    Bounds(1, 1_000)(f"{what}, added up,", sum(values))
+    return values
+
+
+Depths = Annotated[tuple[Count, ...], _few]
 Sizes = tuple[Count, ...]
 Activation = Annotated[
     Callable[[jax.Array], jax.Array],

@@ -18,8 +18,10 @@ from resnet_jax.training.restore import load_run
 from resnet_jax.training.state import TrainState, Tree
 from resnet_jax.training.task import Task
 from resnet_jax.trees import named_leaves, with_leaves
-from resnet_jax.weights.load import adapted_variables, initial_variables
+from resnet_jax.weights.load import adapted_variables
 from resnet_jax.weights.pretrained import weights_file
+from resnet_jax.weights.torch_files import TorchFile
+from resnet_jax.weights.torch_weights import fill
 
 # Where each host finds and reads its images.
 _OF_A_HOST = {"data.name", "data.source", "data.dir", "data.workers"}
@@ -79,11 +81,11 @@ def starting_point(
 def _first_state(task: Task, terminal: Terminal) -> TrainState:
     """Returns the state before the first step: of random weights, of a file's, or of a run's."""
     config, variables, init = task.config, None, task.config.init.weights
-    arguments = task.network.module, task.input_shape, config.seed, terminal.note
+    module, arguments = task.network.module, (task.input_shape, config.seed, terminal.note)
     if os.path.isdir(init):
-        variables = adapted_variables(_run_variables(init), init, *arguments)
+        variables = adapted_variables(_run_variables(init), init, module, *arguments)
     elif init:
-        variables = initial_variables(weights(config, terminal), *arguments)
+        variables = fill(module, TorchFile(weights(config, terminal)), "fit", *arguments)
     return task.create_state(variables)
 
 

@@ -33,7 +33,7 @@ def _name(what: str, value: str) -> str:
 
 
 _Name = Annotated[str, _name]
-_Side = Annotated[int, Bounds(1, 1024)]
+_Side = Annotated[int, Bounds(1, 100_000)]
 _Mean = Annotated[float, Bounds(-10, 10)]
 _Deviation = Annotated[float, Bounds(above=0, high=10)]
 _Percent = Annotated[float, Bounds(0, 100)]

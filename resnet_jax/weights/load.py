@@ -94,28 +94,6 @@ def import_torch(
     return fill(model, TorchFile(path), head, image_shape, seed)
 
 
-def initial_variables(
-    path: str | os.PathLike[str],
-    model: nn.Module,
-    image_shape: tuple[int, int, int],
-    seed: int,
-    notify: Callable[[str], None],
-) -> dict[str, Tree]:
-    """Returns the variables that a training starts from; a head that does not fit is new.
-
-    Args:
-      path: a file of PyTorch weights.
-      model: the module that is trained.
-      image_shape: `(height, width, channels)` of its images.
-      seed: seed of a new head.
-      notify: called with one line: the file, the names it uses, and whether the head is new.
-
-    Raises:
-      UserError: if the file can't be used, or does not fit the model.
-    """
-    return fill(model, TorchFile(path), "fit", image_shape, seed, notify)
-
-
 def adapted_variables(
     variables: Mapping[str, Tree],
     where: str,

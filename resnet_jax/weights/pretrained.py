@@ -78,7 +78,7 @@ def weights_file(
 def _download(part: Path, path: Path, progress: Progress) -> None:
     url, digest = URL + path.name, path.stem.rpartition("-")[2]
     try:
-        complete(Remote(url, _remote_size(url), "sha256", digest), part, progress)
+        complete(Remote(url, _remote_size(url), digest, "sha256"), part, progress)
     except Unavailable as error:
         raise UserError(
             f"{error}; name a file that you have by --config.init.weights=FILE"
