@@ -159,7 +159,7 @@ def test_a_run_whose_test_set_is_left_alone_has_its_numbers_too(plain_run):
     assert "test loss" not in page_lib._results(run)
     with plots.style():
         (axes,) = plots.metric_curves([run], "loss").axes
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["train", "validation"]
+    assert axes.get_legend_handles_labels()[1] == ["train", "validation"]
 
 
 def test_seeds_have_mean_and_deviation(plain_run):
