@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import resnet_jax
-from resnet_jax.inference.export import program
+from resnet_jax.inference.export import _short, program
 from resnet_jax.inference.predict import Classifier
 from resnet_jax.models.registry import create_model, list_models, variable_shapes
 from resnet_jax.training.restore import restore
@@ -59,3 +59,8 @@ def test_every_model_lowers_for_any_number_of_images(name, plain_run):
     assert set(exported.platforms) == {"cpu", "cuda", "tpu"}
     assert str(exported.in_avals[0].shape[0]) == "batch"
     assert "onednn" not in exported.mlir_module()
+
+
+def test_names_are_such_as_a_file_of_weights_may_have():
+    name = _short("folder:/" + 300 * "x\x1b")
+    assert len(name) == 200 and name.isprintable()
