@@ -130,7 +130,7 @@ def _take_test_images(
         if taken == count:
             raise UserError(
                 f"config field data.test_fraction is {config.test_fraction:g}, which leaves none "
-                f"of the {count} images of {name!r} to train on; add images, or a folder `test`"
+                f"of the images of {name!r} ({count}) to train on; add some, or a folder `test`"
             )
     is_test = set_aside(labels, counts, config.split_seed)
     files = parts["train"]
