@@ -118,7 +118,8 @@ def with_summary(text: str, records: Records) -> str:
         for cells in [_HEAD, *(_cells(row, records) for row in rows if records.has(row.config))]
     )
     before, _, rest = text.partition(BEGIN)
-    return f"{before}{BEGIN}\n{table(head, lines)}\n\n{END}{rest.partition(END)[2]}"
+    found = table(head, lines).replace("](search-", "](results/search-")  # beside that page
+    return f"{before}{BEGIN}\n{found}\n\n{END}{rest.partition(END)[2]}"
 
 
 def _stem(config: str) -> str:

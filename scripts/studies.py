@@ -80,6 +80,7 @@ STUDIES = (
             ),
             Row("R1.g.vit", "vit.py"),
             Row("R1.g.optuna", "search/optuna_resnet_small.py --config.base.model.dtype=bfloat16"),
+            Row("R1.g.optuna.best", f"resnet_small.py:optuna {_BFLOAT16}"),
         ),
     ),
     Study(

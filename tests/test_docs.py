@@ -128,7 +128,7 @@ def test_commands_are_good(monkeypatch, page):
 def test_pages_name_what_exists(page):
     text = PAGES[page].read_text()
     assert len(re.findall(r"^```", text, re.M)) == 2 * len(BLOCK.findall(text)), "unnamed block"
-    for path in re.findall(r"(?:\]\(|src=\")([\w./-]+)(?:#[\w-]+)?[)\"]", text):
+    for path in re.findall(r"(?:\]\(|src=\")([\w./=-]+)(?:#[\w-]+)?[)\"]", text):
         assert (PAGES[page].parent / path).exists(), path
     for path in re.findall(r"`((?:configs|docs|results|scripts|tests)/[\w./-]+)`", text):
         assert (ROOT / path).exists(), path

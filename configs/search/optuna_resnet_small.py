@@ -6,8 +6,9 @@ It takes the extra `search`. The report names Optuna as future work and gives no
 is R1.c with a tenth of the training images for validation, by which points are chosen; the test set
 is scored for the winner alone.
 
-Expected, not measured yet: better than R1.c's own recipe at equal epochs; two hours on two CPU
-cores.
+Measured with two workers of one core each, in bfloat16: 22 minutes. The best point has 75.76 % of
+the validation and 76.27 % of the test images; as resnet_small:optuna, trained on all 50,000 images,
+78.20 ± 0.72 with three seeds. R1.c's own recipe has 65.79 ± 2.27 (five seeds) after three epochs.
 """
 
 from ml_collections import ConfigDict
