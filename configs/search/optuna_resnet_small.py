@@ -6,7 +6,7 @@ It takes the extra `search`. The report names Optuna as future work and gives no
 is R1.c with a tenth of the training images for validation, by which points are chosen; the test set
 is scored for the winner alone.
 
-Measured with two workers of one core each, in bfloat16: 22 minutes. The best point has 75.76 % of
+Measured with two workers of one core each, in bfloat16: 28 minutes. The best point has 75.76 % of
 the validation and 76.27 % of the test images; as resnet_small:optuna, trained on all 50,000 images,
 78.20 ± 0.72 with three seeds. R1.c's own recipe has 65.79 ± 2.27 (five seeds) after three epochs.
 """
