@@ -5,7 +5,7 @@
 
 variant   reported test %   ours, final and best test %
 reported  62                62.54 and 63.52, the means of three seeds, measured
-better    -                 65 expected, a hypothesis
+better    -                 74.18 and 74.21, measured with seed 0 in bfloat16, 5 min. on one core
 
 The report does not say whether its figure is of the last epoch or the best.
 Measured: 1 minute 39 seconds for the ten epochs on two CPU cores.
