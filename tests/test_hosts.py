@@ -1,6 +1,7 @@
 """Several processes that train one model: on real ones, over loopback."""
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -22,10 +23,9 @@ STREAMED = "--config.data.resident_bytes=0"
 LOST = "error: another process of this training has ended or is out of reach"
 
 
-@pytest.fixture(autouse=True)
-def one_device_each(monkeypatch):
-    """Whatever devices this process simulates, those that it starts have one each."""
-    monkeypatch.delenv("XLA_FLAGS", raising=False)
+def one_device_each():
+    """Returns the environment of processes that have one device, whatever this one simulates."""
+    return {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
 
 
 def start_both(workdir, *flags, seeds=(0, 0)):
@@ -35,10 +35,12 @@ def start_both(workdir, *flags, seeds=(0, 0)):
         address = f"--coordinator=localhost:{taken.getsockname()[1]}"
     place = [address, "--num_processes=2", f"--workdir={workdir}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    environment = one_device_each()
     return [
         subprocess.Popen(
             [*TRAIN, *CONFIG, *place, f"--process_id={index}", f"--config.seed={seed}", *flags],
             start_new_session=True,
+            env=environment,
             **pipes,
         )
         for index, seed in enumerate(seeds)
@@ -94,7 +96,10 @@ def test_two_processes_train_as_one_does(undisturbed, plain_run):
 def test_one_process_goes_on_from_a_checkpoint_of_two(undisturbed, tmp_path):
     workdir = shutil.copytree(undisturbed[0], tmp_path / "run")
     longer = [*CONFIG, "--config.num_epochs=13", f"--workdir={workdir}"]
-    done = subprocess.run([*TRAIN, *longer], capture_output=True, text=True, check=True)
+    command = [*TRAIN, *longer]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=True, env=one_device_each()
+    )
     assert "1 x cpu, jax" in done.stdout and "resuming after step 48" in done.stdout
 
 

@@ -107,7 +107,7 @@ def test_the_grids_of_the_reports():
     found = Search.of(r5)
     assert len(found.grid) == 18 == len(found.reported.rows)
     columns = found.reported.columns[:3]
-    reported = {row[:3] for row in found.reported.rows}
+    reported = {tuple(row[:3]) for row in found.reported.rows}
     assert {tuple(point[path] for path in columns) for point in found.grid} == reported
     r1 = Search.of(
         main._parse(["x", "--mode=search", "--config=search/r1_grid", "--workdir=x"]).config
