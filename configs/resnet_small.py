@@ -126,8 +126,14 @@ def _better(config: ConfigDict) -> None:
     config.loss.label_smoothing = 0.05
 
 
-VARIANTS = {"adam": _adam, "sgd": _sgd, "dropout": _dropout, "grid": _grid, "better": _better}
-VARIANTS |= {"optuna": _optuna}
+VARIANTS = {
+    "adam": _adam,
+    "sgd": _sgd,
+    "dropout": _dropout,
+    "grid": _grid,
+    "optuna": _optuna,
+    "better": _better,
+}
 PARTS = {"plain": _plain, "augmented": _augmented, "decay": _decay, "val": _validated}
 
 
