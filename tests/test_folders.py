@@ -123,7 +123,7 @@ def test_what_is_found_of_a_folder_is_kept_until_a_file_changes(tmp_path, monkey
         ),
         (
             lambda place: write(place, {"amber": 1, "blue": 2}),
-            "test_fraction is 0.2, which leaves none of the images of 'amber' .1. to train",
+            r"test_fraction is 0.2, which leaves none of the images of 'amber' \(1\) to train",
         ),
         (
             lambda place: (

@@ -388,3 +388,30 @@ def test_remat_keeps_less_and_changes_nothing():
     (kept, *found), (kept_with_remat, *found_with_remat) = map(gradients, (0, 1))
     assert kept_with_remat < 0.5 * kept
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, found_with_remat)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("resnet_small", {"stage_sizes": (2,), "num_filters": (4,)}),
+        ("vit_tiny", {"hidden_size": 8, "num_heads": 2, "num_layers": 2}),
+    ],
+)
+def test_stochastic_depth_drops_branches_of_whole_images(name, options):
+    model = create_model(name, stochastic_depth_rate=0.5, **options)
+    x = jax.random.normal(jax.random.key(0), (64, 8, 8, 3))
+    variables = model.init(jax.random.key(1), x, train=False)
+    seen = []
+
+    def note(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if context.module.name in ("stochastic_depth", "drop1", "drop2"):
+            seen.append(np.asarray(output == 0).reshape(64, -1))
+        return output
+
+    with nn.intercept_methods(note):
+        rngs = {"dropout": jax.random.key(2)}
+        model.apply(variables, x, train=True, rngs=rngs, mutable=["batch_stats"])
+    assert len(seen) in (2, 4)
+    assert all((dropped.all(1) | ~dropped.any(1)).all() for dropped in seen)
+    assert 16 < seen[-1].all(1).sum() < 48

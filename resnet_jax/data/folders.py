@@ -125,8 +125,9 @@ def _take_test_images(
 ) -> Files:
     """Moves the share `data.test_fraction` of each class from "train"; returns what it took."""
     labels = np.array([label for _, label in parts["train"]])
-    counts = [max(1, round(config.test_fraction * count)) for count in np.bincount(labels)]
-    for name, taken, count in zip(class_names, counts, np.bincount(labels), strict=True):
+    of_each = np.bincount(labels)
+    counts = [max(1, round(config.test_fraction * count)) for count in of_each]
+    for name, taken, count in zip(class_names, counts, of_each, strict=True):
         if taken == count:
             raise UserError(
                 f"config field data.test_fraction is {config.test_fraction:g}, which leaves none "

@@ -36,9 +36,11 @@ def open_storage(workdir: pathlib.Path, address: str) -> "Files | Database":
         raise UserError("config field search.storage takes an address postgresql://..., or nothing")
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        return Database(address) if address else Files(workdir)
+        if not address:
+            return Files(workdir)
     except OSError as error:
         raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from None
+    return Database(address)
 
 
 class Files:

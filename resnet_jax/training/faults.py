@@ -82,8 +82,8 @@ def stopped(checkpoints: Checkpoints, problem: str, state: TrainState) -> Traini
     checkpoints.wait()
     steps, leaf = checkpoints.steps(), not_finite(state)
     found = f" (in the state, first {leaf})" if leaf else ""
-    saved = f"; last good checkpoint: {f'step {steps[0]:,}' if steps else 'none'}"
-    saved = saved if hosts.is_first() else ""  # others have no checkpoints
+    last = f"step {steps[0]:,}" if steps else "none"
+    saved = f"; last good checkpoint: {last}" if hosts.is_first() else ""  # others have none
     return TrainingFailed(
         f"{problem}{found}{saved}; lower optimizer.learning_rate, or set "
         "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
