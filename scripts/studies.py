@@ -130,7 +130,13 @@ STUDIES = (
     Study(
         "R5, hyper-parameters of a small residual network",
         "It scored the test set once, after epoch 50: compare with `final`.",
-        (*_R5, Row("R5.10_epochs", "search/r5_grid.py --config.base.num_epochs=10")),
+        (
+            *_R5,
+            Row(
+                "R5.10_epochs",
+                "search/r5_grid.py --config.base.num_epochs=10 --config.base.model.dtype=bfloat16",
+            ),
+        ),
     ),
     Study(
         "Beyond the studies",
