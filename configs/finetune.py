@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.num_epochs = 10
     config.batch_size = 32
+    config.model.dtype = "auto"
     config.model.name = "resnet18"
     config.model.options.stem = "imagenet"
     config.data.name = "folder:photos"

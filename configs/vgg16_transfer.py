@@ -35,7 +35,7 @@ EPOCHS = {"10": 10, "20": 20}
 
 
 def _finetune(config: ConfigDict) -> None:
-    config.model.name = "vgg16_bn"
+    config.model.name, config.model.dtype = "vgg16_bn", "auto"
     config.data.val_fraction = 0.1
     config.evaluate.split = "val"
     config.init.cached_stage = 0

@@ -8,18 +8,24 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from resnet_jax.config.load import default_config
-    from resnet_jax.data.datasets import Dataset, DatasetInfo
-    from resnet_jax.errors import UserError
-    from resnet_jax.inference.evaluate import evaluate_run
-    from resnet_jax.inference.export import export_hub, export_stablehlo, export_torch
-    from resnet_jax.inference.predict import predict
-    from resnet_jax.models.registry import create_model, list_models
-    from resnet_jax.report.page import write_report
-    from resnet_jax.training.loop import train_and_evaluate
-    from resnet_jax.training.restore import load_run
-    from resnet_jax.weights.info import WeightsInfo, weights_info
-    from resnet_jax.weights.load import import_torch, load_model
+    from resnet_jax.config.load import default_config as default_config
+    from resnet_jax.data.datasets import Dataset as Dataset
+    from resnet_jax.data.datasets import DatasetInfo as DatasetInfo
+    from resnet_jax.errors import UserError as UserError
+    from resnet_jax.inference.evaluate import evaluate_run as evaluate_run
+    from resnet_jax.inference.export import export_hub as export_hub
+    from resnet_jax.inference.export import export_stablehlo as export_stablehlo
+    from resnet_jax.inference.export import export_torch as export_torch
+    from resnet_jax.inference.predict import predict as predict
+    from resnet_jax.models.registry import create_model as create_model
+    from resnet_jax.models.registry import list_models as list_models
+    from resnet_jax.report.page import write_report as write_report
+    from resnet_jax.training.loop import train_and_evaluate as train_and_evaluate
+    from resnet_jax.training.restore import load_run as load_run
+    from resnet_jax.weights.info import WeightsInfo as WeightsInfo
+    from resnet_jax.weights.info import weights_info as weights_info
+    from resnet_jax.weights.load import import_torch as import_torch
+    from resnet_jax.weights.load import load_model as load_model
 
 _HOMES = {
     "Dataset": "data.datasets",
@@ -42,26 +48,7 @@ _HOMES = {
     "write_report": "report.page",
 }
 
-__all__ = [
-    "Dataset",
-    "DatasetInfo",
-    "UserError",
-    "WeightsInfo",
-    "create_model",
-    "default_config",
-    "evaluate_run",
-    "export_hub",
-    "export_stablehlo",
-    "export_torch",
-    "import_torch",
-    "list_models",
-    "load_model",
-    "load_run",
-    "predict",
-    "train_and_evaluate",
-    "weights_info",
-    "write_report",
-]
+__all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:

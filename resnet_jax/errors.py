@@ -1,5 +1,6 @@
 """The one exception that reaches a user as a single line."""
 
+import contextlib
 import difflib
 import errno
 import os
@@ -24,8 +25,14 @@ class TrainingFailed(UserError):
 
 def without_secrets(text: str) -> str:
     """Returns a text with user and password of the addresses in it left out."""
-    text = re.sub(r"(\w://)\S*@", r"\1***@", text)
+    text = re.sub(r"(?<!\bhf)(://)\S*@", r"\1***@", text)
     return re.sub(r"((?:^|[\s?&'])\w*password=)[^\s&']*", r"\1***", text)
+
+
+def one_line(error: object) -> str:
+    """Returns a message in one line, without secrets and what would move a terminal's cursor."""
+    text = without_secrets(" ".join(str(error).split()))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
@@ -87,5 +94,7 @@ class Interrupted(Exception):
 
 
 def tell(text: str) -> None:
-    """Writes to standard error; unlike print, also while another print is under way."""
-    os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, text.encode())
+    """Writes to standard error if it can; unlike print, also while another print is under way."""
+    with contextlib.suppress(OSError):  # Ctrl-C ends a `tee` that reads it as well
+        file = sys.__stderr__.fileno() if sys.__stderr__ else 2
+        os.write(file, text.encode(errors="surrogateescape"))

@@ -43,7 +43,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.errors import Interrupted, UserError, pip_line, tell, unknown, without_secrets
+from resnet_jax.errors import Interrupted, UserError, one_line, pip_line, tell, unknown
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -84,8 +84,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         return _run_mode(_parse(arguments))
     except UserError as error:
-        line = " ".join(str(error).split())  # libraries and config files may break their messages
-        print(f"error: {without_secrets(line)}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
@@ -104,7 +103,7 @@ def main(arguments: Sequence[str]) -> int:
 def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
-    again = without_secrets(f"{command} {shlex.join(arguments[1:])}")
+    again = one_line(f"{command} {shlex.join(arguments[1:])}")
     tell(f"{what}; the same command again resumes:\n  {again}\n")
     return 128 + signal_number
 
@@ -116,6 +115,8 @@ def run() -> None:
     arguments = [*sys.argv]  # while a config file runs, the first of them is its name
 
     def end(signal_number: int, frame: Any) -> None:
+        if platform := sys.modules.get("resnet_jax.platform"):
+            platform.show_cursor()
         os._exit(_interrupted("stopped", signal_number, arguments))
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -144,13 +145,13 @@ def _run_mode(settings: "_Settings") -> int:
     platform.enable_cache()
     platform.quieten_libraries()
     if settings.mode == "train":
-        _join(settings.place)
+        _join([settings.flags[name].value for name in _OF_TRAIN])
     # With --weights the answer is to come at once, and to compile our calls of oneDNN takes 10 s.
-    with_onednn = settings.mode in _COMPUTING_MODES and not settings.weights
+    with_onednn = settings.mode in _COMPUTING_MODES and not settings.flags.weights
     if with_onednn and jax.default_backend() == "cpu":
         cpu.enable()
     with platform.memory_errors():
-        return (_list if settings.listed else _ACTIONS[settings.mode])(settings) or 0
+        return (_list if settings.mode == "list" else _ACTIONS[settings.mode])(settings) or 0
 
 
 def _join(given: Sequence[Any]) -> None:
@@ -165,7 +166,7 @@ def _join(given: Sequence[Any]) -> None:
 def _list(settings: "_Settings") -> None:
     from resnet_jax.report.listing import format_list
 
-    print(format_list(settings.listed))
+    print(format_list(settings.flags.list))
 
 
 def _train(settings: "_Settings") -> None:
@@ -212,7 +213,7 @@ def _search(settings: "_Settings") -> None:
 def _export(settings: "_Settings") -> None:
     from resnet_jax.inference.export import export
 
-    print(f"wrote {export(settings.workdir, settings.output)}")
+    print(f"wrote {export(settings.workdir, settings.flags.output)}")
 
 
 def _evaluate(settings: "_Settings") -> None:
@@ -225,25 +226,19 @@ def _predict(settings: "_Settings") -> int:
     from resnet_jax import platform
     from resnet_jax.inference.printing import print_predictions
 
-    source = settings.workdir, settings.weights, settings.paths
-    options = settings.form, settings.top, settings.cam
-    return print_predictions(*source, *options, platform.stop_signals())
+    given = settings.flags
+    source = settings.workdir, given.weights, settings.paths
+    return print_predictions(*source, given.format, given.top, given.cam, platform.stop_signals())
 
 
 class _Settings(NamedTuple):
     """What the command line asks for."""
 
+    flags: flags.FlagValues
     mode: str
     workdir: str
-    config: ConfigDict
-    output: str = ""
+    config: ConfigDict = ConfigDict()
     paths: Sequence[str] = ()
-    listed: str = ""
-    form: str = "table"
-    top: int = 3
-    cam: bool = False
-    weights: str = ""
-    place: Sequence[Any] = ()
 
 
 _ACTIONS: dict[str, Callable[[_Settings], int | None]] = {
@@ -277,10 +272,12 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     for name in values:
         if values[name].present > 1:
             raise UserError(f"--{name} is given {values[name].present} times")
+    for name in ("workdir", "output", "weights"):  # the shell leaves the ~ of --workdir=~/x alone
+        values[name].value = os.path.expanduser(str(values[name].value))
     if values.list:
         if rest[1:] or [name for name in values if values[name].present] != ["list"]:
             raise UserError("--list takes nothing else; see --help")
-        return _Settings("list", "", ConfigDict(), listed=values.list)
+        return _Settings(values, "list", "")
     if values.mode not in _ACTIONS:
         raise unknown("--mode", values.mode, _ACTIONS)
     if values.mode in _RUN_MODES:
@@ -289,7 +286,7 @@ def _parse(arguments: Sequence[str]) -> _Settings:
         if values[name].present and values.mode != mode:
             raise UserError(f"--{name} is for --mode={mode} only")
     if values.mode == "profile" and values.workdir and not values.config and not rest[1:]:
-        return _Settings("profile", values.workdir, ConfigDict())
+        return _Settings(values, "profile", values.workdir)
     if not values.config:
         raise UserError("--config is missing, such as --config=resnet_v2; see --help")
     config = config_lib.load(values.config)
@@ -300,8 +297,7 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     named = config.copy_and_resolve_references()
     config = config_lib.validate(override(config, rest))
     workdir = values.workdir or _default_workdir(values.config, named, config)
-    place = [values[name].value for name in _OF_TRAIN]
-    return _Settings(values.mode, workdir, config, place=place)
+    return _Settings(values, values.mode, workdir, config)
 
 
 def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
@@ -314,7 +310,7 @@ def _default_workdir(path: str, named: ConfigDict, config: ConfigDict) -> str:
     wanted = "-".join([path.rsplit("/", 1)[-1].replace(".py", "").replace(":", "-"), *changed])
     name = re.sub(r"[^\w.,=+-]+", "_", wanted, flags=re.ASCII)[:150]
     if name != wanted:  # two that differ in what is lost must not share a folder
-        name += f"-{hashlib.sha256(wanted.encode()).hexdigest()[:8]}"
+        name += f"-{hashlib.sha256(os.fsencode(wanted)).hexdigest()[:8]}"
     return f"runs/{name}-seed{config.seed}"
 
 
@@ -332,8 +328,7 @@ def _parse_run_mode(values: flags.FlagValues, files: list[str]) -> _Settings:
     if bool(values.workdir) == bool(values.weights) or is_foreign or not is_fine[mode]:
         takes = f"--mode={mode} takes --workdir, the folder of a run, and {_RUN_MODES[mode]}"
         raise UserError(f"{takes}; see --help")
-    options = values.format, values.top, values.cam, values.weights
-    return _Settings(mode, values.workdir, ConfigDict(), values.output, names, "", *options)
+    return _Settings(values, mode, values.workdir, paths=names)
 
 
 def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str]) -> _Settings:
@@ -342,7 +337,7 @@ def _parse_search(values: flags.FlagValues, config: ConfigDict, rest: list[str])
         raise UserError(f"--config {values.config} is that of a run: --mode=search takes a search")
     if not values.workdir:
         raise UserError("--mode=search needs --workdir, the folder of the search")
-    return _Settings("search", values.workdir, override_search(config, rest))
+    return _Settings(values, "search", values.workdir, override_search(config, rest))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import platform
+import re
 import signal
 import sys
 import time
@@ -45,6 +46,8 @@ def enable_cache() -> None:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError:
+            return
+        if not os.access(folder, os.W_OK):
             return
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -156,8 +159,8 @@ def compute_dtype(wanted: str) -> str:
     """Returns the dtype that a training computes in here: "float32" or "bfloat16".
 
     Args:
-      wanted: one of both, or "auto": bfloat16 where it is fast: on GPUs, and by oneDNN on a CPU
-        with instructions for it.
+      wanted: one of both, or "auto": bfloat16 where it is fast: on GPUs from NVIDIA's compute
+        capability 8 on, and by oneDNN on a CPU with instructions for it.
 
     Raises:
       UserError: if it is to be bfloat16 and the device would have to emulate it.
@@ -170,9 +173,17 @@ def compute_dtype(wanted: str) -> str:
             "(AVX-512 BF16, AMX); set it to 'float32', or to 'auto'"
         )
     if wanted == "auto":
-        is_fast = not on_cpu or (has_bfloat16 and onednn and jax.device_count() == 1)
+        capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # such as 7.5
+        is_slow = on_cpu or bool(re.match(r"[1-7]\.", capability))
+        is_fast = not is_slow or (on_cpu and has_bfloat16 and onednn and jax.device_count() == 1)
         return "bfloat16" if is_fast else "float32"
     return wanted
+
+
+def show_cursor() -> None:
+    """Shows the terminal's cursor, which bars hide, before the process ends in mid-bar."""
+    if sys.__stdout__ and sys.__stdout__.isatty():
+        os.write(sys.__stdout__.fileno(), b"\x1b[?25h")
 
 
 @contextlib.contextmanager
@@ -188,6 +199,7 @@ def stop_signals() -> Iterator[list[int]]:
         if received and now < first + SAME:  # to this process, and by way of its parent
             return
         if received:
+            show_cursor()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         received.append(number)

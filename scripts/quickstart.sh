@@ -8,7 +8,6 @@ cd "$(dirname "$0")/.."
 install_package "[cpu,report]"
 
 say "Getting CIFAR-10"
-data=()
 if ! .venv/bin/python scripts/fetch_cifar10.py; then
   cat >&2 <<'WARNING'
 
@@ -17,7 +16,7 @@ if ! .venv/bin/python scripts/fetch_cifar10.py; then
   #  SAMPLE of 640 images: its accuracy says nothing about the model.       #
   ###########################################################################
 WARNING
-  data=(--config.data.name=sample)
+  set -- --config.data.name=sample "$@"
 fi
 
 # An interrupted run is resumed; a finished one is kept, and a new one begins beside it.
@@ -29,5 +28,4 @@ while grep -qs '"kind": "final"' "$run/metrics.jsonl"; do
 done
 
 say "Training configs/quickstart.py in $run"
-exec .venv/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir="$run" \
-  "${data[@]}" "$@"
+exec .venv/bin/python -m resnet_jax.main --config=configs/quickstart.py --workdir="$run" "$@"

@@ -133,6 +133,8 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     file, *own = config.split()
     folder = RUNS / record_name(config, seed).rpartition(".")[0]
     mode = ["--mode=search"] if is_search(config) else [f"--config.seed={seed}"]
+    if is_search(config):  # the flags are for its runs
+        flags = [flag.replace("--config.", "--config.base.", 1) for flag in flags]
     command = [
         *(sys.executable, "-m", "resnet_jax.main", f"--config={ROOT / 'configs' / file}"),
         *(*own, *mode, *flags, f"--workdir={folder}"),
@@ -193,7 +195,9 @@ def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
     failures: list[str] = []
     for seed in range(given.seeds):
         for config in configs:
-            if not (RESULTS / record_name(config, seed)).exists():
+            if (RESULTS / record_name(config, seed)).exists():
+                print(f"{config}, seed {seed}: recorded in results/{record_name(config, seed)}")
+            else:
                 failures += filter(None, [run(config, seed, flags, deadline)])
     for failure in failures:
         print(failure, file=sys.stderr)

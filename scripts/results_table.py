@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmark.contestants import OURS
-from benchmark.tables import table
+from benchmark.tables import commit, table
 from ml_collections import ConfigDict
 from studies import BETTER, ROWS, STUDIES, Row
 
@@ -20,8 +20,7 @@ from resnet_jax.data.published import PUBLISHED
 from resnet_jax.models.registry import create_model
 from resnet_jax.report.summary import layer_table
 from resnet_jax.runs.terminal import duration
-from resnet_jax.search.settings import Search
-from resnet_jax.search.space import draw
+from resnet_jax.search.space import draw, grid, parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -151,7 +150,7 @@ def _cells(row: Row, records: Records) -> list[str]:
         f"{finals[0]['epoch']:g}",
         duration(statistics.fmean(final["seconds"] for final in finals)),
         ", ".join(dict.fromkeys(map(_device, runs))),
-        ", ".join(dict.fromkeys((run["starts"][-1]["commit"] or "-")[:8] for run in runs)),
+        ", ".join(dict.fromkeys(commit(run["starts"][-1]) for run in runs)),
         *tail,
     ]
 
@@ -192,11 +191,12 @@ def _loaded(config: str) -> tuple[ConfigDict, float]:
     loaded = config_lib.load(str(config_lib.CONFIGS / file))
     if not is_search(config):
         return override(loaded, ["", *flags]), loaded.num_epochs
-    search = Search.of(override_search(loaded, ["", *flags]))
-    drawn = (draw(search.axes, 0, number) for number in range(search.settings.trials))
-    points = search.grid or drawn
-    epochs = sum(point.get("num_epochs", search.base.num_epochs) for point in points)
-    return search.base, len(search.seeds) * epochs
+    found = override_search(loaded, ["", *flags])
+    axes = parse(found.space.to_dict())
+    drawn = (draw(axes, 0, number) for number in range(found.search.trials))
+    points = grid(axes) if found.search.method == "grid" else drawn
+    epochs = sum(point.get("num_epochs", found.base.num_epochs) for point in points)
+    return found.base, len(found.seeds) * epochs
 
 
 @functools.cache

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from resnet_jax.config.load import load
+
 
 class Row(NamedTuple):
     """A published figure, or one of our own.
@@ -35,22 +37,16 @@ class Study(NamedTuple):
 
 
 _TUNING = "resnet_small_tuning.py"
-_TUNED = {  # R5: batch, learning rate and shuffling; train / test
-    "100_0.1": ("73.48 / 72.05", "77.07 / 75.13"),
-    "500_0.1": ("85.12 / 80.83", "86.36 / 83.00"),
-    "1000_0.1": ("84.75 / 81.27", "85.10 / 80.58"),
-    "100_0.01": ("95.54 / 88.30", "95.87 / 88.16"),
-    "500_0.01": ("95.34 / 87.87", "95.81 / 89.12"),
-    "1000_0.01": ("93.81 / 85.20", "94.14 / 86.51"),
-    "100_0.001": ("94.07 / 88.29", "94.61 / 87.24"),
-    "500_0.001": ("92.04 / 86.69", "92.43 / 86.20"),
-    "1000_0.001": ("90.17 / 85.29", "90.67 / 85.30"),
-}
-_R5 = (
-    Row(f"R5.{point}_{shuffle}", f"{_TUNING}:{point}_{shuffle}", reported, f"{_TUNING}:better")
-    for point, both in _TUNED.items()
-    for shuffle, reported in zip(("on", "off"), both, strict=True)
-)
+
+
+def _tuned(batch: int, rate: float, shuffle: bool, train: float, test: float) -> Row:
+    """Returns the row of a point of R5's grid."""
+    point = f"{batch}_{rate:g}_{'on' if shuffle else 'off'}"
+    reported = f"{train:.2f} / {test:.2f}"
+    return Row(f"R5.{point}", f"{_TUNING}:{point}", reported, f"{_TUNING}:better")
+
+
+_R5 = tuple(_tuned(*row) for row in load("search/r5_grid").reported.rows)
 _BFLOAT16 = "--config.model.dtype=bfloat16"
 _FLOAT32 = "--config.model.dtype=float32"
 _SHORT = "resnet_small.py --config.num_epochs=3"

@@ -345,6 +345,8 @@ def main() -> int:
         for kind, reason in left_out.items():
             print(f"left out: {kind}: {reason}")
         kinds = [kind for kind in arguments.kind or OFTEN if kind not in left_out]
+        if not kinds:
+            parser.error("nothing of that can be done here")
         torture = Torture(kinds, arguments.seed, disk, pathlib.Path(scratch))
         with contextlib.suppress(KeyboardInterrupt):  # what is done so far is shown
             torture.run(arguments.faults)

@@ -350,10 +350,10 @@ def test_equalize_and_autocontrast_keep_a_flat_image():
 def test_geometric_operations_move_pixels_where_they_should():
     images = random_images(2)
     source = np.asarray(images)
-    moved = operate(images, "translate_x", 4 / 32)
+    moved = operate(images, "translate_x", 4.0)
     np.testing.assert_array_equal(moved[:, :, :28], source[:, :, 4:])
     np.testing.assert_allclose(moved[:, :, 28:], np.broadcast_to(MEAN, (2, 32, 4, 3)), rtol=1e-6)
-    moved = operate(images, "translate_y", 4 / 32, -1.0)
+    moved = operate(images, "translate_y", 4.0, -1.0)
     np.testing.assert_array_equal(moved[:, 4:], source[:, :28])
     turned = operate(images, "rotate", 90.0)
     assert any((turned == np.rot90(source, k, axes=(1, 2))).all() for k in (1, 3))

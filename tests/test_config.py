@@ -248,11 +248,14 @@ def test_a_missing_field_is_refused():
         config_lib.validate(config)
 
 
-def test_patience_needs_scores_that_may_choose():
+@pytest.mark.parametrize(
+    ("path", "value"), [("evaluate.patience", 2), ("schedule.name", "plateau")]
+)
+def test_what_scores_steer_needs_scores_that_may_choose(path, value):
     config = tiny_run.get_config()
-    config.evaluate.patience = 2
+    config.update_from_flattened_dict({path: value})
     config.evaluate.split = "test"
-    with pytest.raises(UserError, match=r"evaluate.patience needs"):
+    with pytest.raises(UserError, match=rf"{path}.* needs evaluate.split='val'"):
         config_lib.validate(config)
     config.evaluate.select_on_test = True
     config_lib.validate(config)
@@ -314,3 +317,10 @@ def test_a_bug_in_a_config_file_is_said_with_its_line(tmp_path, text, problem):
         config_lib.load(str(file))
     assert str(error.value).startswith(f"--config {file}")
     assert problem.format(file=file) in str(error.value)
+
+
+def test_options_are_such_as_a_run_can_write():
+    config = tiny_run.get_config()
+    config.model.options.activation = math.sqrt
+    with pytest.raises(UserError, match=r"model\.options must be such that JSON can hold it"):
+        config_lib.validate(config)

@@ -115,6 +115,7 @@ def test_users_own_arrays():
     assert info.mean == pytest.approx([IMAGES.mean() / 255])
     assert info.std == pytest.approx([IMAGES.std() / 255])
     assert dataset.train.labels.dtype == np.int32
+    assert custom(class_names=np.arange(10)).info.class_names == tuple("0123456789")
     digests = {info.digest, custom(test_images=IMAGES[1:31]).info.digest}
     digests |= {custom(train_labels=LABELS[::-1]).info.digest, custom(name="x").info.digest}
     assert len(digests) == 3
@@ -131,6 +132,7 @@ def test_users_own_arrays():
         ({"train_labels": LABELS - 1}, "train_labels must be from 0 to 9"),
         ({"test_labels": LABELS[:30] + 1}, "test_labels must be from 0 to 9"),
         ({"test_images": IMAGES[:30, 1:]}, "test images are"),
+        ({"class_names": [*range(9), 8]}, "class_names has a name twice"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused(change, message):

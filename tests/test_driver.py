@@ -14,7 +14,6 @@ import tiny_run
 from resnet_jax.errors import UserError
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Trainer
-from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.state import Metrics
 from resnet_jax.training.step import StepMetrics
@@ -75,35 +74,6 @@ def test_evaluation_is_exact_for_any_batch_size(tiny):
         assert metrics.means()["loss"] == pytest.approx(-float(log_probabilities.mean()), rel=1e-5)
 
 
-def test_evaluation_in_one_dispatch_is_the_same_evaluation(tiny):
-    variables, test = tiny.state().variables(), tiny.data["test"]
-    network, ends = tiny.task.network, []
-    for size in (1, 2, 1000):  # of four batches, the last of them padded
-        with network.config.unlocked():
-            network.config.steps_per_dispatch = size
-        ends.append(Evaluator(network, tiny.devices).score(variables, test, 90))
-    with network.config.unlocked():
-        network.config.steps_per_dispatch = 0
-    for metrics in ends:
-        assert metrics.accuracy.total == ends[0].accuracy.total
-        np.testing.assert_allclose(metrics.loss.total, ends[0].loss.total, rtol=1e-6)
-
-
-def test_all_batches_are_one_dispatch_except_on_cpu(tiny, monkeypatch):
-    calls = []
-
-    def score(metrics, variables, examples, indices, masks):
-        calls.append(indices.shape)
-        return metrics
-
-    monkeypatch.setattr(tiny.evaluator, "_score", score)
-    tiny.evaluator.score({}, tiny.data["test"], 100)
-    assert calls == [(1, 100)] * 4
-    monkeypatch.setattr(Devices, "on_cpu", False)
-    tiny.evaluator.score({}, tiny.data["test"], 100)
-    assert calls[4:] == [(4, 100)]
-
-
 def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     variables = tiny.state().variables()
     images = np.asarray(tiny.data["test"].images[:50])
@@ -112,7 +82,10 @@ def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     assert whole.shape == parts.shape == (50, 10)
     np.testing.assert_allclose(parts, whole, rtol=1e-5)
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
-    assert tiny.evaluator._classify._cache_size() == 2  # one for each batch size
+    before = tiny.evaluator._classify._cache_size()
+    for count in (40, 30):
+        tiny.evaluator.probabilities(variables, images[:count], 20)
+    assert tiny.evaluator._classify._cache_size() == before
 
 
 def test_weights_are_handed_to_the_devices_once(tiny, monkeypatch):

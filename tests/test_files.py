@@ -1,6 +1,8 @@
 """Files that are there whole or not at all."""
 
+import errno
 import os
+import stat
 
 import pytest
 
@@ -41,3 +43,16 @@ def test_follows_no_link(tmp_path):
     (tmp_path / "file.tmp").symlink_to(tmp_path / "elsewhere")
     write_atomically(tmp_path / "file", b"content")
     assert (tmp_path / "elsewhere").read_bytes() == b"other"
+
+
+def test_a_file_system_that_syncs_no_folders_will_do(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def files_only(number):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", files_only)
+    write_atomically(tmp_path / "a", b"x")
+    assert (tmp_path / "a").read_bytes() == b"x"

@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import socket
+import subprocess
 
 import numpy as np
 import pytest
@@ -179,3 +180,15 @@ def test_starts_that_say_nothing_are_left_out(tmp_path):
     lines = '{}\n[]\nno JSON\n{"time": "now", "commit": "abc"}\n'
     (tmp_path / "starts.jsonl").write_text(lines)
     assert workdir.starts(tmp_path) == [{"time": "now", "commit": "abc"}]
+
+
+def test_the_commit_of_a_checkout_that_holds_other_things_is_not_ours(tmp_path, monkeypatch):
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
+    (tmp_path / "folder.py").touch()
+    monkeypatch.setattr(workdir, "__file__", str(tmp_path / "folder.py"))
+    assert workdir._commit() is None
+    subprocess.run([*git, "add", "folder.py"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
+    assert len(workdir._commit()) == 40

@@ -1,5 +1,7 @@
 """Images in folders: the layouts, the splits, what is refused, and a training with them."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,6 +105,38 @@ def test_what_is_found_of_a_folder_is_kept_until_a_file_changes(tmp_path, monkey
     Image.new("RGB", (8, 8)).save(tmp_path / "amber" / "broken.png")
     assert open_dataset(config).info.train_counts == (3, 2)
     assert reads
+
+
+def test_sizes_are_found_once(tmp_path, monkeypatch):
+    write(tmp_path, {"amber": 3, "blue": 3})
+    first = open_dataset(data(tmp_path)).info
+    monkeypatch.setattr(image_files, "size", None)
+    assert open_dataset(data(tmp_path)).info == first
+
+
+def test_a_file_whose_permissions_change_is_tried_again(tmp_path):
+    write(tmp_path, {"amber": 3, "blue": 3})
+    config = data(tmp_path, on_bad_image="skip", image_size=8)
+    content = (tmp_path / "amber" / "2.png").read_bytes()
+    status = (tmp_path / "amber" / "2.png").stat()
+    (tmp_path / "amber" / "2.png").write_bytes(b"x" * len(content))
+    os.utime(tmp_path / "amber" / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert sum(open_dataset(config).info.train_counts) == 3
+    (tmp_path / "amber" / "2.png").write_bytes(content)
+    os.utime(tmp_path / "amber" / "2.png", ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert sum(open_dataset(config).info.train_counts) == 4
+
+
+def test_linked_folders_and_all_of_netpbms_files_are_read(tmp_path):
+    write(tmp_path / "data", {"amber": 3, "blue": 3})
+    write(tmp_path / "elsewhere", {"cyan": 3})
+    more = tmp_path / "elsewhere" / "cyan"
+    for index, suffix in enumerate((".pgm", ".pbm", ".ppm")):
+        Image.new("RGB", (8, 8)).convert("1").save(more / f"{index}{suffix}")
+    (tmp_path / "data" / "blue" / "more").symlink_to(more)
+    (more / "again").symlink_to(tmp_path / "data" / "blue")
+    info = open_dataset(data(tmp_path / "data", image_size=8)).info
+    assert [a + b for a, b in zip(info.train_counts, info.test_counts, strict=True)] == [3, 9]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,16 @@ def test_the_size_is_that_of_the_image_upright(tmp_path):
     exif[0x0112] = 6  # a quarter of a turn
     Image.new("RGB", (30, 20)).save(tmp_path / "a.jpg", exif=exif)
     Image.new("RGB", (30, 20)).save(tmp_path / "b.jpg")
-    found = [images.size(tmp_path / name) for name in ("a.jpg", "b.jpg")]
-    assert found == [(20, 30), (30, 20)]
+    Image.new("RGB", (30, 20)).save(tmp_path / "c.tiff", exif=exif)
+    found = [images.size(tmp_path / name) for name in ("a.jpg", "b.jpg", "c.tiff")]
+    assert found == [(20, 30), (30, 20), (20, 30)]
+
+
+def test_a_damaged_exif_record_spoils_no_image(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.new("RGB", (32, 20), RED).save(path, exif=b"Exif\0\0words")
+    assert images.size(path) == (32, 20)
+    assert close(images.read_one(path, (20, 32, 3)), RED)
 
 
 def test_turns_upright(tmp_path):

@@ -1,5 +1,6 @@
 """Whole trainings of seconds: what they keep, choose, refuse, and how they end."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -17,6 +18,7 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.tensorboard import Events
+from resnet_jax.training import loop
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.task import check_extension, create_task
@@ -156,6 +158,39 @@ def test_signals_save_and_say_how_to_resume(rich_run, tmp_path, monkeypatch, cap
     assert_same_end(workdir, rich_run)
 
 
+def test_until_there_is_something_to_save_a_signal_ends_a_training_at_once(tmp_path, monkeypatch):
+    entered = []
+
+    @contextlib.contextmanager
+    def signals():
+        entered.append(True)
+        yield []
+        entered.append(False)
+
+    begin, finish = loop._begin, loop._finish
+    monkeypatch.setattr(loop, "_begin", lambda *rest: (entered.append(None), begin(*rest))[1])
+    monkeypatch.setattr(loop, "_finish", lambda *rest: (entered.append(None), finish(*rest))[1])
+    config = tiny_run.get_config()
+    config.num_epochs = 1
+    train_and_evaluate(config, tmp_path, signals=signals())
+    assert entered == [None, True, False, None]
+
+
+def test_parameters_of_half_precision_are_saved_and_restored_as_such(tmp_path):
+    config = tiny_run.get_config()
+    config.num_epochs, config.optimizer.ema_decay = 1, 0.5
+    config.model.options.param_dtype = "bfloat16"
+    train_and_evaluate(config, tmp_path / "run")
+    assert {
+        a.dtype.name for a in jax.tree.leaves(load_run(tmp_path / "run").variables["params"])
+    } == {"bfloat16"}
+    config.num_epochs, config.init.weights = 0, str(tmp_path / "run")
+    config.model.options.param_dtype = "float32"
+    train_and_evaluate(config, tmp_path / "next")
+    found = load_run(tmp_path / "next", "newest").variables["params"]
+    assert {a.dtype.name for a in jax.tree.leaves(found)} == {"float32"}
+
+
 def test_a_library_call_leaves_the_signals_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(signal, "signal", None)  # would fail if called
     config = tiny_run.get_config()
@@ -220,6 +255,7 @@ def test_extended_run_ends_as_if_it_had_been_longer_from_the_start(tmp_path, sch
         ({"schedule.name": "one_cycle"}, "schedule.name='one_cycle' depend"),
         ({"evaluate.every_epochs": 3, "evaluate.patience": 1}, "evaluate.every_epochs=3"),
         ({"num_epochs": 4}, "num_epochs was 4, is 3; a run can only be extended"),
+        ({"num_epochs": 0, "evaluate.patience": 1}, "the run was scored at its end"),
         ({"schedule.name": "cosine", "schedule.options.num_epochs": 5}, None),
         ({"schedule.name": "step", "schedule.options.every_epochs": 1}, None),
     ],

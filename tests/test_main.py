@@ -157,8 +157,15 @@ def test_good_flags():
     assert options.optimizer.options.nesterov is True
 
 
+def test_the_home_that_the_shell_leaves_alone():
+    home = os.path.expanduser("~")
+    assert parsed("--workdir=~/x").workdir == f"{home}/x"
+
+
 def test_default_workdir():
+    assert re.fullmatch(r"runs/[\w.=-]+", parsed("--config.init.weights=a\udcff.pth").workdir)
     assert parsed("--config.seed=3").workdir == "runs/tiny_run-seed3"
+    assert parsed("--config.data.name=mnist").workdir == "runs/tiny_run-data.name=mnist-seed0"
     rate, size = "--config.optimizer.learning_rate=.5", "--config.batch_size=32"
     name = "runs/tiny_run-batch_size=32-optimizer.learning_rate=0.5-seed0"
     assert parsed(rate, size).workdir == parsed(size, rate).workdir == name

@@ -59,7 +59,7 @@ def test_options_from_a_config_make_the_same_module():
         ("resnet_custom", {"stochastic_depth_rate": 0.1}, "need a shortcut"),
         ("vgg16", {"classifier": "cifar10"}, "did you mean cifar"),
         ("vgg16", {"stage_sizes": [1, 1]}, "num_filters has 5 entries but stage_sizes has 2"),
-        ("alexnet", {"num_filters": [8]}, "AlexNet has 5 convolutions"),
+        ("alexnet", {"num_filters": [8]}, "num_filters of model 'alexnet' takes 5 values"),
         ("resnet18", {"stage_sizes": []}, "added up, must be at least 1"),
         ("resnet18", {"stage_sizes": [999, 1, 1, 1]}, "must be at least 1 and at most 1,000, not"),
         ("resnet18", {"num_filters": [10**7]}, "must be at least 1 and at most 1,000,000"),

@@ -73,5 +73,5 @@ def test_an_installation_trains_by_the_name_of_a_config(wheel, tmp_path):
     assert found.stdout.startswith(str(packages))
     assert "quickstart" in command("--list=configs")
     assert "Total" in command("--mode=summary", "--config=resnet_v2:adam")
-    flags = ["--config=quickstart", "--config.data.source=sample", "--config.num_epochs=1"]
+    flags = ["--config=quickstart", "--config.data.name=sample", "--config.num_epochs=1"]
     assert "run     runs/quickstart-" in command(*flags)

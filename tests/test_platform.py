@@ -118,6 +118,14 @@ def test_auto_is_float32_where_convolutions_are_xlas(monkeypatch, onednn, count)
     assert platform.compute_dtype("bfloat16") == "bfloat16"
 
 
+@pytest.mark.parametrize(("capability", "found"), [("7.5", "float32"), ("8.0", "bfloat16")])
+def test_auto_is_float32_on_gpus_without_bfloat16(monkeypatch, capability, found):
+    gpu = types.SimpleNamespace(compute_capability=capability)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
+    assert platform.compute_dtype("auto") == found
+
+
 def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():
     with pytest.raises(UserError, match="too little memory; lower"), platform.memory_errors():
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nAllocating ...")

@@ -4,6 +4,9 @@ import io
 import json
 import math
 import re
+import subprocess
+import sys
+import tempfile
 
 import numpy as np
 import pytest
@@ -236,3 +239,20 @@ def test_progress_asks_for_no_numbers_without_a_screen(tmp_path, config):
 )
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_training_outlives_who_reads_what_it_prints():
+    program = (
+        "import sys; from resnet_jax.errors import tell; from resnet_jax.runs.terminal import *\n"
+        "terminal = Terminal(); sys.stdin.readline()\n"
+        "for _ in range(3): terminal.note('words' * 9999); tell('words')\n"
+        "open(sys.argv[1], 'w').write('done')"
+    )
+    with tempfile.NamedTemporaryFile() as file:
+        command = [sys.executable, "-c", program, file.name]
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        process = subprocess.Popen(command, **pipes)
+        process.stdout.close()
+        process.stderr.close()
+        process.communicate(b"\n")
+        assert process.returncode == 0 and file.read() == b"done"

@@ -24,6 +24,7 @@ from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override_search
 from resnet_jax.errors import UserError, without_secrets
 from resnet_jax.runs.checkpoints import Checkpoints
+from resnet_jax.runs.records import History
 from resnet_jax.search import sampling, worker
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import Axis, draw, grid, parse
@@ -70,6 +71,14 @@ def config_of(variant="grid"):
     return config
 
 
+def write_records(folder, kind, epoch=2.0):
+    numbers = ("test_loss", "test_accuracy", "best_test_accuracy", "train_accuracy")
+    numbers += ("loss", "accuracy", "learning_rate", "best_epoch", "best_score")
+    record = {"kind": kind, "step": 4, "epoch": epoch, "seconds": 1.5, **dict.fromkeys(numbers, 1)}
+    with contextlib.closing(History(folder / "metrics.jsonl")) as history:
+        history.add(record)
+
+
 def fake_training(monkeypatch, score=lambda config: 50.0):
     """Makes trials end at once with a score; returns the configs that were trained."""
     trained = []
@@ -78,6 +87,7 @@ def fake_training(monkeypatch, score=lambda config: 50.0):
         yield from ()
         trained.append(config)
         (folder / "checkpoints").mkdir()
+        write_records(folder, "final")
         return DONE, ""
 
     def complete(trial, config, folder, metric):
@@ -254,6 +264,18 @@ def test_flags_take_their_value_after_a_blank_too():
     assert config.base.optimizer.learning_rate == 0.2 and config.space.num_epochs == (1,)
 
 
+def test_a_list_takes_the_place_of_a_range_and_a_range_that_of_a_list():
+    config = config_lib.load("search/optuna_resnet_small")
+    path = "optimizer.learning_rate"
+    assert config.space.optimizer.learning_rate.low
+    found = override_search(config, ["x", f"--config.space.{path}=(0.01, 0.1)"])
+    assert {a.path: a.values for a in parse(found.space.to_dict())}[path] == (0.01, 0.1)
+    config = config_lib.load("search/r5_grid")
+    bounds = [f"--config.space.{path}.{end}" for end in ("low=0.1", "high=0.2")]
+    found = override_search(config, ["x", *bounds])
+    assert {a.path: a.high for a in parse(found.space.to_dict())}[path] == 0.2
+
+
 def test_configs_of_runs_and_of_searches_are_told_apart(tmp_path, capsys):
     assert main.main(["x", CONFIG]) == 2
     assert "add --mode=search" in capsys.readouterr().err
@@ -418,6 +440,24 @@ def test_trials_that_diverge_fail_and_the_others_go_on(tmp_path, capsys):
     assert err.count("\n") == 1
 
 
+def test_a_trial_that_fails_before_its_first_score_costs_what_it_trained(tmp_path):
+    trial = Trial(0, {}, 0, 10, "")
+    worker._complete(trial, tiny_run.get_config(), tmp_path, "best")
+    assert (trial.epochs, trial.seconds) == (0, 0)
+    write_records(tmp_path, "train", 0.5)
+    worker._complete(trial, tiny_run.get_config(), tmp_path, "best")
+    assert (trial.epochs, trial.seconds, trial.score) == (0.5, 1.5, None)
+
+
+def test_what_a_dead_worker_left_of_the_winner_is_not_scored(tmp_path, monkeypatch, capsys):
+    fake_training(monkeypatch)
+    monkeypatch.setattr(History, "add", lambda *_: None)  # another machine has the closing record
+    worker.run_search(config_of(), str(tmp_path))
+    assert "scored there" in capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "ranking.csv").open()))
+    assert not any(row["test"] for row in rows)
+
+
 def test_another_search_is_refused(address, tmp_path, monkeypatch, capsys):
     fake_training(monkeypatch)
     flags = [f"--config.search.storage={address}"]
@@ -426,6 +466,8 @@ def test_another_search_is_refused(address, tmp_path, monkeypatch, capsys):
     assert "is of another search: space.optimizer.weight_decay was" in capsys.readouterr().err
     assert run(tmp_path, *flags, "--config.base.batch_size=60") == 2
     assert "base.batch_size was 120, is 60" in capsys.readouterr().err
+    assert run(tmp_path, *flags, "--config.base.data.name=npz:x.npz") == 2
+    assert "base.data.name was" in capsys.readouterr().err
     assert run(tmp_path, *flags, "--config.search.keep=best") == 0
 
 
@@ -574,6 +616,31 @@ def test_the_median_pruner_gives_up_what_is_worse_than_the_others():
         running = Trial(5, {"optimizer.learning_rate": 0.2}, 0, 3, "", RUNNING, [[1, score]])
         found = standings([*trials, running], 1)
         assert sampling.is_pruned(axes, settings, found, 5) is expected
+
+
+def test_hyperband_gives_up_what_the_others_of_a_bracket_have_passed():
+    pytest.importorskip("optuna")
+    settings = ConfigDict({"method": "tpe", "seed": 0, "pruner": "hyperband"})
+    axes = (Axis("optimizer.learning_rate", (), 1e-4, 1.0),)
+    point = {"optimizer.learning_rate": 0.1}
+    trials = [
+        Trial(n, point, 0, 9, "", DONE, [[epoch, 50 + n] for epoch in range(1, 10)], 50 + n)
+        for n in range(12)
+    ]
+
+    def is_pruned(score):
+        curves = ([[epoch, score] for epoch in range(1, last + 1)] for last in range(1, 9))
+        return any(
+            sampling.is_pruned(
+                axes,
+                settings,
+                standings([*trials, Trial(12, point, 0, 9, "", RUNNING, curve)], 1),
+                12,
+            )
+            for curve in curves
+        )
+
+    assert is_pruned(40.0) and not is_pruned(90.0)
 
 
 def test_a_pruned_trial_ends_early_and_is_not_ranked(tmp_path, monkeypatch):

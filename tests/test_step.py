@@ -157,6 +157,10 @@ def test_a_step_that_is_not_finite_is_told_and_perhaps_skipped(on_nan):
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), kept, one))
     three, told = fixture(state)
     assert bool(told.is_finite()) and int(three.skipped) == 1 and int(three.step) == 3
+    two, _ = fixture(one)  # what is skipped weighs nothing in the average
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), three.average, two.average
+    )
 
 
 def test_a_gradient_whose_norm_overflows_is_not_finite():

@@ -85,12 +85,21 @@ def test_what_is_not_prepared_is_refused_with_the_way_to_do_it(tmp_path):
         open_dataset(data(tmp_path))
 
 
-def test_its_files_make_nothing_be_imported(tmp_path):
+@pytest.mark.parametrize(
+    "alter",
+    [
+        lambda text: text.replace("tensorflow_datasets.core.features.features_dict", "antigravity"),
+        lambda text: text.replace('"pythonClassName": "', '"python_class_name" : "antigravity.'),
+        lambda text: text.replace('pythonClassName": "', 'python\\u0043lassName": "antigravity.'),
+        lambda text: json.dumps({"json": json.dumps({"type": "antigravity.X"})}),
+    ],
+)
+def test_its_files_make_nothing_be_imported(tmp_path, alter):
     prepare(tmp_path)
     file = tmp_path / "greys" / "1.2.0" / "features.json"
-    content = json.loads(file.read_text())
-    content["pythonClassName"] = "antigravity.FeaturesDict"
-    file.write_text(json.dumps(content))
+    text = json.dumps(json.loads(file.read_text()))
+    file.write_text(alter(text))
+    assert file.read_text() != text
     with pytest.raises(UserError, match="antigravity"):
         open_dataset(data(tmp_path))
     assert "antigravity" not in sys.modules

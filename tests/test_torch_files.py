@@ -279,6 +279,14 @@ def test_other_zip_archives(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"}.")
     assert "damaged or compressed" in refusal(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"}.")
+        archive.comment = b"PK\x03\x04"
+    forged = bytearray(path.read_bytes())  # its only entry begins in the comment
+    place = forged.index(b"PK\x01\x02") + 42
+    forged[place : place + 4] = struct.pack("<I", len(forged) - 4)
+    path.write_bytes(forged)
+    assert "damaged" in refusal(path)
     path.write_bytes(zip_file(b"}.", [("byteorder", b"big")]))
     assert "big-endian" in refusal(path)
     path.write_bytes(zip_file(torch_format.state_dict_pickle(WEIGHTS)))
@@ -295,6 +303,8 @@ def test_the_digest_in_the_name(tmp_path):
     (tmp_path / "a-0123abcd.pth").write_bytes(data)
     message = refusal(tmp_path / "a-0123abcd.pth")
     assert f"its SHA-256 starts with {digest}, not with 0123abcd" in message
+    (tmp_path / "a-20240601.pth").write_bytes(data)  # a date
+    assert_same(TorchFile(tmp_path / "a-20240601.pth").tensors, WEIGHTS)
 
 
 def test_places_that_do_not_work(tmp_path):

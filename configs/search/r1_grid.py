@@ -15,7 +15,7 @@ the best epoch. To rank by validation instead:
   --config.search.select_on_test=False --config.base.evaluate.split=val
   --config.base.data.val_fraction=0.1
 
-Expected, not measured yet: 47,600 epochs, 1.5 minutes each on two CPU cores.
+Expected, not measured yet: 47,600 epochs, a minute each on two CPU cores.
 """
 
 from ml_collections import ConfigDict

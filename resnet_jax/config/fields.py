@@ -169,11 +169,10 @@ SEARCH_FIELDS: dict[str, Field] = {
     "search.storage": Field("", str, "postgresql:// address; empty: files in the workdir"),
 }
 
-# Fields that a resumed run may change, since they don't alter its result. Whether the data are the
-# same, their digest says.
+# Fields that a resumed run may change, since they don't alter its result.
 RESUMABLE = frozenset(
     {
-        *("data.name", "data.source", "data.dir", "data.workers"),
+        *("data.source", "data.dir", "data.workers"),
         *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit", "reported_accuracy"),
         *(path for path in FIELDS if path.startswith("log.")),
     }

@@ -1,5 +1,6 @@
 """Flags that replace fields of a config."""
 
+import functools
 import re
 from collections.abc import Callable
 
@@ -68,6 +69,12 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
                 with config.ignore_type():
                     node[group] = ConfigDict()
             node = node[group]
+    for path in re.findall(r"--?config\.(space\.[\w.]+)=[(\[]", " ".join(own)):
+        *groups, name = path.split(".")
+        node = functools.reduce(lambda node, group: node.get(group, {}), groups, config)
+        if isinstance(node.get(name), ConfigDict):  # nor a list where a range is
+            with config.ignore_type():
+                node[name] = ()
     config = override(config, own, config_lib.check_search_field)
     base = config_lib.load(checked("config field base", str, config.base))
     fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]

@@ -7,6 +7,7 @@ checked against its signature.
 """
 
 import difflib
+import json
 import os
 import pathlib
 import runpy
@@ -176,13 +177,27 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
         if path not in values:
             raise UserError(f"config field {path} is missing; start from default_config()")
         values[path] = checked(f"config field {path}", field.hint, values[path])
+        if field.hint is dict:
+            _check_writable(path, values[path])
     result = _nested(values).lock()
     _check_relations(result)
     return result
 
 
+def _check_writable(path: str, value: Any) -> None:
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"config field {path} must be such that JSON can hold it: functions and classes by "
+            f"their names ({error})"
+        ) from None
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Returns one phrase for each field whose change would make a different run.
+
+    Not of data.name: whether the images are the same, their digest says.
 
     Args:
       old: the config of the run so far, or its dict read from JSON.
@@ -191,6 +206,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{path} was {shown(before)}, is {shown(after)}"
         for path, (before, after) in changes(old, new).items()
+        if path != "data.name"
     ]
 
 
@@ -258,11 +274,15 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.score_test is False but evaluate.split is 'test'; set "
             "evaluate.split='val'"
         )
-    if config.evaluate.patience and not selects(config):
-        raise UserError(
-            "config field evaluate.patience needs evaluate.split='val', "
-            "or evaluate.select_on_test=True"
-        )
+    steering = {
+        "evaluate.patience": config.evaluate.patience,
+        "schedule.name='plateau'": config.schedule.name == "plateau",
+    }
+    for field, steers in steering.items():
+        if steers and not selects(config):
+            raise UserError(
+                f"config field {field} needs evaluate.split='val', or evaluate.select_on_test=True"
+            )
     if config.evaluate.augment and (config.evaluate.split == "test" or config.init.cached_stage):
         raise UserError(
             "config field evaluate.augment needs validation images: evaluate.split='val', "

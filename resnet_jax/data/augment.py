@@ -132,7 +132,8 @@ def random_resized_crop(key: Array, images: Array, smallest: float) -> Array:
     """Cuts a random rectangle out of each image and brings it to the old size, bilinearly.
 
     Its area is uniform from `smallest` to 1 of the image's, its sides' ratio log-uniform from 3/4
-    to 4/3 (Szegedy et al. 2015, "Going Deeper with Convolutions").
+    to 4/3 (Szegedy et al. 2015, "Going Deeper with Convolutions"); a side that would be longer than
+    the image's is cut to it.
 
     Args:
       key: PRNG key.

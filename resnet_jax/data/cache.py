@@ -29,7 +29,8 @@ def using(folder: Path) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         raise UserError(
-            f"cannot use the data cache {folder}: {reason}; name another (--config.data.dir)"
+            f"cannot use the cache {folder}: {reason}; name another (--config.data.dir for data, "
+            "XDG_CACHE_HOME for all)"
         ) from error
 
 
@@ -70,7 +71,7 @@ def lock(folder: Path, notify: Callable[[str], None]) -> Iterator[None]:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all; the caller holds the lock of its folder.
+    """Writes a file whole or not at all; of what matters the caller holds the folder's lock.
 
     What a process leaves that is killed meanwhile is overwritten by the next.
 

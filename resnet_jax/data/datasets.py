@@ -128,6 +128,9 @@ class Dataset:
         Raises:
           UserError: a shape, a dtype or a label does not fit.
         """
+        class_names = [str(name) for name in class_names]
+        if len({*class_names}) < len(class_names):
+            raise UserError("class_names has a name twice")
         train = _examples("train", train_images, train_labels, len(class_names))
         test = _examples("test", test_images, test_labels, len(class_names))
         _, *shape = train.images.shape
@@ -169,9 +172,7 @@ def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: i
             f"{split}_labels must be integers [{len(images)}], not {labels.dtype} {labels.shape}"
         )
     if labels.min() < 0 or labels.max() >= num_classes:
-        raise UserError(
-            f"{split}_labels must be from 0 to {num_classes - 1}, as class_names has it"
-        )
+        raise UserError(f"{split}_labels must be from 0 to {num_classes - 1}: see class_names")
     return Examples(images, labels.astype(np.int32))
 
 

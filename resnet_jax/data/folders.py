@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,10 @@ from resnet_jax.data.download import reading
 from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
+SUFFIXES = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),
+)
 Files = list[tuple[Path, int]]
 
 
@@ -39,8 +42,9 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
     with reading(f"the folder {root} (config field data.name)"):
         class_names, parts, skipped = _find(root, config)
         everything = [file for found in parts.values() for file, _ in found]
-        shape = _image_shape(everything, config.image_size)
-        identities = _digest(root, parts, shape), _state(everything)
+        state = _state(everything)
+        shape = _image_shape(everything, config.image_size, state)
+        identities = _digest(root, parts, shape), state
     labels = {
         part: np.array([label for _, label in files], np.int32) for part, files in parts.items()
     }
@@ -97,11 +101,19 @@ def _files(place: Path, class_names: Sequence[str]) -> Files:
         )
     found: Files = []
     for label, name in enumerate(class_names):
-        files = sorted(
-            file for file in (place / name).rglob("*") if file.suffix.lower() in SUFFIXES
-        )
-        found += [(file, label) for file in files]
+        found += [(file, label) for file in sorted(_below(place / name))]
     return found
+
+
+def _below(place: Path) -> Iterator[Path]:
+    """Yields the image files below a folder, through links too, but each folder once."""
+    seen = set[str]()
+    for at, folders, names in os.walk(place, followlinks=True):
+        if (real := os.path.realpath(at)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(at, name) for name in names if name.lower().endswith(SUFFIXES))
 
 
 def _unreadable(files: Files) -> set[int]:
@@ -111,11 +123,11 @@ def _unreadable(files: Files) -> set[int]:
 
 
 def _state(files: Sequence[Path]) -> str:
-    """Identifies files by where they are, their sizes and when they were written."""
+    """Identifies files by where they are, their sizes and when they were changed."""
     digest = hashlib.sha256()
     for file in files:
         stat = file.stat() if file.exists() else None
-        line = f"{file.absolute()} {stat and (stat.st_size, stat.st_mtime_ns)}\n"
+        line = f"{file.absolute()} {stat and (stat.st_size, stat.st_ctime_ns)}\n"
         digest.update(line.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
@@ -139,13 +151,13 @@ def _take_test_images(
     return [files[index] for index in np.flatnonzero(is_test)]
 
 
-def _image_shape(files: Sequence[Path], size: int) -> tuple[int, int, int]:
+def _image_shape(files: Sequence[Path], size: int, state: str) -> tuple[int, int, int]:
     if size:
         return size, size, 3
-    sizes = {image_files.size(file) for file in files}
+    sizes = remembered(f"sizes {state}", lambda: [*{image_files.size(file) for file in files}])
     if len(sizes) > 1:
         raise sizes_differ()
-    width, height = sizes.pop()
+    ((width, height),) = sizes
     return height, width, 3
 
 

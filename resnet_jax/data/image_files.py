@@ -1,6 +1,7 @@
 """Reads single images of any usual kind, from files that are not trusted."""
 
 import concurrent.futures
+import contextlib
 import io
 import os
 import warnings
@@ -89,7 +90,11 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """
 
     def upright(image: Image.Image) -> tuple[int, int]:
-        lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        if image.format == "TIFF":  # Pillow turns these itself
+            return image.size
+        lies = False
+        with contextlib.suppress(Exception):  # as in `_pixels`
+            lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (image.height, image.width) if lies else image.size
 
     found: tuple[int, int] = _read(path, upright)
@@ -136,7 +141,8 @@ def _pixels(
     image: Image.Image, shape: tuple[int, int, int], crop: Crop | None = None
 ) -> np.ndarray:
     image.load()
-    ImageOps.exif_transpose(image, in_place=True)  # a copy would take time, as where modes agree
+    with contextlib.suppress(Exception):  # the record may be damaged where the pixels are not
+        ImageOps.exif_transpose(image, in_place=True)  # a copy would take time, as below
     if image.mode in _DEEP_MODES:
         image = _shallow(image)
     elif image.mode == "F":

@@ -18,13 +18,13 @@ OPERATIONS = (
 )
 
 # Strength of each operation at full magnitude, of RandAugment and TrivialAugment: shear per pixel,
-# translation as a share of the side, degrees, relative change of a colour property, bits removed,
-# share of the range that is inverted.
+# translation as a share of the side or in pixels, degrees, relative change of a colour property,
+# bits removed, share of the range that is inverted.
 _FULL = {
     "shear_x": (0.3, 0.99),
     "shear_y": (0.3, 0.99),
-    "translate_x": (150 / 331, 1.0),
-    "translate_y": (150 / 331, 1.0),
+    "translate_x": (150 / 331, 32.0),
+    "translate_y": (150 / 331, 32.0),
     "rotate": (30.0, 135.0),
     "brightness": (0.9, 0.99),
     "saturation": (0.9, 0.99),
@@ -52,7 +52,7 @@ def randaugment(
     for layer_key in jax.random.split(key, layers):
         operation_key, sign_key = jax.random.split(layer_key)
         operation = jax.random.randint(operation_key, images.shape[:1], 0, len(OPERATIONS))
-        strength = _strengths(0)[operation] * magnitude / 30
+        strength = _strengths(0, *images.shape[1:3])[operation] * magnitude / 30
         images = apply_operations(images, operation, strength, _signs(sign_key, operation), fill)
     return images
 
@@ -68,7 +68,7 @@ def trivialaugment(key: Array, images: Array, fill: Sequence[float]) -> Array:
     operation_key, magnitude_key, sign_key = jax.random.split(key, 3)
     operation = jax.random.randint(operation_key, images.shape[:1], 0, len(OPERATIONS))
     magnitude = jax.random.randint(magnitude_key, images.shape[:1], 0, 31)
-    strength = _strengths(1)[operation] * magnitude / 30
+    strength = _strengths(1, *images.shape[1:3])[operation] * magnitude / 30
     return apply_operations(images, operation, strength, _signs(sign_key, operation), fill)
 
 
@@ -88,7 +88,7 @@ def apply_operations(
       float32 `[batch, height, width, 3]` in [0, 1].
     """
     signed = strength * sign
-    warped = warp(images, *_inverse_maps(operation, signed, *images.shape[1:3]), fill)
+    warped = warp(images, *_inverse_maps(operation, signed), fill)
     images = jnp.where(_is(operation, *OPERATIONS[1:6]), warped, images)
     images = _blended(images, operation, signed[:, None, None, None])
     step = 2.0 ** jnp.round(_amount("posterize", operation, strength)[:, None, None, None])
@@ -165,8 +165,11 @@ def blend(degenerate: Array | float, images: Array, factor: Array) -> Array:
     return jnp.clip(degenerate + factor * (images - degenerate), 0.0, 1.0)
 
 
-def _strengths(policy: int) -> Array:
-    return jnp.array([_FULL.get(name, (0.0, 0.0))[policy] for name in OPERATIONS])
+def _strengths(policy: int, height: int, width: int) -> Array:
+    """Returns the strength of each operation at full magnitude, of translations in pixels."""
+    sides = {"translate_x": width, "translate_y": height} if policy == 0 else {}
+    full = [_FULL.get(name, (0.0, 0.0))[policy] * sides.get(name, 1) for name in OPERATIONS]
+    return jnp.array(full)
 
 
 def _signs(key: Array, operation: Array) -> Array:
@@ -192,9 +195,7 @@ def _mean_grey(images: Array) -> Array:
     return _grey(images).mean(axis=(1, 2), keepdims=True)
 
 
-def _inverse_maps(
-    operation: Array, strength: Array, height: int, width: int
-) -> tuple[Array, Array]:
+def _inverse_maps(operation: Array, strength: Array) -> tuple[Array, Array]:
     """Returns each image's map from new to old pixels, `[batch, 2, 2]` and `[batch, 2]`."""
     shear_y, shear_x, shift_y, shift_x, degrees = (
         _amount(name, operation, strength)
@@ -204,7 +205,7 @@ def _inverse_maps(
     cosine, sine = jnp.cos(angle), jnp.sin(angle)
     rows = [[cosine, sine + shear_y], [-sine + shear_x, cosine]]
     matrix = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-    return matrix, jnp.stack([shift_y * height, shift_x * width], axis=-1)
+    return matrix, jnp.stack([shift_y, shift_x], axis=-1)
 
 
 def _blended(images: Array, operation: Array, change: Array) -> Array:

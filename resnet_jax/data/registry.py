@@ -1,6 +1,7 @@
 """Datasets by name: what the config field data.name may be."""
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -55,6 +56,7 @@ def open_sample(rest: str, config: ConfigDict) -> Opened:
 def open_npz(path: str, config: ConfigDict) -> Opened:
     """npz:FILE, arrays train_images, train_labels, test_images, test_labels [, class_names]."""
     del config
+    path = os.path.expanduser(path)
     needed = ("train_images", "train_labels", "test_images", "test_labels")
     with reading(f"{path} (config field data.name)"), np.load(path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in (*needed, "class_names") if name in file}
@@ -63,7 +65,7 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
     labels = arrays["train_labels"]
     count = 1 + int(labels.max(initial=0)) if labels.dtype.kind in "iu" else 1
     names = np.atleast_1d(arrays.pop("class_names", np.arange(min(count, 1_000_000))))
-    dataset = Dataset.from_arrays(**arrays, class_names=[str(name) for name in names], name=path)
+    dataset = Dataset.from_arrays(**arrays, class_names=names.astype(str).tolist(), name=path)
     return Opened(dataset.info, lambda notify, progress: dataset)
 
 

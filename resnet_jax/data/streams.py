@@ -5,6 +5,7 @@ What and in which order is our own: a function of (seed, step). So a stream begi
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import multiprocessing
@@ -144,11 +145,12 @@ class Stream:
         import grain  # takes long, and most runs are resident
 
         parts = -(-len(self._share.of(plan[0][0])) // _PIECE)
-        pieces = grain.MapDataset.source(_Pieces(self._read, plan, self._share, stop, parts))
+        piece = functools.partial(_piece, self._read, plan, self._share, parts)
+        pieces = grain.MapDataset.range(start * parts, stop * parts).map(piece)
         ahead = _BATCHES_AHEAD * parts
         threads = (0, 0) if self._workers else (1, ahead)
         options = grain.MultiprocessingOptions(self._workers, -(-ahead // max(self._workers, 1)))
-        read = pieces[start * parts :].to_iter_dataset(grain.ReadOptions(*threads))
+        read = pieces.to_iter_dataset(grain.ReadOptions(*threads))
         iterator = iter(read.mp_prefetch(options, worker_init_fn=_end_with_parent))
         try:
             with _signals_kept_from_children():
@@ -216,23 +218,11 @@ class _Reader:
         return Crop(area, (4 / 3) ** (2 * ratio - 1), left, top)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Pieces:
-    """A plan's batches in pieces that many processes can share, as grain reads them."""
-
-    read: _Reader
-    plan: Plan
-    share: Share
-    stop: int
-    parts: int
-
-    def __len__(self) -> int:
-        return self.stop * self.parts
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        batch, part = divmod(index, self.parts)
-        indices, epoch = self.plan[batch]
-        return self.read(np.array_split(self.share.of(indices), self.parts)[part], epoch)
+def _piece(read: _Reader, plan: Plan, share: Share, parts: int, index: int) -> np.ndarray:
+    """Returns one of the pieces of a plan's batches that many processes can share."""
+    batch, part = divmod(index, parts)
+    indices, epoch = plan[batch]
+    return read(np.array_split(share.of(indices), parts)[part], epoch)
 
 
 def _end_with_parent(index: int, count: int) -> None:

@@ -6,6 +6,7 @@ a dataset is opened.
 
 import hashlib
 import io
+import json
 import os
 import re
 from pathlib import Path
@@ -101,11 +102,20 @@ def _newest(folder: Path) -> int:
     return max(file.stat().st_mtime_ns for file in folder.iterdir())
 
 
-def _check_classes(features: str) -> None:
+def _check_classes(value: Any) -> None:
     """Refuses descriptions that make tfds import other classes than its own."""
-    for name in re.findall(r'"(?:type|pythonClassName)":\s*"([^"]*)"', features):
-        if not name.startswith("tensorflow_datasets.core.features."):
-            raise UserError(f"config field data.name: features.json names {name!r}: refused")
+    if isinstance(value, str):  # tfds reads JSON that is inside of JSON too
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    for key, item in value.items() if isinstance(value, dict) else ():
+        is_name = key in ("type", "pythonClassName", "python_class_name") and type(item) is str
+        if is_name and not item.startswith("tensorflow_datasets.core.features."):
+            raise UserError(f"config field data.name: features.json names {item!r}: refused")
+        _check_classes(item)
 
 
 def _key(features: Any, kind: type) -> str:

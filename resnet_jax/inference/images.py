@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -18,17 +18,13 @@ from resnet_jax.errors import UserError
 from resnet_jax.platform import num_threads
 
 Name = str | os.PathLike[str]
+_Image = str | io.BytesIO  # a path, or the content of standard input
 OnBadImage = Callable[[UserError], None]
 
 _STANDARD_INPUT = "-"
 _PIECE = 32  # images that a thread reads at once
 _PPM = re.compile(rb"P[1-6]\s")  # the one format whose head need not have a zero byte
 _MOST_BYTES = 2**28  # of one image on standard input
-
-
-class _Image(NamedTuple):
-    name: str
-    file: str | io.BytesIO
 
 
 def read_batches(
@@ -50,7 +46,8 @@ def read_batches(
     images = _find(names, on_bad_image)
 
     def read(piece: list[_Image]) -> list[tuple[str, np.ndarray | UserError]]:
-        return [(image.name, _read(image, shape)) for image in piece]
+        names = (image if isinstance(image, str) else _STANDARD_INPUT for image in piece)
+        return [(name, _read(image, shape)) for name, image in zip(names, piece, strict=True)]
 
     # A task for each small image would take longer than to read it.
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads() - 1)) as pool:
@@ -72,7 +69,7 @@ def read_batches(
 
 def _read(image: _Image, shape: tuple[int, int, int]) -> np.ndarray | UserError:
     try:
-        return image_files.read_one(image.file, shape)
+        return image_files.read_one(image, shape)
     except UserError as error:
         return error
 
@@ -82,32 +79,20 @@ def _find(names: Iterable[Name], on_bad_image: OnBadImage) -> Iterator[_Image]:
     for name in (os.fspath(name) for name in names):
         if name == _STANDARD_INPUT:
             yield from _standard_input(on_bad_image)
-        elif os.path.isdir(name):
-            yield from _checked(
-                _search(name, on_bad_image), f"folder {name} holds no image", on_bad_image
-            )
+            continue
+        images: Iterable[_Image] = [name]
+        problem = f"no file is named as in {name!r}"
+        if os.path.isdir(name):
+            images, problem = _search(name, on_bad_image), f"folder {name} holds no image"
         elif glob.has_magic(name) and not os.path.lexists(name):
             found = sorted(glob.glob(name, recursive=True))
-            images = itertools.chain.from_iterable(
-                _search(path, on_bad_image) if os.path.isdir(path) else [_Image(path, path)]
-                for path in found
-            )
-            # "**" names a folder and what is in it.
-            yield from _checked(
-                dict.fromkeys(images), f"no file is named as in {name!r}", on_bad_image
-            )
-        else:
-            yield _Image(name, name)
-
-
-def _checked(images: Iterable[_Image], problem: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
-    """Yields all images, or tells that there are none."""
-    count = 0
-    for image in images:
-        count += 1
-        yield image
-    if not count:
-        on_bad_image(UserError(problem))
+            parts = (_search(p, on_bad_image) if os.path.isdir(p) else [p] for p in found)
+            images = dict.fromkeys(itertools.chain.from_iterable(parts))  # "**" names both
+        image = None
+        for image in images:
+            yield image
+        if image is None:
+            on_bad_image(UserError(problem))
 
 
 def _search(folder: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
@@ -118,8 +103,7 @@ def _search(folder: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
         folders.sort()
         for file in sorted(files):
             if file.lower().endswith(SUFFIXES):
-                path = os.path.join(place, file)
-                yield _Image(path, path)
+                yield os.path.join(place, file)
 
 
 def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:
@@ -130,7 +114,7 @@ def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:
     assert isinstance(stream, io.BufferedReader)
     head = stream.peek(32)[:32]
     if b"\0" in head or _PPM.match(head):  # no name has a zero byte
-        yield _Image(_STANDARD_INPUT, io.BytesIO(stream.read(_MOST_BYTES)))
+        yield io.BytesIO(stream.read(_MOST_BYTES))
         return
     for line in stream:
         if name := line.rstrip(b"\r\n"):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.errors import UserError, one_line, unknown
 from resnet_jax.inference.explain import Overlays
 from resnet_jax.inference.predict import Classifier, Prediction
 from resnet_jax.inference.scores import confusion_matrix, format_confusion
@@ -60,7 +60,7 @@ def print_predictions(
 
     def on_bad_image(error: UserError) -> None:
         bad.append(error)
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
 
     print(head, end="")
     watch = overlays.write if overlays else None
@@ -93,7 +93,7 @@ def _printable(name: str) -> str:
 
 
 def _table(class_names: Sequence[str], top: int) -> tuple[str, Line]:
-    width = max(len(_printable(name)) for name in class_names)
+    width = max(len("class"), *(len(_printable(name)) for name in class_names))
 
     def line(found: Prediction) -> str:
         ranking = list(zip(found.class_names, found.probabilities, strict=True))[:top]

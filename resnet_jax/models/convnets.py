@@ -8,8 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config.checks import Rate
-from resnet_jax.errors import UserError
+from resnet_jax.config.checks import Count, Rate
 from resnet_jax.models import layers
 from resnet_jax.models.layers import CountOrNone, FloatDtype, Sizes
 
@@ -77,26 +76,14 @@ class AlexNet(nn.Module):
       dropout_rate: dropout before each hidden linear layer.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
-
-    Raises:
-      UserError: if num_filters has not five entries.
     """
 
     num_classes: CountOrNone = 10
-    num_filters: Sizes = (64, 192, 384, 256, 256)
+    num_filters: tuple[Count, Count, Count, Count, Count] = (64, 192, 384, 256, 256)
     hidden_sizes: Sizes = (4096, 4096)
     dropout_rate: Rate = 0.5
     dtype: FloatDtype = jnp.float32
     param_dtype: FloatDtype = jnp.float32
-
-    def __post_init__(self) -> None:
-        """Refuses a wrong number of widths."""
-        if len(self.num_filters) != 5:
-            raise UserError(
-                f"model option num_filters has {len(self.num_filters)} entries; AlexNet has 5 "
-                "convolutions"
-            )
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

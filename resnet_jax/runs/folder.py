@@ -219,12 +219,15 @@ def starts(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 def _commit() -> str | None:
     """Returns the commit of the checkout that this package runs from; None without one."""
-    git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+    here = pathlib.Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    ours = [*git, "ls-files", "--error-unmatch", here.name]  # it may be installed in another's
     describe = [*git, "describe", "--always", "--abbrev=40"]
     # Records and prose, which a series of runs writes on its way, change nothing of what runs.
     diff = [*git, "diff", "--quiet", "HEAD", "--", ":/"]
     diff += [":(exclude,top)results", ":(exclude,top)*.md"]
     try:
+        subprocess.run(ours, capture_output=True, timeout=10, check=True)
         found = subprocess.run(describe, capture_output=True, text=True, timeout=10, check=True)
         is_dirty = subprocess.run(diff, capture_output=True, timeout=10).returncode == 1
     except (OSError, subprocess.SubprocessError):

@@ -1,5 +1,6 @@
 """What the user sees: a table, with bars below it in a terminal and plain lines elsewhere."""
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
@@ -54,6 +55,18 @@ COLUMNS = (
 )
 
 
+class _Console(Console):
+    """A console that a training outlives: who reads the output may have seen enough."""
+
+    def __init__(self, stream: TextIO | None) -> None:
+        super().__init__(file=stream or sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+
+    def on_broken_pipe(self) -> None:
+        """Goes on in silence."""
+        with contextlib.suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Terminal:
     """Prints notes and table rows; in a terminal, bars below them show what is going on.
 
@@ -70,7 +83,7 @@ class Terminal:
           stream: where to print; None: standard output.
         """
         self._header: str | None = _format(COLUMNS, lambda c: c.header.format(split=split))
-        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._console = _Console(stream)
         epoch, step = (column.width for column in COLUMNS[:2])  # where an epoch's bar lies
         title = TextColumn(f"{{task.description:>{epoch}}}", markup=False)
         columns = title, BarColumn(step), _State()
@@ -142,7 +155,7 @@ class Board:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         """Binds the terminal; None: standard output."""
-        self._console = Console(file=stream or sys.stdout, highlight=False, soft_wrap=True)
+        self._console = _Console(stream)
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
 
     def note(self, text: str) -> None:

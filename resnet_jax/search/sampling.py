@@ -4,7 +4,9 @@ Optuna's own studies live as long as a call: what it knows is told to it anew, f
 the search. So there is one storage, and nothing of it depends on a version of Optuna.
 """
 
+import functools
 import importlib.util
+import math
 import pathlib
 import warnings
 from collections.abc import Sequence
@@ -74,7 +76,7 @@ def is_pruned(
     axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], number: int
 ) -> bool:
     """Returns whether the pruner gives up the trial of a number, by the curves so far."""
-    _, trials = _study(axes, settings, found)
+    _, trials = _study(axes, settings, found, asked=number)
     return bool(trials[number].should_prune())
 
 
@@ -117,15 +119,23 @@ def write_journal(
 
 
 def _study(
-    axes: Sequence[Axis], settings: ConfigDict, found: Sequence[Standing], storage: Any = None
+    axes: Sequence[Axis],
+    settings: ConfigDict,
+    found: Sequence[Standing],
+    storage: Any = None,
+    asked: int | None = None,
 ) -> tuple[Any, dict[int, Any]]:
-    """Returns a study that was told all that is known, and its trials by number."""
+    """Returns a study that was told all that is known, and its trials by number.
+
+    The last score of the trial `asked` is yet to be judged.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    epochs = math.ceil(max((1.0, *(standing.trials[0].epochs for standing in found))))
     pruners: dict[str, Any] = {
         "median": optuna.pruners.MedianPruner,
-        "hyperband": optuna.pruners.HyperbandPruner,
+        "hyperband": functools.partial(optuna.pruners.HyperbandPruner, max_resource=epochs),
     }
     study = optuna.create_study(
         storage=storage,
@@ -139,8 +149,12 @@ def _study(
         study.enqueue_trial({path: label(value) for path, value in standing.point.items()})
         trial = trials[standing.trials[0].number] = study.ask()
         _point(trial, axes)
-        for epoch, score in standing.trials[0].curve:
+        curve = standing.trials[0].curve
+        for place, (epoch, score) in enumerate(curve, 1):
             trial.report(score, int(epoch))
+            is_asked = standing.trials[0].number == asked and place == len(curve)
+            if settings.pruner == "hyperband" and not is_asked:
+                trial.should_prune()  # it keeps the scores that it was asked about
         states = optuna.trial.TrialState
         if standing.state == DONE:
             study.tell(trial, standing.mean())

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 import shutil
 import socket
@@ -36,7 +37,7 @@ class Study:
           UserError: if it can't be reached, or is of another search.
         """
         self.search, self.workdir = search, workdir
-        if (workdir / folders.CONFIG).exists():
+        if os.path.exists(workdir / folders.CONFIG):
             raise UserError(f"--workdir {workdir} holds a run; name another one for a search")
         self._storage = open_storage(workdir, search.settings.storage)
         wanted = search.description()
@@ -78,6 +79,8 @@ class Study:
             for trial in trials:
                 is_left = trial.state == RUNNING and len(group) < limit
                 if is_left and self._joins(trial, group) and self._storage.lock(trial.number):
+                    trial.host = socket.gethostname()
+                    self.write(trial)
                     group.append(trial)
             if group:
                 return group

@@ -62,10 +62,11 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
             if received:
                 raise Interrupted("stopped between two trials", received[0])
         board.close()
-        _score_winner(study, board)
-        found = study.standings()
-        board.note(write_ranking(folder, search, found))
-        plots = write_plots(folder, search.axes, search.settings, found)
+        with study.locked():  # workers may end at the same moment
+            _score_winner(study, board)
+            found = study.standings()
+            board.note(write_ranking(folder, search, found))
+            plots = write_plots(folder, search.axes, search.settings, found)
         missing = f"need the extra report: {pip_line('report')}"
         board.note(f"plots: {', '.join(plots) or missing}")
 
@@ -172,6 +173,9 @@ def _train(
 def _complete(trial: Trial, config: ConfigDict, folder: pathlib.Path, metric: str) -> None:
     """Fills in what the records of a trial's run say."""
     found, _ = records.read(folder / folders.METRICS)
+    trial.seconds, trial.epochs = (
+        (found[-1]["seconds"], found[-1]["epoch"]) if found else (0.0, 0.0)
+    )
     scores = [r for r in found if r["kind"] == "score" and r["split"] == config.evaluate.split]
     if not scores:
         return
@@ -179,7 +183,6 @@ def _complete(trial: Trial, config: ConfigDict, folder: pathlib.Path, metric: st
     trial.score = (last if metric == "final" else best)["accuracy"]
     curve = {math.ceil(record["epoch"]): record["accuracy"] for record in scores}
     trial.curve = [[epoch, score] for epoch, score in curve.items()]
-    trial.seconds, trial.epochs = found[-1]["seconds"], found[-1]["epoch"]
     trial.train_accuracy = found[-1].get("train_accuracy")
     if config.evaluate.split == "test":
         trial.test_accuracy = trial.score
@@ -191,23 +194,23 @@ def _score_winner(study: Study, board: Board) -> None:
     Raises:
       UserError: if there is no winner.
     """
-    with study.locked():
-        standing = next(iter(ranked(study.standings())), None)
-        if standing is None or standing.state == RUNNING:
-            raise UserError("the budget of the search is too small for one point with all seeds")
-        if standing.state != DONE:
-            why = next((trial.why for trial in standing.trials if trial.why), "they were pruned")
-            raise UserError(f"no trial was completed; the first one: {why}")
-        which = "newest" if study.search.settings.metric == "final" else "best"
-        for trial in standing.trials:
-            folder = study.folder(trial)
-            if trial.test_accuracy is not None:
-                continue
-            if not (folder / folders.CHECKPOINTS).exists():
-                board.note(f"the winner, trial {trial.number}, is on {trial.host}: scored there")
-                continue
-            trial.test_accuracy = evaluate_run(folder, which)["accuracy"]
-            study.write(trial)
+    standing = next(iter(ranked(study.standings())), None)
+    if standing is None or standing.state == RUNNING:
+        raise UserError("the budget of the search is too small for one point with all seeds")
+    if standing.state != DONE:
+        why = next((trial.why for trial in standing.trials if trial.why), "they were pruned")
+        raise UserError(f"no trial was completed; the first one: {why}")
+    which = "newest" if study.search.settings.metric == "final" else "best"
+    for trial in standing.trials:
+        folder = study.folder(trial)
+        if trial.test_accuracy is not None:
+            continue
+        found, _ = records.read(folder / folders.METRICS)
+        if not found or found[-1]["kind"] != "final":  # none, or what a dead worker left of it
+            board.note(f"the winner, trial {trial.number}, is on {trial.host}: scored there")
+            continue
+        trial.test_accuracy = evaluate_run(folder, which)["accuracy"]
+        study.write(trial)
 
 
 def _progress(study: Study) -> list[str]:

@@ -1,11 +1,9 @@
 """Compiles the evaluation of a model, and feeds it every image exactly once."""
 
 import functools
-import itertools
 
 import jax
 import numpy as np
-from jax import lax
 
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.download import Progress
@@ -23,14 +21,12 @@ class Evaluator:
     def __init__(self, network: Network, devices: Devices) -> None:
         """Binds the model; nothing is compiled yet."""
         self._devices = devices
-        self._batches_per_dispatch = network.config.steps_per_dispatch
         key = structure(network.config, None), network.stage, devices.mesh
-        score = functools.partial(_score_batches, network)
+        score = functools.partial(_score_batch, network)
         jit = functools.partial(jax.jit, out_shardings=devices.replicated, donate_argnums=0)
         self._score = shared("score", key, lambda: jit(score))
-        self._classify = jax.jit(
-            lambda variables, images: jax.nn.softmax(network.logits(variables, images))
-        )
+        classify = functools.partial(_probabilities, network)
+        self._classify = shared("classify", key, lambda: jax.jit(classify))
 
     def score(
         self,
@@ -50,16 +46,10 @@ class Evaluator:
         count = self._devices.mesh.size
         batch_size = -(-min(batch_size, len(examples)) // count) * count
         number = -(-len(examples) // batch_size)
-        size = self._batches_per_dispatch or (1 if self._devices.on_cpu else number)
-        if isinstance(examples, Stream):
-            size = 1
-        metrics, done = self._devices.put(Metrics.empty()), 0
-        reads = padded_reads(examples, batch_size)
-        while batches := list(itertools.islice(reads, size)):
-            indices, masks, (read, *_) = zip(*batches, strict=True)
-            rows = self._devices.split(np.stack(indices)), self._devices.split(np.stack(masks))
+        metrics = self._devices.put(Metrics.empty())
+        for done, (indices, mask, read) in enumerate(padded_reads(examples, batch_size), start=1):
+            rows = self._devices.split(indices), self._devices.split(mask)
             metrics = self._score(metrics, variables, self._devices.feed(read), *rows)
-            done += len(batches)
             if progress:
                 progress("scoring", done, number)
         return metrics
@@ -81,20 +71,17 @@ class Evaluator:
         return np.concatenate(parts)[: len(images)]
 
 
-def _score_batches(
+def _score_batch(
     network: Network,
     metrics: Metrics,
     variables: Tree,
     examples: Examples,
     indices: jax.Array,
-    masks: jax.Array,
+    mask: jax.Array,
 ) -> Metrics:
-    def score(metrics: Metrics, row: tuple[jax.Array, jax.Array]) -> tuple[Metrics, None]:
-        indices, mask = row
-        found = examples.at(indices)
-        step = eval_step(network, variables, found.images, found.labels, mask > 0)
-        return metrics.merge(step), None
+    found = examples.at(indices)
+    return metrics.merge(eval_step(network, variables, found.images, found.labels, mask > 0))
 
-    if len(indices) == 1:  # a loop would cost XLA's CPU backend its fast convolutions
-        return score(metrics, (indices[0], masks[0]))[0]
-    return lax.scan(score, metrics, (indices, masks))[0]
+
+def _probabilities(network: Network, variables: Tree, images: jax.Array) -> jax.Array:
+    return jax.nn.softmax(network.logits(variables, images))

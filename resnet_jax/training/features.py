@@ -1,10 +1,13 @@
 """Features of a frozen part of a model, computed once for all images."""
 
+import functools
 import re
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from ml_collections import ConfigDict
 
 from resnet_jax.config import default_config
@@ -40,19 +43,28 @@ def cache_features(
     config = network.config
     stage, size = config.init.cached_stage, min(config.evaluate.batch_size, len(examples))
 
-    @jax.jit
     def features(variables: Tree, examples: Examples, indices: jax.Array) -> jax.Array:
         inputs = network.inputs(examples.at(indices).images)
         options = {"train": False, "stage": stage, "method": "features"}
         found: jax.Array = network.module.apply(variables, inputs, **options)  # type: ignore
         return found
 
-    batches = []
-    for indices, _, read in padded_reads(examples, size):
-        batches.append(features(variables, devices.feed(read), indices))
+    @functools.partial(jax.jit, donate_argnums=0, out_shardings=devices.replicated)
+    def add(found: jax.Array, start: int, *batch: Any) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(found, features(*batch), start, 0)
+
+    images = None  # one array for all: they may take most of the memory
+    rows = -(-len(examples) // size) * size  # with what fills the last batch up
+    reads = padded_reads(examples, size)
+    for start, (indices, _, read) in zip(range(0, rows, size), reads, strict=True):
+        batch = variables, devices.feed(read), indices
+        if images is None:
+            like = jax.eval_shape(features, *batch)
+            images = devices.put(jnp.zeros((rows, *like.shape[1:]), like.dtype))
+        images = add(images, start, *batch)
         if progress:
-            progress("features", len(batches) * size, len(examples))
-    images = devices.put(jnp.concatenate(batches)[: len(examples)])
+            progress("features", min(start + size, len(examples)), len(examples))
+    assert images is not None, "a part has images"
     return Examples(images, devices.put(examples.labels))
 
 

@@ -137,11 +137,11 @@ def training(
             *(folder, config, info, steps_per_epoch, int(state.step), terminal, saved)
         )
         stack.enter_context(contextlib.closing(recorder))
-        received = stack.enter_context(signals or contextlib.nullcontext(()))
         terminal.note(announcements.opening(task, dataset.source, images, state, folder))
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
-        with contextlib.closing(run.feed):
+        stopping = signals or contextlib.nullcontext(())
+        with contextlib.closing(run.feed), stopping as received:
             state = yield from _train(run, state, received)
         final = recorder.closing or _finish(run, state)
         terminal.close()
@@ -175,7 +175,7 @@ def _begin(
     images = data["train"]
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
-        variables = state.variables()
+        variables = {"params": state.params, "batch_stats": state.batch_stats}
         data = {
             name: cache_features(network, variables, part, devices, terminal.bar)
             for name, part in data.items()

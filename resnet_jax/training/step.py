@@ -132,12 +132,14 @@ def make_train_step(network: Network, optimizer: Optimizer) -> TrainStep:
         average = state.average
         if config.optimizer.ema_decay:
             decay = hyperparameters["optimizer.ema_decay"]
-            average = averages.moving_average(average, new, state.step, decay)
+            average = averages.moving_average(average, new, state.step - state.skipped, decay)
         told = StepMetrics(loss, optax.tree.norm(grads))
         before = state.replace(step=state.step + 1)
         after = before.replace(
             **new, opt_state=opt_state, average=average, metrics=state.metrics.merge(metrics)
         )
+        # The numbers are float32 arrays, which make float32 of what is bfloat16.
+        after = jax.tree.map(lambda a, b: a.astype(b.dtype), after, before)
         if config.on_nan == "skip":
             before = before.replace(skipped=state.skipped + 1)
             is_finite = told.is_finite()

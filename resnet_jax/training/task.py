@@ -184,6 +184,7 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     with config.unlocked():
         config.model.num_classes = config.model.num_classes or len(info.class_names)
         config.data.mean = config.data.mean or info.mean
+        config.init.weights = os.path.expanduser(config.init.weights)
         # A channel that never varies has no deviation to be divided by.
         config.data.std = config.data.std or tuple(std or 1.0 for std in info.std)
     for name in ("mean", "std"):
@@ -219,7 +220,7 @@ def check_extension(task: Task, num_epochs: object) -> None:
             "depend from the first epoch on; name another --workdir"
         )
     is_steered = config.schedule.name == "plateau" or config.evaluate.patience
-    if is_steered and not task.agenda.score_due(len(before)):
+    if is_steered and not (len(before) and task.agenda.score_due(len(before))):
         raise UserError(
             f"{asked}, and the run was scored at its end, which it would not have been with "
             f"evaluate.every_epochs={config.evaluate.every_epochs}; name another --workdir"

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 from flax.traverse_util import flatten_dict
 
 from resnet_jax.errors import UserError
@@ -115,8 +116,8 @@ def adapted_variables(
     Raises:
       UserError: if more than the head does not fit the model.
     """
-    shapes = flatten_dict(variable_shapes(model, image_shape))
-    wanted = {path: leaf.shape for path, leaf in shapes.items()}
+    like = variable_shapes(model, image_shape)
+    wanted = {path: leaf.shape for path, leaf in flatten_dict(like).items()}
     found = {path: leaf.shape for path, leaf in flatten_dict(dict(variables)).items()}
     paths = wanted.keys() | found.keys()
     layers = {path[1] for path in paths if wanted.get(path) != found.get(path)}
@@ -127,4 +128,8 @@ def adapted_variables(
     new = "; the head is new, since the run's has other shapes" if layers else ""
     notify(f"starting from the weights of the run {where}{new}")
     head = new_layers(model, image_shape, seed, layers) if layers else {}
-    return {**variables, "params": {**variables["params"], **head}}
+    adapted = {**variables, "params": {**variables["params"], **head}}
+    return {
+        name: jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like[name])
+        for name, tree in adapted.items()
+    }

@@ -37,7 +37,7 @@ _SAFETENSORS |= {"I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1"}
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _MAX_WRAPPERS = 10
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
-_DIGEST = re.compile(r"-([0-9a-f]{8,64})\.\w+")
+_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8,64})\.\w+")  # no date, and no number of steps
 
 
 class TorchFile:
@@ -114,7 +114,8 @@ class TorchFile:
             raise Damaged(f"its record {name} is missing")
         entry = entries[name]
         header = self._bytes[entry.header_offset : entry.header_offset + 30]
-        if entry.compress_type != zipfile.ZIP_STORED or not header.startswith(b"PK\x03\x04"):
+        is_stored = entry.compress_type == zipfile.ZIP_STORED and len(header) == 30
+        if not is_stored or not header.startswith(b"PK\x03\x04"):
             raise Damaged(f"its record {name} is damaged or compressed")
         start = entry.header_offset + 30 + sum(struct.unpack("<HH", header[26:30]))
         data = memoryview(self._bytes)[start : start + entry.file_size]

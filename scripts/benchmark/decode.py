@@ -13,7 +13,6 @@ import contextlib
 import io
 import json
 import math
-import os
 import pathlib
 import tempfile
 from collections.abc import Sequence
@@ -24,6 +23,7 @@ from PIL import Image
 from benchmark import machine, tables
 from benchmark.contestants import OURS, Contestant, gather, say, take_turns
 from resnet_jax.errors import UserError
+from resnet_jax.platform import num_threads
 
 PEERS = ("torchvision",)
 SIZE, CLASSES = (500, 375), 4
@@ -39,16 +39,15 @@ def main(arguments: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python scripts/benchmark decode", description=str(__doc__).split("\n")[0]
     )
-    cores = len(os.sched_getaffinity(0))
     parser.add_argument("--images", type=int, default=1024, help="files that are made")
     parser.add_argument("--image-size", type=int, default=224, help="side that is wanted, pixels")
     parser.add_argument("--batch", type=int, default=64, help="images in a batch")
-    parser.add_argument("--workers", type=int, default=cores, help="processes of each side")
+    parser.add_argument("--workers", type=int, default=num_threads(), help="processes of each side")
     machine.add_flags(parser, "side")
     given = parser.parse_args(arguments)
     if given.images < CLASSES:
         raise UserError(f"--images takes at least {CLASSES}, one for each class")
-    about = machine.describe(arguments)
+    about = machine.describe()
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
         say(f"making {given.images} files")
         about["bytes_per_file"] = make_files(pathlib.Path(folder), given.images)
@@ -67,7 +66,7 @@ def main(arguments: Sequence[str]) -> None:
         rates = _rates([*contestants.values()], given.batch, given.rounds)
         for contestant in contestants.values():
             about |= contestant.started["provenance"]
-    used = max(1, min(given.workers, cores))
+    used = max(1, min(given.workers, num_threads()))
     rows = [{"contestant": n, "cores": used, "images_per_second": r} for n, r in rates.items()]
     record = {"about": about, "absent": absent, "decode": rows}
     if given.json:

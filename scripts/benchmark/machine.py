@@ -6,7 +6,7 @@ import os
 import pathlib
 import platform
 import shlex
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 PACKAGES = (
@@ -41,19 +41,15 @@ def _file(text: str) -> pathlib.Path:
     return path
 
 
-def describe(arguments: Sequence[str]) -> dict[str, Any]:
+def describe() -> dict[str, Any]:
     """Returns machine, processor, versions, flags and load, before anything is measured.
 
     Our contestant adds commit and devices: this process leaves the devices alone.
-
-    Args:
-      arguments: those of the command line.
     """
     return {
-        "command": shlex.join(["python", "scripts/benchmark", *arguments]),
+        "command": shlex.join(["python", "scripts/benchmark", *sys.argv[1:]]),
         "machine": f"{platform.system()} {platform.machine()}",
         **_processor(),
-        "processors": sorted(os.sched_getaffinity(0)),
         "versions": {name: version for name in PACKAGES if (version := _version(name))},
         "flags": {name: os.environ[name] for name in FLAGS if name in os.environ},
         "load": os.getloadavg()[0],

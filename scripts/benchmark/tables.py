@@ -92,7 +92,7 @@ def brief(record: Mapping[str, Any]) -> str:
         ]
         for (model, batch, dtype), (ours, train, score) in _beside_fastest(record["training"])
     ]
-    where = f"{about['processor']}, {about['cores']} threads; commit {_commit(about)}."
+    where = f"{about['processor']}, {about['cores']} threads; commit {commit(about)}."
     return f"{table(head, lines)}\n\n{where}"
 
 
@@ -111,14 +111,15 @@ def _about(record: Mapping[str, Any]) -> str:
         f"{about['cores']} threads, {devices}",
         f"Python {about['python']}, {', '.join(versions)}",
         *(f"{name}={value}" for name, value in about["flags"].items()),
-        f"commit {_commit(about)}",
+        f"commit {commit(about)}",
         f"load before {about['load']:.1f}",
         *(f"without {name}: {reason}" for name, reason in record["absent"].items()),
     ]
     return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)
 
 
-def _commit(about: Mapping[str, Any]) -> str:
+def commit(about: Mapping[str, Any]) -> str:
+    """Returns the commit of a record in brief, and whether there were changes beside it."""
     commit = about["commit"] or "unknown"
     return commit[:8] + "-dirty" * commit.endswith("-dirty")
 

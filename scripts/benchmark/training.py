@@ -31,6 +31,7 @@ from benchmark import machine, tables
 from benchmark.contestants import OURS, Contestant, gather, say, take_turns
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.models.registry import create_model
+from resnet_jax.platform import num_threads
 from resnet_jax.report.summary import Layer, layer_table
 
 PEERS = ("torch", "torch_channels_last", "torch_compile")
@@ -119,7 +120,7 @@ def task_of(
         "image_size": image_size,
         "images": EPOCH * batch,
         "test_images": TEST * batch,
-        "threads": len(os.sched_getaffinity(0)),
+        "threads": num_threads(),
         "mean": (0.4914, 0.4822, 0.4465),
         "std": (0.2470, 0.2435, 0.2616),
         "learning_rate": 1e-2,
@@ -144,7 +145,8 @@ def _check_losses(losses: Mapping[str, Sequence[float]], dtype: str) -> None:
         for loss, first in zip(ours, before, strict=True)
     ]
     for name, theirs in losses.items():
-        if any(abs(a - b) > most for a, b, most in zip(ours, theirs, allowed, strict=True)):
+        pairs = zip(ours, theirs, allowed, strict=True)
+        if not all(abs(a - b) <= most for a, b, most in pairs):  # so NaN is refused too
             raise UserError(
                 f"the losses of {name} and {OURS} differ, so nothing was timed: {theirs}, {ours}"
             )
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.epilog = "`decode`, `trials` and `tables` instead of flags do what their --help says"
     given = parser.parse_args(arguments)
     peers = PEERS if given.peer else ()
-    record: dict[str, Any] = {"about": machine.describe(arguments), "absent": {}, "training": []}
+    record: dict[str, Any] = {"about": machine.describe(), "absent": {}, "training": []}
     for dtype in names_of(given.dtype, tuple(DTYPES), "--dtype"):
         for batch in numbers_of(given.batch, "--batch"):
             for name in given.model.split(","):

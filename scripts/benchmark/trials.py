@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> None:
     machine.add_flags(parser, "process")
     given = parser.parse_args(arguments)
     counts = numbers_of(given.parallel, "--parallel")
-    record: dict[str, Any] = {"about": machine.describe(arguments), "absent": {}, "trials": []}
+    record: dict[str, Any] = {"about": machine.describe(), "absent": {}, "trials": []}
     for dtype in names_of(given.dtype, tuple(DTYPES), "--dtype"):
         for name in given.model.split(","):
             spec, _ = task_of(name, given.batch, dtype, 32)
