@@ -550,8 +550,8 @@ def runs(
         print(f"  epoch {int(epoch) + 1:<3} loss {float(loss):.3f}  {seconds:6.1f} s", flush=True)
 
     whole = functools.partial(train, recipe, dtype, report if on_cpu else None)
-    training = jax.jit(whole).lower(jnp.int32(0), *data).compile()
-    net, _ = jax.eval_shape(whole, jnp.int32(0), *data)
+    lowered = jax.jit(whole).lower(jnp.int32(0), *data)
+    training, (net, _) = lowered.compile(), lowered.out_info
     scoring = jax.jit(functools.partial(score, recipe, dtype)).lower(net, *test).compile()
     if not on_cpu:  # the first run on a GPU also loads its libraries
         np.asarray(scoring(training(jnp.int32(0), data[0], 0 * data[1])[0], *test))

@@ -424,7 +424,7 @@ def test_augment_in_a_scan_equals_single_steps():
 
 
 def test_strengths_may_be_traced_numbers():
-    fields = EVERYTHING | {"policy": "trivialaugment", "policy_layers": 1}
+    fields = EVERYTHING | {"policy": "none"}
     config = default_config().augment
     config.update(fields)
     images, indices = random_images(16), jnp.arange(16, dtype=jnp.int32)

@@ -62,10 +62,12 @@ def run(monkeypatch, capsys):
     return call
 
 
-# Deeper ones of the same families, which take long to trace.
+# Deeper and wider ones of the same families, which take long to trace.
 DEEP = {
-    *("resnet101", "resnet110", "resnet152", "resnet44", "resnet56"),
-    *("vit_small", "vit_small_patch16_224", "vit_base_patch16_224"),
+    *("resnet101", "resnet110", "resnet152", "resnet32", "resnet34", "resnet44", "resnet56"),
+    *("preact_resnet34", "wide_resnet28_10"),
+    *("vgg13", "vgg16", "vgg19", "vgg13_bn", "vgg16_bn", "vgg19_bn"),
+    *("vit_small", "vit_small_patch16_224", "vit_base_patch16_224", "vit_tiny_patch16_224"),
 }
 
 

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -16,10 +17,17 @@ def content(monkeypatch):
     return tiny.install(monkeypatch.setattr)
 
 
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        room.prepare(folder, tiny.install(patch.setattr))
+    return folder
+
+
 @pytest.fixture
-def data_dir(tmp_path, content):
-    room.prepare(tmp_path, content)
-    return tmp_path
+def data_dir(tmp_path, content, prepared):
+    return shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
 
 
 def edit_info(data_dir, **changes):

@@ -169,7 +169,9 @@ def test_a_split_depends_on_its_seed_alone():
     dataset = custom(train_images=images, train_labels=labels, test_images=images[:30])
     val = split(dataset, data(val_fraction=0.1))["val"].images.ravel().tolist()
     assert val == [1, 3, 6, 22]
-    assert val != split(dataset, data(val_fraction=0.1, split_seed=1))["val"].images.tolist()
+    assert (
+        val != split(dataset, data(val_fraction=0.1, split_seed=1))["val"].images.ravel().tolist()
+    )
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,15 @@ def test_layout_names_what_exists():
         assert (ROOT / path).is_dir(), path
 
 
+def test_promises_name_tests_that_there_are():
+    text, tests = PAGES["promises"].read_text(), ROOT / "tests"
+    code = "".join(path.read_text() for path in tests.glob("test_*.py"))
+    for file in re.findall(r"`(test_\w+\.py)`", text):
+        assert (tests / file).exists(), file
+    for name in re.findall(r"`(test_\w+)`", text):
+        assert f"def {name}(" in code, name
+
+
 def test_reference_has_every_public_name():
     listed = re.findall(r"^::: ([\w.]+)$", PAGES["api"].read_text(), re.M)
     assert {f"resnet_jax.{name}" for name in resnet_jax.__all__} <= set(listed)

@@ -231,6 +231,7 @@ def test_modes_eval_and_summary(plain_run, capsys):
             ["resnet18  ", "ResNet(stage_sizes=(2, 2, 2, 2), num_filters=("],
         ),
         ("configs", ["quickstart  ", "The first result: "]),
+        ("datasets", ["cifar10  ", "50,000 + 10,000 images of 32x32x3"]),
         ("fields", ["optimizer.learning_rate  ", "peak learning rate (default: 0.1)"]),
         ("optimizers", ["sgd  ", "Stochastic gradient descent", " Options: momentum, "]),
         ("schedules", ["plateau  ", " Options: factor, patience, "]),

@@ -4,10 +4,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+import tiny_run
 
+from resnet_jax.config.load import validate
 from resnet_jax.errors import UserError
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import BottleneckBlock
+from resnet_jax.training.task import create_task
 
 
 def test_options_from_a_config_make_the_same_module():
@@ -93,3 +96,10 @@ def test_bad_images(name, options, shape, phrase):
     with pytest.raises(UserError) as error:
         jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(shape), train=False))
     assert phrase in str(error.value)
+
+
+def test_what_the_config_says_of_remat_reaches_the_model():
+    config = tiny_run.get_config()
+    config.model.remat = 1
+    task = create_task(validate(config), tiny_run.sample().info)
+    assert task.network.module.remat == 1

@@ -23,7 +23,7 @@ from resnet_jax.inference import explain, scores
 from resnet_jax.inference import predict as predict_lib
 from resnet_jax.inference.scores import all_class_names
 from resnet_jax.models import layers
-from resnet_jax.models.registry import create_model, list_models
+from resnet_jax.models.registry import create_model, list_models, model_options
 
 KINDS = ("png", "jpg", "webp", "gif", "bmp", "tiff")
 
@@ -292,9 +292,17 @@ def test_attention_rollout_by_hand():
     np.testing.assert_allclose(found, flow[:, 0, 1:].reshape(3, 2, 3), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
-def test_every_convolutional_model_has_a_last_map(name):
-    model = create_model(name)
+def shallow(name):
+    known = model_options(name)
+    depths = {"stage_sizes": (1,) * len(known["stage_sizes"])} if "stage_sizes" in known else {}
+    return create_model(name, **depths)
+
+
+SHALLOW = {repr(model): model for model in map(shallow, CONVOLUTIONAL)}
+
+
+@pytest.mark.parametrize("model", SHALLOW.values(), ids=lambda model: type(model).__name__)
+def test_every_convolutional_model_has_a_last_map(model):
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
     labels = jax.ShapeDtypeStruct((2,), jnp.int32)

@@ -152,8 +152,9 @@ def test_a_tracker_that_fails_is_given_up_once(tmp_path, config):
 def test_tensorboard_shows_images_of_any_number_of_channels(tmp_path):
     events = Events(tmp_path / "events", 0)
     for channels in (1, 2, 3, 4, 5):
-        events.images("train/images", np.zeros((3, 8, 8, channels), np.uint8), 0)
+        events.images("train/images", np.zeros((3, 8, 8, channels), np.uint8), channels)
     events.close()
+    assert {step for step, *_ in shown(tmp_path / "events")} >= {1, 2, 3, 4, 5}
 
 
 def test_an_epoch_without_a_score_has_its_row_too(tmp_path, config):

@@ -205,6 +205,9 @@ def test_a_training_ends_with_its_report(tmp_path, monkeypatch, capsys):
     assert told == []
     assert main.main(["resnet-jax", *flags, "--config.log.report=True"]) == 0
     assert told == [[str(tmp_path / "run")]]
+    monkeypatch.setattr("resnet_jax.hosts.is_first", lambda: False)
+    assert main.main(["resnet-jax", *flags, "--config.log.report=True"]) == 0
+    assert len(told) == 1
 
 
 def test_without_the_extra_a_line_says_so(plain_run, monkeypatch, capsys):

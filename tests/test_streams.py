@@ -118,9 +118,9 @@ def test_a_stream_trains_to_the_same_bits(tmp_path, usual_bits):
     config.num_epochs, config.data.workers = 1, 0
     config.batch_size = 100  # the last batch has 80
     config.augment.crop_padding, config.augment.flip = 4, "alternating"
-    config.evaluate.every_steps, config.log.histograms = 2, True
+    config.evaluate.every_steps = 2
     for where, size in (("resident", -1), ("streamed", 0)):
-        config.data.resident_bytes = size
+        config.data.resident_bytes, config.log.histograms = size, size == 0
         final, state = train_and_evaluate(config, tmp_path / where)
         found[where] = tiny_run.leaves(state), tiny_run.records(tmp_path / where)
         assert json.loads((tmp_path / where / "starts.jsonl").read_text())["images"] == where
@@ -139,10 +139,11 @@ def undisturbed(images, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "number", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+    ("number", "count"),
+    [(signal.SIGKILL, 1), pytest.param(signal.SIGINT, 2, marks=pytest.mark.slow)],
 )
 def test_a_run_that_is_stopped_goes_on_with_the_next_image(
-    images, undisturbed, tmp_path, monkeypatch, number
+    images, undisturbed, tmp_path, monkeypatch, number, count
 ):
     config = folder_config(images)
     (tmp_path / "signalled.py").write_text(SIGNALLED)
@@ -151,7 +152,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(
     paths = [str(tiny_run.CONFIG_FILE.parent), *sys.path]
     environment = os.environ | {"PYTHONPATH": ":".join(paths), "XDG_CACHE_HOME": str(tmp_path)}
     done = subprocess.run(
-        [*command, *as_flags(config), "--config.data.workers=2"],
+        [*command, *as_flags(config), f"--config.data.workers={count}"],
         capture_output=True,
         text=True,
         env=environment,
@@ -160,7 +161,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(
     assert done.returncode == (-9 if number == signal.SIGKILL else 130), done.stderr
     assert "Traceback" not in done.stderr
     workers = json.loads((tmp_path / "processes").read_text())
-    assert len(workers) == 2
+    assert len(workers) == count
     deadline = time.monotonic() + 5
     while any(os.path.exists(f"/proc/{pid}") for pid in workers):
         assert time.monotonic() < deadline

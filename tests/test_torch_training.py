@@ -69,6 +69,7 @@ def train_jax(model, variables, images, labels):
     return {"params": params, "batch_stats": batch_stats}, losses
 
 
+@pytest.mark.slow  # gradients and optimizers agree in tests of their own
 def test_ten_steps_agree_with_torch(tmp_path):
     module, model, variables, *_ = pair("yunjey resnet_small", tmp_path)
     images, labels = make_batches()

@@ -28,14 +28,15 @@ def _plain(config):
     config.num_epochs = 3
     config.batch_size = 120
     config.optimizer.options.momentum = 0.9
+    config.log.images = 0
 
 
 def _rich(config):
     """Turns on whatever has a state or randomness that a resumed run must carry on with."""
     config.num_epochs = 5
-    config.batch_size = 100  # the last batch of an epoch has 80
+    config.batch_size = 96
     config.optimizer.name = "adam"
-    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate = 0.03
     config.optimizer.accumulate_steps = 2
     config.optimizer.ema_decay = 0.5
     config.optimizer.gradient_clip = 1.0

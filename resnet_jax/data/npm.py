@@ -86,7 +86,7 @@ def _size(folder: Path) -> int:
 def _check(status: int, complaint: str, folder: Path) -> None:
     """Raises what npm complains about as one line."""
     if "ENOSPC" in complaint:
-        raise UserError(f"cannot use the data cache {folder}: no space left on device")
+        raise UserError(f"cannot use the cache {folder}: no space left on device")
     if status:
         lines = [line.removeprefix("npm error").strip() for line in complaint.splitlines()]
         telling = [line for line in lines if "reason:" in line] or [*filter(None, lines), "unknown"]

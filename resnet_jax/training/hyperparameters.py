@@ -24,7 +24,7 @@ _OUTSIDE = (
 _TRAINING = ("optimizer.", "loss.", "augment.")
 # What steers a training from outside of its program.
 _STEERING = ("seed", "schedule.", "data.shuffle")
-_MAX_PROGRAMS = 16
+_MAX_PROGRAMS = 32
 
 Program = TypeVar("Program", bound=Callable[..., Any])
 _programs: dict[tuple[str, Hashable], Any] = {}

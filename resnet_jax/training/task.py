@@ -1,9 +1,9 @@
 """What a config asks for, made and checked before any data is loaded."""
 
 import dataclasses
-import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +17,10 @@ from resnet_jax.errors import UserError, shown
 from resnet_jax.models.registry import create_model
 from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
-from resnet_jax.training.hyperparameters import hyperparameters
+from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
 from resnet_jax.training.optimizers import Optimizer, create_optimizer
 from resnet_jax.training.schedules import learning_rates
-from resnet_jax.training.state import TrainState, initial_state
+from resnet_jax.training.state import TrainState, Tree, initial_state
 from resnet_jax.training.step import Network
 
 
@@ -138,13 +138,9 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         config.data.drop_last,
     )
     shape = input_shape(info, config.data)
-    averaged, tx = bool(config.optimizer.ema_decay), optimizer.build(optimizer.numbers)
-    # It runs once: to optimise it in full would take longer than it runs.
-    options = {"xla_backend_optimization_level": 1}
-    state = functools.partial(initial_state, model, tx, shape, averaged)
-    create = jax.jit(state, compiler_options=options)
-    key = derive(jax.random.key(config.seed), Purpose.INIT)
-    template = create.eval_shape(key, None)
+    create = _creation(config, model, optimizer, shape)
+    start = optimizer.numbers, derive(jax.random.key(config.seed), Purpose.INIT)
+    template = create.eval_shape(*start, None)
     _check_memory(template)
     if config.init.cached_stage:
         check_cached_stage(model, template.variables(), shape, config)
@@ -159,8 +155,23 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         learning_rates=learning_rates(config, config.num_epochs, order.steps_per_epoch),
         hyperparameters=hyperparameters(config, optimizer),
         template=template,
-        create_state=lambda weights=None: create(key, weights),
+        create_state=lambda weights=None: create(*start, weights),
     )
+
+
+def _creation(
+    config: ConfigDict, model: nn.Module, optimizer: Optimizer, shape: tuple[int, int, int]
+) -> Any:
+    """Returns the compiled function of the optimizer's numbers, a key and weights or None."""
+    averaged = bool(config.optimizer.ema_decay)
+
+    def create(numbers: Mapping[str, float], key: jax.Array, weights: Tree | None) -> TrainState:
+        return initial_state(model, optimizer.build(numbers), shape, averaged, key, weights)
+
+    # It runs once: to optimise it in full would take longer than it runs.
+    options = {"xla_backend_optimization_level": 1}
+    key = structure(config, optimizer.numbers), shape
+    return shared("create", key, lambda: jax.jit(create, compiler_options=options))
 
 
 def check_names(config: ConfigDict) -> None:

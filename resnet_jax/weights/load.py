@@ -130,6 +130,6 @@ def adapted_variables(
     head = new_layers(model, image_shape, seed, layers) if layers else {}
     adapted = {**variables, "params": {**variables["params"], **head}}
     return {
-        name: jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like[name])
+        name: jax.tree.map(lambda a, b: a.astype(b.dtype), tree, like.get(name, tree))
         for name, tree in adapted.items()
     }

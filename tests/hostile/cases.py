@@ -40,11 +40,14 @@ def fixed(name, names, *arguments):
 
 
 def written(name, names, file, content, *arguments):
-    """Returns a case of one file; `{file}` in the arguments stands for its path."""
+    """Returns a case of one file; `{file}` in the arguments stands for its path.
+
+    What takes long to make is given as a function.
+    """
 
     def make(room, run):
-        path = room / file
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        path, made = room / file, content() if callable(content) else content
+        path.write_bytes(made if isinstance(made, bytes) else made.encode())
         return [argument.format(file=path, run=run, room=room) for argument in arguments]
 
     return Case(name, make, names)

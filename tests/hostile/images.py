@@ -58,12 +58,14 @@ def cases():
         "truncated": whole[: len(whole) // 2],
         "no_pixels": png(100, 100),
         "bomb": png(20_000, 20_000, bytes(1000)),
-        "real_bomb": png(9_000, 9_000, bytes(9_000 * 9_000 // 8), depth=1, colour=0),
+        "real_bomb": lambda: png(9_000, 9_000, bytes(9_000 * 9_000 // 8), depth=1, colour=0),
         "huge": png(2**31 - 1, 2**31 - 1),
         "no_size": png(0, 0),
         "bad_checksum": whole[:20] + b"\xff" + whole[21:],
-        "text_bomb": png(9, 9, more=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))),
-        "profile_bomb": png(9, 9, more=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26)))),
+        "text_bomb": lambda: png(9, 9, more=chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**26)))),
+        "profile_bomb": lambda: png(
+            9, 9, more=chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**26)))
+        ),
         "gif_huge": b"GIF89a\xff\xff\xff\xff\x00\x00\x00,\x00\x00\x00\x00\xff\xff\xff\xff\x00\x08",
         "tiff_loop": b"II*\0\x08\0\0\0\x00\x00\x08\0\0\0",
         "bmp_huge": b"BM"

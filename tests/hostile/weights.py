@@ -132,7 +132,7 @@ def weights_files():
         "text": b"just words\n" * 20,
         "zip_of_nothing": zip_file(b"", root="other"),
         "zip_start": b"PK\x03\x04",
-        "zip_bomb": bomb(),
+        "zip_bomb": bomb,
         "zip_slip": slipped(),
         "script": zip_file(pickle.dumps({}, 2), {"constants.pkl": b"", "code/a.py": CODE}.items()),
         "big_endian": zip_file(pickle.dumps({}, 2), {"byteorder": b"big"}.items()),
