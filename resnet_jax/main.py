@@ -22,8 +22,8 @@ flags
   --config          a file, or the name of one of configs/ (resnet_v2); after a colon, a variant
   --config.FIELD    replaces a field, as in --config.optimizer.learning_rate=0.05
   --workdir         the folder of the run; default: runs/<config>-<overrides>-seed<seed>
-  --coordinator     HOST:PORT, with --num_processes and --process_id: one of several that train
-  --format, --top   of predictions: table, json or csv; number of classes; --cam: where it looks
+  --coordinator     HOST:PORT, --num_processes, --process_id: many processes train one model
+  --format, --top   of predict: table, json or csv; classes shown (3); --cam: where it looks
 """
 
 import errno
