@@ -41,6 +41,7 @@ from typing import Any, NamedTuple
 from absl import flags
 from ml_collections import ConfigDict
 
+from resnet_jax import errors
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
 from resnet_jax.errors import Interrupted, UserError, one_line, pip_line, tell, unknown
@@ -103,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 def _interrupted(what: str, signal_number: int, arguments: Sequence[str]) -> int:
     program = os.path.basename(arguments[0])
     command = "python -m resnet_jax.main" if program == "main.py" else program
-    again = one_line(f"{command} {shlex.join(arguments[1:])}")
+    again = errors.without_secrets(f"{command} {shlex.join(arguments[1:])}")
     tell(f"{what}; the same command again resumes:\n  {again}\n")
     return 128 + signal_number
 

@@ -134,7 +134,7 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     folder = RUNS / record_name(config, seed).rpartition(".")[0]
     mode = ["--mode=search"] if is_search(config) else [f"--config.seed={seed}"]
     if is_search(config):  # the flags are for its runs
-        flags = [flag.replace("--config.", "--config.base.", 1) for flag in flags]
+        flags = [re.sub(r"^--config\.(?!base\.)", "--config.base.", flag) for flag in flags]
     command = [
         *(sys.executable, "-m", "resnet_jax.main", f"--config={ROOT / 'configs' / file}"),
         *(*own, *mode, *flags, f"--workdir={folder}"),

@@ -216,3 +216,8 @@ def test_what_is_bundled_scores_as_its_header_says(name):
     labels = Classifier.of_weights(name).probabilities(test.images).argmax(-1)
     accuracy = 100 * (labels == test.labels).mean()  # in float32, whatever the run computed in
     assert accuracy == pytest.approx(resnet_jax.weights_info(name).test_accuracy, abs=0.05)
+
+
+def test_models_of_files_share_no_program():
+    programs = [Classifier.of_weights(name)._evaluator._classify for name in BUNDLED]
+    assert len({id(program) for program in programs}) == len(BUNDLED) > 1

@@ -460,6 +460,20 @@ def test_a_trial_that_fails_before_its_first_score_costs_what_it_trained(tmp_pat
     assert (trial.epochs, trial.seconds, trial.score) == (0.5, 1.5, None)
 
 
+def test_a_budget_ends_where_every_trial_fails_at_once(tmp_path, monkeypatch):
+    trained = fake_training(monkeypatch)
+
+    def complete(trial, config, folder, metric):
+        trial.state, trial.epochs = FAILED, 0.0
+
+    monkeypatch.setattr(worker, "_complete", complete)
+    config = config_of("random")
+    config.search.trials, config.search.epochs = 0, 6
+    with pytest.raises(UserError, match="no trial was completed"):
+        worker.run_search(config, str(tmp_path))
+    assert len(trained) == 5  # of two epochs each
+
+
 def test_what_a_dead_worker_left_of_the_winner_is_not_scored(tmp_path, monkeypatch, capsys):
     fake_training(monkeypatch)
     monkeypatch.setattr(History, "add", lambda *_: None)  # another machine has the closing record

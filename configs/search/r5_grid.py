@@ -7,7 +7,7 @@ search: the test set ranks (select_on_test), by its last score. The table at the
 report's figures beside ours. The report's code also lists a learning rate of 0.0001. On a GPU
 --config.search.parallel_trials=6 trains the six points of a batch size side by side.
 
-Expected, not measured yet: 18 times 2.5 hours on two CPU cores; less than half an hour on a GPU.
+Expected, not measured yet: 18 times 43 minutes on two CPU cores; less than half an hour on a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -109,6 +109,7 @@ def _below(place: Path) -> Iterator[Path]:
     """Yields the image files below a folder, through links too, but each folder once."""
     seen = set[str]()
     for at, folders, names in os.walk(place, followlinks=True):
+        folders.sort()  # in an order that no file system varies
         if (real := os.path.realpath(at)) in seen:
             folders.clear()
             continue

@@ -64,8 +64,9 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
         raise UserError(f"config field data.name: {path} lacks the array {missing[0]}")
     labels = arrays["train_labels"]
     count = 1 + int(labels.max(initial=0)) if labels.dtype.kind in "iu" else 1
-    names = np.atleast_1d(arrays.pop("class_names", np.arange(min(count, 1_000_000))))
-    dataset = Dataset.from_arrays(**arrays, class_names=names.astype(str).tolist(), name=path)
+    names = np.atleast_1d(arrays.pop("class_names", np.arange(min(count, 1_000_000)))).tolist()
+    texts = [n.decode(errors="backslashreplace") if isinstance(n, bytes) else n for n in names]
+    dataset = Dataset.from_arrays(**arrays, class_names=texts, name=path)
     return Opened(dataset.info, lambda notify, progress: dataset)
 
 

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from resnet_jax.config.load import default_config
 from resnet_jax.errors import UserError
@@ -123,6 +124,8 @@ class Classifier:
         file = TorchFile(find_by_model(weights))
         info = described(file)
         model, config = info.create_model(), default_config()
+        config.model.name, config.model.num_classes = info.model, len(info.class_names)
+        config.model.options = ConfigDict(info.options)
         config.data.mean, config.data.std = info.mean, info.std
         config.data.image_size = info.image_size
         config.evaluate.test_time_augmentation = info.test_time_augmentation

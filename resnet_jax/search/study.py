@@ -16,7 +16,7 @@ from resnet_jax.search import sampling
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import Point, configured, draw
 from resnet_jax.search.storage import SEARCH, open_storage, trial_folder
-from resnet_jax.search.trials import RUNNING, Standing, Trial, ranked, read_trial, standings
+from resnet_jax.search.trials import FAILED, RUNNING, Standing, Trial, ranked, read_trial, standings
 from resnet_jax.training.hyperparameters import shape
 
 _AHEAD = 100  # trials among which those of one shape are looked for
@@ -161,7 +161,9 @@ class Study:
             trial = Trial(number, point, search.seeds[place], epochs, socket.gethostname())
             if not self._joins(trial, group):
                 continue
-            is_within = epochs + sum(t.epochs for t in trials) <= (settings.epochs or math.inf)
+            # One that fails at once counts too, or a budget would never end.
+            spent = sum(max(t.epochs, t.state == FAILED) for t in trials)
+            is_within = epochs + spent <= (settings.epochs or math.inf)
             return trial if is_within else None
         return None
 
