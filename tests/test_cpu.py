@@ -209,6 +209,26 @@ def test_exported_programs_call_nothing_of_ours(onednn):
         assert_close(exported.call(x, kernel), xla_conv(x, kernel))
 
 
+def test_programs_for_several_platforms_may_cast(onednn):
+    x, kernel = np.zeros((2, 6, 6, 4), np.uint8), noise(3, 3, 4, 4)
+    traced = jax.jit(lambda x, kernel: conv(x.astype(jnp.float32), kernel)).trace(x, kernel)
+    assert "convert" in traced.lower(lowering_platforms=("cpu", "cuda")).as_text()
+
+
+def test_what_shard_map_splits_is_left_to_xla(onednn):
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
+    split = jax.sharding.PartitionSpec("data")
+    options = {"mesh": mesh, "in_specs": (split, jax.sharding.PartitionSpec()), "out_specs": split}
+    x, matrix = noise(512, 256), noise(256, 192)
+
+    def product(x, matrix):
+        return x @ matrix
+
+    assert calls(functools.partial(with_gradients, product), x, matrix) == 3
+    split_product = jax.shard_map(product, **options)
+    assert calls(functools.partial(with_gradients, split_product), x, matrix) == 0
+
+
 def test_jax_has_the_private_names_that_are_needed():
     rule = lowering.usual_lowering(lax.conv_general_dilated_p)
     assert callable(rule), "find where jax.interpreters.mlir keeps the rules that it registers now"

@@ -53,6 +53,22 @@ def test_without_a_compiler(tmp_path, monkeypatch, script, reason):
         build._built(lambda line: None)
 
 
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [("'g++", "variable CXX: No closing quotation"), ("/etc/passwd", "can't run /etc/passwd")],
+)
+def test_compilers_that_are_none(monkeypatch, given, reason):
+    monkeypatch.setenv("CXX", given)
+    with pytest.raises(Unavailable, match=reason):
+        build._built(lambda line: None)
+
+
+def test_the_line_with_the_error_is_told(tmp_path, monkeypatch):
+    compiler(tmp_path, monkeypatch, "echo included from x >&2; echo fatal error: y >&2; exit 1")
+    with pytest.raises(Unavailable, match="compiler failed: fatal error: y; for faster"):
+        build._built(lambda line: None)
+
+
 def test_a_cache_that_cannot_be_written(tmp_path):
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(

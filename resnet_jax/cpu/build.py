@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import platform
 import shlex
 import site
 import subprocess
@@ -76,8 +77,12 @@ def _command() -> list[str]:
     here, prefix = pathlib.Path(__file__).parent, library.parent.parent
     while not (prefix / "include").is_dir():  # the library may lie in lib/x86_64-linux-gnu
         prefix = prefix.parent
+    try:
+        compiler = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    except ValueError as error:
+        raise Unavailable(f"environment variable CXX: {error}") from None
     return [
-        *shlex.split(os.environ.get("CXX", "g++")),
+        *compiler,
         *_FLAGS.split(),
         *(f"-I{folder}" for folder in (prefix / "include", jax.ffi.include_dir())),
         *(str(here / name) for name in _SOURCES),
@@ -89,10 +94,10 @@ def _command() -> list[str]:
 def _find_onednn() -> pathlib.Path:
     """Returns the path of oneDNN's library, which has its headers beside it."""
     for prefix in (sys.prefix, site.getuserbase(), "/usr/local", "/usr"):
-        if pathlib.Path(prefix, "include/oneapi/dnnl/dnnl.hpp").is_file():
+        if os.path.isfile(f"{prefix}/include/oneapi/dnnl/dnnl.hpp"):
             for folder in ("lib", "lib64", f"lib/{sysconfig.get_config_var('MULTIARCH')}"):
-                if (path := pathlib.Path(prefix, folder, "libdnnl.so.3")).is_file():
-                    return path
+                if os.path.isfile(path := f"{prefix}/{folder}/libdnnl.so.3"):
+                    return pathlib.Path(path)
     raise Unavailable(f"there is no oneDNN; {_HOW}")
 
 
@@ -106,16 +111,21 @@ def _key(command: Sequence[str]) -> str:
 
 def _compile(command: Sequence[str], path: pathlib.Path) -> None:
     """Compiles into a file that is there whole or not at all; the caller holds the lock."""
-    unfinished = path.with_suffix(".tmp")
+    # Not every file system has locks that other hosts see.
+    unfinished = path.with_suffix(f".{platform.node()}-{os.getpid()}.tmp")
     try:
         subprocess.run([*command, "-o", str(unfinished)], check=True, capture_output=True)
+        os.replace(unfinished, path)
     except FileNotFoundError:
         raise Unavailable(f"there is no compiler {command[0]}; {_HOW}") from None
+    except PermissionError as error:
+        raise Unavailable(f"can't run {command[0]}: {error.strerror}; {_HOW}") from None
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode(errors="replace").strip().splitlines()
-        what = f": {said[0]}" if said else ""
-        raise Unavailable(f"{command[0]} failed{what}; {_HOW}") from None
-    os.replace(unfinished, path)
+        what = next((line for line in said if "error" in line), *said[:1] or [""])
+        raise Unavailable(f"{command[0]} failed{': ' * bool(what)}{what}; {_HOW}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def main() -> int:

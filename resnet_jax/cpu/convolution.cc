@@ -105,7 +105,7 @@ class Convolution {
   static memory Block(const memory::desc& desc, std::vector<char>* bytes) {
     constexpr size_t kAlignment = 64;
     if (bytes->size() < desc.get_size() + kAlignment) {
-      *bytes = {};
+      std::vector<char>().swap(*bytes);  // before there are two
       bytes->resize(desc.get_size() + kAlignment);
     }
     const auto start = reinterpret_cast<uintptr_t>(bytes->data());
@@ -120,13 +120,16 @@ class Convolution {
 };
 
 // Returns a problem's convolution, compiled once; throws where oneDNN has none.
-const Convolution& Find(const Problem& problem) {
+std::shared_ptr<const Convolution> Find(const Problem& problem) {
+  constexpr size_t kMost = 1024;
   static auto* mutex = new std::mutex;
-  static auto* compiled = new std::map<Dims, std::unique_ptr<Convolution>>;
+  static auto* compiled = new std::map<Dims, std::shared_ptr<const Convolution>>;
   std::lock_guard<std::mutex> lock(*mutex);
+  if (compiled->size() >= kMost) compiled->clear();  // one that runs lives until it is done
   auto& there = (*compiled)[problem.Key()];
-  if (!there) there = std::make_unique<Convolution>(problem);
-  return *there;
+  // oneDNN compiles for as many threads as the thread that it is called from has in its team.
+  if (!there) Team::Run([&] { there = std::make_shared<const Convolution>(problem); });
+  return there;
 }
 
 memory::data_type Type(const ffi::AnyBuffer& buffer) {
@@ -156,17 +159,14 @@ using Result = ffi::Result<ffi::AnyBuffer>;
 using Geometry = ffi::Span<const int64_t>;
 
 ffi::Error Convolve(Kind kind, Any input, Any kernel, Any output, Geometry geometry) {
-  try {
-    const Convolution& convolution = Find(MakeProblem(
+  return Guarded([&] {
+    const auto convolution = Find(MakeProblem(
         kind, Type(input), Type(kernel), input.dimensions().begin(), kernel.dimensions().begin(),
         output.dimensions().begin(), geometry.begin()));
     Team::Run([&] {
-      convolution.Run(input.untyped_data(), kernel.untyped_data(), output.untyped_data());
+      convolution->Run(input.untyped_data(), kernel.untyped_data(), output.untyped_data());
     });
-    return ffi::Error::Success();
-  } catch (const std::exception& error) {
-    return ffi::Error::Internal(error.what());
-  }
+  });
 }
 
 ffi::Error Forward(Any input, Any kernel, Result output, Geometry geometry) {

@@ -26,6 +26,8 @@ _FORWARD = (_NHWC, _HWIO, _NHWC)
 _INPUT_GRADIENT = (_NHWC, (2, 3, 0, 1), _NHWC)
 _KERNEL_GRADIENT = ((3, 0, 1, 2), (3, 0, 1, 2), (2, 3, 0, 1))
 
+_convert = mlir._lowerings[lax.convert_element_type_p].rule  # JAX's own, for which is no other name
+
 KINDS = ("convolution", "input_gradient", "kernel_gradient")
 
 
@@ -144,7 +146,6 @@ def _keep_float32() -> None:
     To JAX a bfloat16 convolution has a bfloat16 kernel, the cast of a float32 parameter. oneDNN
     returns its gradient in float32, which the cast of the gradient takes as it was before rounding.
     """
-    usual = lowering.usual_lowering(lax.convert_element_type_p)
 
     def lower(ctx: Any, operand: Any, **params: Any) -> Any:
         rounding = operand.owner
@@ -154,10 +155,11 @@ def _keep_float32() -> None:
             ours = "call_target_name" in call and "kernel_gradient" in str(call["call_target_name"])
             if ours and exact.type == mlir.aval_to_ir_type(ctx.avals_out[0]):
                 return [exact]
-        return usual(ctx, operand, **params)
+        return _convert(ctx, operand, **params)
 
-    # Where a lowering may be cached, it does not see where its operands come from.
-    lowering.register(lax.convert_element_type_p, lower, cacheable=False)
+    # Where a lowering may be cached, it does not see where its operands come from. One that may not
+    # has to be that of all platforms, or JAX (0.9.2) can't lower for several of them at once.
+    mlir.register_lowering(lax.convert_element_type_p, lower, cacheable=False)
 
 
 def _matrix_products(convolution: Convolution) -> lowering.Function | None:

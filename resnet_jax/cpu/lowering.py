@@ -33,7 +33,8 @@ def replace(primitive: Primitive, choose: Choose) -> None:
 
     def lower(ctx: Any, *operands: Any, **params: Any) -> Any:
         module = ctx.module_context
-        alone = getattr(module.axis_context, "num_devices", 1) in (1, None)
+        # What has no such number is a shard_map's or pmap's: a program for several devices.
+        alone = getattr(module.axis_context, "num_devices", 0) in (1, None)
         function = None
         if alone and not module.lowering_parameters.for_export:
             function = choose(ctx.avals_in, ctx.avals_out, params)
@@ -41,26 +42,15 @@ def replace(primitive: Primitive, choose: Choose) -> None:
             return usual(ctx, *operands, **params)
         return mlir.lower_fun(function, primitive.multiple_results)(ctx, *operands)
 
-    register(primitive, lower)
-
-
-def register(primitive: Primitive, lower: Function, cacheable: bool = True) -> None:
-    """Gives a primitive a lowering for a CPU.
-
-    Args:
-      primitive: the primitive.
-      lower: the lowering, as JAX has them.
-      cacheable: whether it depends on nothing but the primitive's parameters and shapes.
-    """
     _usual.setdefault(primitive, _OF_CPU.get(primitive))
-    mlir.register_lowering(primitive, lower, platform="cpu", cacheable=cacheable)
+    mlir.register_lowering(primitive, lower, platform="cpu")
 
 
 @contextlib.contextmanager
 def withdrawn() -> Iterator[None]:
-    """Programs that are lowered meanwhile have JAX's own lowerings, as those for several platforms.
+    """Programs that are lowered meanwhile have JAX's own lowerings.
 
-    JAX (0.9.2) can't lower for several platforms what has a lowering that is not to be cached.
+    One for several platforms would hold what has a lowering of the CPU's own twice.
     """
     ours = {primitive: _OF_CPU.pop(primitive) for primitive in _usual}
     _OF_CPU.update({primitive: rule for primitive, rule in _usual.items() if rule})

@@ -215,19 +215,18 @@ void Gradient(const Layout& s, const T* x, const float* scale, const float* bias
 template <typename F>
 ffi::Error Choose(ffi::DataType dtype, bool relu, bool shortcut, F f) {
   using std::false_type, std::true_type;
-  Team::Run([&] {
-    auto choose = [&](auto number) {
-      if (shortcut) {
-        f(number, true_type(), true_type());
-      } else if (relu) {
-        f(number, true_type(), false_type());
-      } else {
-        f(number, false_type(), false_type());
-      }
-    };
-    dtype == ffi::DataType::BF16 ? choose(bfloat16()) : choose(float());
+  auto choose = [&](auto number) {
+    if (shortcut) {
+      f(number, true_type(), true_type());
+    } else if (relu) {
+      f(number, true_type(), false_type());
+    } else {
+      f(number, false_type(), false_type());
+    }
+  };
+  return Guarded([&] {
+    Team::Run([&] { dtype == ffi::DataType::BF16 ? choose(bfloat16()) : choose(float()); });
   });
-  return ffi::Error::Success();
 }
 
 using Any = ffi::AnyBuffer;

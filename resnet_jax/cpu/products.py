@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.cpu import lowering
+from resnet_jax.platform import cpu_features
 
 _LEAST = 2**22  # multiply-adds; a smaller product is done sooner than what surrounds a call
 
@@ -28,7 +29,9 @@ def _choose(
     (lhs, rhs), (result,) = operands, results
     (lhs_axes, rhs_axes), (batched, _) = params["dimension_numbers"]
     one_dtype = lhs.dtype == rhs.dtype == result.dtype
-    if batched or not one_dtype or lhs.dtype not in (jnp.float32, jnp.bfloat16):
+    has_dtype = lhs.dtype == jnp.float32
+    has_dtype |= lhs.dtype == jnp.bfloat16 and "avx512bw" in cpu_features()  # as oneDNN needs
+    if batched or not one_dtype or not has_dtype:
         return None
     if result.size * math.prod(lhs.shape[axis] for axis in lhs_axes) < _LEAST:
         return None
@@ -42,16 +45,13 @@ def _choose(
 
 def _rows_times(x: jax.Array, matrix: jax.Array) -> jax.Array:
     """Returns `x @ matrix`, `[..., outputs]`, of `[..., inputs]` and `[inputs, outputs]`."""
-    return _convolve(_pixels(x), matrix[None, None]).reshape(*x.shape[:-1], -1)
+    found = _convolve(_pixels(x), matrix[None, None], ("NHWC", "HWIO", "NHWC"))
+    return found.reshape(*x.shape[:-1], -1)
 
 
 def _sum_of_products(x: jax.Array, dy: jax.Array) -> jax.Array:
     """Returns the gradient of the matrix in `x @ matrix`, of `x` and that of the product."""
-    x, dy = _pixels(x), _pixels(dy)
-    shape = jax.ShapeDtypeStruct((1, 1, x.shape[-1], dy.shape[-1]), x.dtype)
-    (kernel,) = jax.linear_transpose(lambda kernel: _convolve(x, kernel), shape)(dy)
-    found: jax.Array = kernel[0, 0]
-    return found
+    return _convolve(_pixels(x), _pixels(dy), ("CHWN", "IHWO", "HWNC"))[0, 0]
 
 
 def _pixels(x: jax.Array) -> jax.Array:
@@ -59,7 +59,5 @@ def _pixels(x: jax.Array) -> jax.Array:
     return x.reshape(1, 1, -1, x.shape[-1])
 
 
-def _convolve(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+def _convolve(lhs: jax.Array, rhs: jax.Array, numbers: tuple[str, str, str]) -> jax.Array:
+    return lax.conv_general_dilated(lhs, rhs, (1, 1), "VALID", dimension_numbers=numbers)

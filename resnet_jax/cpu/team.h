@@ -10,7 +10,10 @@
 #include <functional>
 #include <future>
 #include <mutex>
+#include <new>
 #include <thread>
+
+#include "xla/ffi/api/ffi.h"
 
 class Team {
  public:
@@ -35,7 +38,12 @@ class Team {
     if (there && there->process_ == getpid()) return there;
     Team* made = new Team;
     if (team.compare_exchange_strong(there, made)) {
-      std::thread([made] { made->Work(); }).detach();
+      try {
+        std::thread([made] { made->Work(); }).detach();
+      } catch (...) {
+        team = nullptr;  // not freed: another thread may hold it
+        throw;
+      }
       return made;
     }
     delete made;  // another thread was quicker
@@ -66,3 +74,17 @@ class Team {
   std::condition_variable wanted_;
   std::deque<Job> jobs_;
 };
+
+// Does what an FFI call is to do; XLA catches nothing, so that whatever is thrown becomes an error.
+template <typename F>
+xla::ffi::Error Guarded(F work) {
+  using xla::ffi::Error;
+  try {
+    work();
+    return Error::Success();
+  } catch (const std::bad_alloc&) {
+    return Error(xla::ffi::ErrorCode::kResourceExhausted, "there is no memory for a call of oneDNN or a norm");
+  } catch (const std::exception& error) {
+    return Error::Internal(error.what());
+  }
+}
