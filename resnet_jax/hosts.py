@@ -22,7 +22,7 @@ import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
 from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, one_line
 from resnet_jax.platform import SAME
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
@@ -136,7 +136,10 @@ def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
     if status == -signal.SIGABRT:
         _print_lost(f" (libraries say more in {noise})")
         return 1
-    noise.unlink(missing_ok=True)
+    if status in (0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGKILL):
+        noise.unlink(missing_ok=True)
+    else:
+        print(f"libraries say more in {noise}", file=sys.stderr)
     if status < 0:
         print(f"error: this process was killed by signal {-status}", file=sys.stderr)
     return status if status >= 0 else 128 - status
@@ -173,6 +176,7 @@ def join(place: Place) -> None:
     try:
         if place.process_id:
             host, _, port = str(place.coordinator).rpartition(":")
+            os.environ.setdefault("no_grpc_proxy", host.strip("[]"))  # proxies are for downloads
             _wait_for(host.strip("[]"), port)
         jax.distributed.initialize(
             *place,
@@ -239,7 +243,7 @@ def losses() -> Iterator[None]:
         is_lost = any(library in str(error) for library in ("Gloo", "NCCL"))
         if jax.process_count() == 1 or not is_lost:
             raise
-        _print_lost()
+        _print_lost(f" ({one_line(error)[:300]})")
         os._exit(1)
 
 

@@ -40,12 +40,11 @@ def enable_cache() -> None:
     """
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # One per machine: what was compiled for another CPU may not run on this one.
-        folder = os.path.join(
-            platformdirs.user_cache_dir("resnet_jax"), "compiled", platform.node()
-        )
         try:
+            cache = platformdirs.user_cache_dir("resnet_jax")
+            folder = os.path.join(cache, "compiled", platform.node())
             os.makedirs(folder, exist_ok=True)
-        except OSError:
+        except (OSError, RuntimeError):  # there is no home
             return
         if not os.access(folder, os.W_OK):
             return
@@ -202,6 +201,7 @@ def stop_signals() -> Iterator[list[int]]:
             show_cursor()
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+            os._exit(128 + number)  # the first process of a container survives its own signals
         received.append(number)
         tell("\nstopping after this step; a second signal stops at once\n")
 

@@ -77,23 +77,26 @@ def launch(command: Sequence[str], count: int) -> int:
         taken.bind(("localhost", 0))
         port = taken.getsockname()[1]
     with tempfile.TemporaryDirectory() as joined:
-        processes = [start(command, index, count, port, joined) for index in range(count)]
-        for index, process in enumerate(processes):
-            if process.stdout:
-                threading.Thread(target=show, args=(index, process.stdout)).start()
+        processes: list[subprocess.Popen[str]] = []
 
         def hand_on(number: int, frame: object) -> None:
             for process in processes:
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
 
-        handlers = {n: signal.signal(n, hand_on) for n in (signal.SIGINT, signal.SIGTERM)}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        handlers = {number: signal.signal(number, hand_on) for number in numbers}
+        for index in range(count):
+            process = start(command, index, count, port, joined)
+            processes.append(process)
+            if process.stdout:
+                threading.Thread(target=show, args=(index, process.stdout)).start()
         statuses = wait(processes)
         for number, handler in handlers.items():
             signal.signal(number, handler)
         missing = {str(index) for index in range(count)} - set(os.listdir(joined))
     if missing:
-        numbers = ", ".join(sorted(missing))
-        print(f"error: process {numbers} never joined the others", file=sys.stderr)
+        late = ", ".join(sorted(missing))
+        print(f"error: process {late} never joined the others", file=sys.stderr)
         return max(1, *statuses)
     return max(status if status >= 0 else 128 - status for status in statuses)
 

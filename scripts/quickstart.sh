@@ -8,7 +8,10 @@ cd "$(dirname "$0")/.."
 install_package "[cpu,report]"
 
 say "Getting CIFAR-10"
-if ! .venv/bin/python scripts/fetch_cifar10.py; then
+status=0
+.venv/bin/python scripts/fetch_cifar10.py || status=$?
+[ "$status" -lt 128 ] || exit "$status" # interrupted
+if [ "$status" -ne 0 ]; then
   cat >&2 <<'WARNING'
 
   ###########################################################################

@@ -33,6 +33,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import os
 import pathlib
 import signal
 import statistics
@@ -605,7 +606,8 @@ def speedrun(arguments: argparse.Namespace) -> None:
     if (recipe := RECIPES.get((record, optimizer))) is None:
         raise UserError(f"--record={record} has no recipe for --optimizer={optimizer}; take sgd")
     result: dict[str, Any] = {"record": record, "optimizer": optimizer, "provenance": provenance()}
-    _write(arguments.json, result)
+    if arguments.json and not arguments.json.exists():  # whether it can be
+        _write(arguments.json, result)
     train_set, test_set, source = _load(arguments.source, arguments.data_dir)
     changes = {"epochs": arguments.epochs, "resolutions": arguments.resolutions}
     if (count := len(train_set.labels)) < recipe.batch_size:
@@ -613,7 +615,8 @@ def speedrun(arguments: argparse.Namespace) -> None:
         changes["batch_size"] = count
     recipe = dataclasses.replace(recipe, **{name: new for name, new in changes.items() if new})
     dtype = compute_dtype("auto") if arguments.dtype == "auto" else arguments.dtype
-    where = source.replace(str(pathlib.Path.home()), "~")  # a record names no folder of a machine
+    home = os.path.expanduser("~")  # a record names no folder of a machine
+    where = source.replace(home, "~") if len(home) > 1 else source
     result["settings"] = {**dataclasses.asdict(recipe), "dtype": dtype, "data": where}
     result["runs"] = []
     names = {

@@ -9,7 +9,7 @@ core=(tests/test_{checkpoints,config,driver,inference,loop,main,models,package,r
 
 for version in 3.12 3.13; do
   python=
-  for candidate in "python$version" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$version".*/bin/python; do
+  for candidate in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python; do
     if "$candidate" -c '' 2>/dev/null; then python=$candidate; fi
   done
   if [ -z "$python" ]; then

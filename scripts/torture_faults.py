@@ -166,6 +166,8 @@ class Training:
         try:
             code = self.process.wait(SECONDS_TO_END)
         except subprocess.TimeoutExpired:
+            for member in self.members() if self.processes > 1 else ():
+                os.kill(member, signal.SIGKILL)
             self.process.kill()
             self.process.wait()
             code = None

@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import functools
 import itertools
+import os
 import pathlib
 import re
 import shutil
@@ -344,3 +346,15 @@ def test_sizes_are_checked_before_anything_is_read(tmp_path, monkeypatch, shape,
         monkeypatch.setattr(Checkpoints, "read", None)  # would fail if called
         with pytest.raises(DamagedError, match=message):
             checkpoints.restore(make_state(), 1)
+
+
+def test_an_error_that_passes_costs_no_checkpoint(tmp_path, monkeypatch):
+    with opened(saved(tmp_path / "c", 1, 2)) as (checkpoints, notices):
+
+        def fail(step, **_):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        with pytest.raises(UserError, match=r"checkpoint 2 .* the same command tries again"):
+            checkpoints.restore_newest(make_state())
+        assert checkpoints.steps() == [2, 1] and not notices

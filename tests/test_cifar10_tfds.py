@@ -161,3 +161,12 @@ def test_the_full_data_by_way_of_tfds(tmp_path):
         pytest.skip("the full CIFAR-10 is not in the cache")
     room.prepare(tmp_path, content)
     assert room.read(tmp_path) == content
+
+
+def test_a_copy_in_another_format_is_left_as_it_is(tmp_path, content):
+    theirs = tmp_path / "cifar10" / "3.0.2" / "cifar10-train.tfrecord-00000-of-00001"
+    theirs.parent.mkdir(parents=True)
+    theirs.touch()
+    with pytest.raises(Unavailable, match="in another format: left as it is"):
+        room.prepare(tmp_path, content)
+    assert theirs.exists()

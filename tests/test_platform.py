@@ -13,6 +13,7 @@ import tiny_run
 
 from resnet_jax import platform
 from resnet_jax.config.load import validate
+from resnet_jax.data import cache
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train_and_evaluate
 from resnet_jax.training.task import create_task
@@ -27,6 +28,8 @@ from resnet_jax import cpu
 cpu.enable()
 print(json.dumps(test_platform.digests_of_a_run(sys.argv[1])))
 """
+
+REAL_ENABLE_CACHE = platform.enable_cache  # before the fixture of the session replaces it
 
 
 def digests_of_a_run(workdir):
@@ -165,3 +168,15 @@ def test_two_runs_on_a_cpu_give_equal_bits(tmp_path, onednn):
     found = digests_of_a_run(tmp_path / "own")
     assert json.loads(done.stdout.splitlines()[-1]) == found
     assert len(found) > 10
+
+
+def test_without_a_home_there_is_no_cache_and_a_line_says_so(monkeypatch):
+    def homeless(*_, **__):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("platformdirs.user_cache_dir", homeless)
+    config = types.SimpleNamespace(jax_compilation_cache_dir=None)  # an update would fail
+    monkeypatch.setattr(platform, "jax", types.SimpleNamespace(config=config))
+    REAL_ENABLE_CACHE()
+    with pytest.raises(UserError, match="set HOME or XDG_CACHE_HOME"):
+        cache.default_cache_dir()

@@ -65,3 +65,10 @@ def test_a_full_disk_is_the_callers_to_know(tmp_path):
     assert error.value.errno == errno.ENOSPC
     with pytest.raises(OSError, match="No space left"):
         writer.close()
+
+
+def test_a_later_file_has_a_later_name_though_clocks_go_back(tmp_path):
+    before = tmp_path / f"events.out.tfevents.{2 * time.time_ns()}"
+    before.touch()
+    Events(tmp_path, 0).close()
+    assert min(tmp_path.iterdir()) == before and len(list(tmp_path.iterdir())) == 2

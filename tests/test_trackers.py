@@ -46,7 +46,7 @@ def test_mlflow_keeps_the_records(tmp_path, monkeypatch):
     (view,) = trackers.open_trackers(tmp_path, config(mlflow=True))
     for record in RECORDS:
         view.record(record)
-    view.close()
+    view.close(True)
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     (experiment,) = [e for e in client.search_experiments() if e.name == trackers.PROJECT]
     (run,) = client.search_runs([experiment.experiment_id])
@@ -63,6 +63,6 @@ def test_wandb_keeps_the_records(tmp_path, monkeypatch):
     (view,) = trackers.open_trackers(tmp_path, config(wandb=True))
     for record in RECORDS:
         view.record(record)
-    view.close()
+    view.close(True)
     (log,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert b"train/loss" in log.read_bytes()

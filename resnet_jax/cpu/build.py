@@ -55,7 +55,10 @@ def load(notify: Callable[[str], None]) -> ctypes.CDLL:
 def _built(notify: Callable[[str], None]) -> pathlib.Path:
     """Returns the library's path in the user's cache; compiles it unless it is there."""
     command = _command()
-    folder = pathlib.Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False), "cpu")
+    try:
+        folder = pathlib.Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False), "cpu")
+    except RuntimeError:
+        raise Unavailable("there is no home to keep it in; set HOME or XDG_CACHE_HOME") from None
     path = folder / f"{_key(command)}.so"
     try:
         if path.exists():

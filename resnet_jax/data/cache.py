@@ -17,8 +17,15 @@ _FOUND = "found"
 
 
 def default_cache_dir() -> Path:
-    """Returns the platform's user cache folder for this package."""
-    return Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False))
+    """Returns the platform's user cache folder for this package.
+
+    Raises:
+      UserError: if the user has no home.
+    """
+    try:
+        return Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False))
+    except RuntimeError:
+        raise UserError("there is no home for the cache; set HOME or XDG_CACHE_HOME") from None
 
 
 @contextlib.contextmanager

@@ -30,8 +30,8 @@ _SPLITS = {"train": cifar10.TRAIN_NAMES, "test": cifar10.TEST_NAMES}
 
 def default_data_dir() -> Path:
     """Returns the folder where tfds keeps what it has prepared."""
-    named = os.environ.get("TFDS_DATA_DIR")
-    return Path(os.path.expanduser(named)) if named else Path.home() / "tensorflow_datasets"
+    named = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    return Path(os.path.expanduser(named))
 
 
 def prepared_dir(data_dir: Path) -> Path:
@@ -82,6 +82,8 @@ def prepare(data_dir: Path, content: Batches) -> None:
     Raises:
       Unavailable: tfds failed; nothing half prepared is left.
     """
+    if any((data_dir / "cifar10").rglob("*.tfrecord*")):
+        raise Unavailable(f"{data_dir / 'cifar10'} holds a copy in another format: left as it is")
     shutil.rmtree(data_dir / "cifar10", ignore_errors=True)
     silence = io.StringIO()  # tfds reports on both streams and draws bars of its own
     try:

@@ -163,8 +163,9 @@ class Stream:
             if "terminated unexpectedly" not in str(error):
                 raise
             raise UserError(
-                "a process that decodes images ended unasked; lower data.workers if memory is "
-                "short; a script that trains needs `if __name__ == '__main__':`"
+                "a process that decodes images ended unasked; memory or /dev/shm may be short "
+                "(docker run --ipc=host, or data.workers=0); a script that trains needs "
+                "`if __name__ == '__main__':`"
             ) from error
         finally:
             iterator.close()

@@ -35,6 +35,9 @@ _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of what orbax has not finis
 _FILES = frozenset({"_CHECKPOINT_METADATA", "commit_success.txt"})  # orbax's own
 _SPARE_BYTES = 2**20  # for what surrounds the arrays of a checkpoint
 
+# Errors that say nothing of what is on disk.
+_PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+
 
 class DamagedError(Exception):
     """A checkpoint that can't be trusted; the message says why."""
@@ -127,7 +130,8 @@ class Checkpoints:
             self._manager.save(step, args=items)
             for old in self.steps()[self._keep :]:
                 if old != best:
-                    self._manager.delete(old)
+                    with contextlib.suppress(OSError):  # a reader has it, on NFS: the next save's
+                        self._manager.delete(old)
         except Exception as error:  # orbax raises whatever its many backends raise
             number = unwritable(error)
             if number is None:
@@ -189,6 +193,10 @@ class Checkpoints:
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
+                cause = str(error.__cause__)
+                if any(os.strerror(number) in cause for number in _PASSING):
+                    where = f"checkpoint {step} in {self.directory}"
+                    raise UserError(f"{where}: {error}; the same command tries again") from error
                 self.notify(f"checkpoint {step} is damaged: {error}; trying the next older one")
                 continue
             for damaged in steps[:index]:

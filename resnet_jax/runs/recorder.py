@@ -173,7 +173,7 @@ class Recorder:
             stack.callback(self._history.close)
             if self.events:
                 stack.callback(self.events.close)
-            self._track(lambda tracker: tracker.close())
+            self._track(lambda tracker: tracker.close(self.closing is not None))
 
     def _add(self, kind: str, step: int, numbers: Mapping[str, Any], **more: Any) -> Record:
         place = {"kind": kind, "step": step, "epoch": step / self._steps_per_epoch}

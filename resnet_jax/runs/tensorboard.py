@@ -39,8 +39,10 @@ class Events:
           OSError: if the folder can't be written, here and in all methods.
         """
         directory.mkdir(exist_ok=True)
-        # TensorBoard reads the files in the order of their names.
-        name = f"events.out.tfevents.{time.time_ns() // 1000}"
+        # TensorBoard reads the files in the order of their names, and clocks may go back.
+        names = (path.name.rpartition(".")[2] for path in directory.glob("events.out.tfevents.*"))
+        last = max((int(name) for name in names if name.isdecimal()), default=0)
+        name = f"events.out.tfevents.{max(time.time_ns() // 1000, last + 1)}"
         self._file = RecordWriter(str(directory / name))
         self._write(purge_step, file_version="brain.Event:2")
         self._write(purge_step, session_log=SessionLog(status=SessionLog.START))

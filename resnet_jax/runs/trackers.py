@@ -22,8 +22,8 @@ class View(Protocol):
     def record(self, record: Record) -> None:
         """Shows a record."""
 
-    def close(self) -> None:
-        """Shows what is left."""
+    def close(self, finished: bool) -> None:
+        """Shows what is left, and whether the training was finished."""
 
 
 class WandB:
@@ -39,9 +39,9 @@ class WandB:
         """Logs the numbers of a record."""
         self._run.log(numbers(record), step=record["step"])
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Ends the run."""
-        self._run.finish()
+        self._run.finish(exit_code=int(not finished))
 
 
 class MLflow:
@@ -63,9 +63,9 @@ class MLflow:
         for name, value in numbers(record).items():
             self._client.log_metric(self._id, name, value, step=record["step"])
 
-    def close(self) -> None:
+    def close(self, finished: bool) -> None:
         """Ends the run."""
-        self._client.set_terminated(self._id)
+        self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
 def open_trackers(folder: pathlib.Path, config: ConfigDict) -> list[View]:

@@ -58,6 +58,9 @@ class Files:
     def read(self) -> dict[int, Document]:
         """Returns all documents by their numbers, in order."""
         found = {}
+        with contextlib.suppress(OSError):  # NFS lists a folder anew that this machine has changed
+            (self._workdir / "trials" / ".listed").mkdir()
+            (self._workdir / "trials" / ".listed").rmdir()
         paths = [self._path(SEARCH), *sorted(self._workdir.glob("trials/*/trial.json"))]
         for path in paths:
             with contextlib.suppress(FileNotFoundError):
@@ -117,9 +120,10 @@ class Database:
             self._where = f"{parts.get('host', 'localhost')}/{parts.get('dbname', '')}"
         # The server must notice within half a minute that a machine has lost its power.
         alive = "-c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3"
+        options = f"{parts.get('options') or ''} {alive}"
         with self._reached():
             self._connection = psycopg.connect(
-                address, autocommit=True, connect_timeout=10, options=alive
+                address, autocommit=True, connect_timeout=10, options=options
             )
         self.lock(SEARCH, wait=True)  # two workers that make the table at once get an error
         self._run(

@@ -85,10 +85,10 @@ class Study:
             if group:
                 return group
             while len(group) < limit and (new := self._new(trials, group)):
-                self._storage.lock(new.number, wait=True)
-                self.write(new)
                 trials.append(new)
-                group.append(new)
+                if self._storage.lock(new.number):  # else another has it, and NFS shows it late
+                    self.write(new)
+                    group.append(new)
             return group
 
     def write(self, trial: Trial) -> None:

@@ -70,7 +70,8 @@ def train(
     variables = os.environ | {"JAX_DEFAULT_MATMUL_PRECISION": "highest"} | dict(environment)
     process = subprocess.run(command, env=variables, text=True, capture_output=True)
     if process.returncode:
-        raise UserError(f"{folder.name} ended: {process.stderr.strip().splitlines()[-1]}")
+        said = process.stderr.strip() or f"status {process.returncode}"
+        raise UserError(f"{folder.name} ended: {said.splitlines()[-1]}")
     records, _ = records_lib.read(folder / METRICS)
     return [record["loss"] for record in records if record["kind"] == "train"][:STEPS]
 

@@ -82,8 +82,15 @@ class Contestant:
         return reply
 
     def close(self) -> None:
-        """Ends the process and its own ones."""
-        os.killpg(self._process.pid, signal.SIGKILL)
+        """Ends the process, which frees what it shares, and its own ones."""
+        assert self._process.stdin
+        os.killpg(self._process.pid, signal.SIGCONT)
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         with self._process:  # closes the pipes and waits
             self._log.close()
 

@@ -94,8 +94,9 @@ def measure(
             return seconds / steps[contestant.name], scored / TEST
 
         times = take_turns(everyone, rounds, turn)
+        peaks = {c.name: c.tell(do="memory")["bytes"] for c in everyone}  # before the roofs' own
         roofs = ours.tell(do="roofs")
-        results = [_result(c, times[c.name], roofs, layers, spec) for c in everyone]
+        results = [_result(c, times[c.name], peaks[c.name], roofs, layers, spec) for c in everyone]
         provenance: dict[str, Any] = {}
         for contestant in everyone:
             provenance |= contestant.started["provenance"]
@@ -162,6 +163,7 @@ def steps_of_a_turn(contestant: Contestant) -> int:
 def _result(
     contestant: Contestant,
     times: Sequence[tuple[float, float]],
+    peak: int,
     roofs: dict[str, float],
     layers: Sequence[Layer],
     spec: dict[str, Any],
@@ -185,7 +187,7 @@ def _result(
         "step_seconds": step_seconds,
         "inference_seconds": inference_seconds,
         "compile_seconds": contestant.started["compile_seconds"],
-        "peak_bytes": contestant.tell(do="memory")["bytes"],
+        "peak_bytes": peak,
         "flops": flops,
         "compute_share": flops / roofs["flops"],
         "bandwidth_share": moved * DTYPES[spec["dtype"]] * rate / roofs["bandwidth"],

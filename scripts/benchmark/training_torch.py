@@ -157,6 +157,7 @@ def device_peak() -> int:
 def start(spec: Answer) -> tuple[Answer, Commands]:
     """Compiles a training; see `benchmark.worker.serve`."""
     torch.set_num_threads(spec["threads"])
+    torch.backends.cudnn.benchmark = True  # as XLA tries its kernels too
     try:
         measurement = Measurement(spec)
     except KeyError:

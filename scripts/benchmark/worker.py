@@ -79,7 +79,8 @@ def training_commands(measurement: Measurement, device_peak: Callable[[], int]) 
     """
 
     def memory() -> Answer:
-        on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        unit = 1 if sys.platform == "darwin" else 1024
+        on_host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         return {"bytes": device_peak() or on_host}
 
     return {
