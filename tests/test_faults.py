@@ -68,7 +68,7 @@ def test_a_dispatch_is_looked_at_when_the_next_one_is_under_way():
         stopping.settle()
 
 
-@pytest.mark.parametrize("steps_per_dispatch", [1, 3])
+@pytest.mark.parametrize("steps_per_dispatch", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_stop_names_step_and_leaf_and_saves_nothing_bad(tmp_path, monkeypatch, steps_per_dispatch):
     spoil(monkeypatch, 7, 8)
     config = tiny_run.get_config()

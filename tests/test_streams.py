@@ -116,7 +116,6 @@ def images(tmp_path_factory):
 def test_a_stream_trains_to_the_same_bits(tmp_path, usual_bits):
     config, found = tiny_run.get_config(), {}
     config.num_epochs, config.data.workers = 1, 0
-    config.batch_size = 100  # the last batch has 80
     config.augment.crop_padding, config.augment.flip = 4, "alternating"
     config.evaluate.every_steps = 2
     for where, size in (("resident", -1), ("streamed", 0)):
