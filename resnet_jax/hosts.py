@@ -136,12 +136,12 @@ def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
     if status == -signal.SIGABRT:
         _print_lost(f" (libraries say more in {noise})")
         return 1
-    if status in (0, 2, 128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGKILL):
+    more = f" (libraries say more in {noise})"
+    if status >= 0 or status == -signal.SIGKILL:
         noise.unlink(missing_ok=True)
-    else:
-        print(f"libraries say more in {noise}", file=sys.stderr)
+        more = ""
     if status < 0:
-        print(f"error: this process was killed by signal {-status}", file=sys.stderr)
+        print(f"error: this process was killed by signal {-status}{more}", file=sys.stderr)
     return status if status >= 0 else 128 - status
 
 
