@@ -63,8 +63,11 @@ STUDIES = (
             Row("R1.b.augmented", "resnet_small.py:sgd_augmented", "80.95"),
             Row("R1.c", "resnet_small.py", "86.18", "resnet_small.py:better"),
             Row("R1.c.plain", "resnet_small.py:adam_plain", "86.18"),
-            Row("R1.d", "resnet_small.py:dropout", "86 (average)", "resnet_small.py:better"),
-            Row("R1.d.plain", "resnet_small.py:dropout_plain", "86 (average)"),
+            Row(
+                *("R1.d", f"resnet_small.py:dropout {_BFLOAT16}", "86 (average)"),
+                "resnet_small.py:better",
+            ),
+            Row("R1.d.plain", f"resnet_small.py:dropout_plain {_BFLOAT16}", "86 (average)"),
             Row("R1.e", "search/r1_grid.py", "its best is R1.c"),
             Row(
                 *("R1.f.vgg16", "vgg16_transfer.py:vgg16_adam_0.001_10", "89.93"),
