@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jaxlib
-import platformdirs
 
-from resnet_jax.errors import pip_line
+from resnet_jax.data.cache import default_cache_dir
+from resnet_jax.errors import UserError, pip_line
 from resnet_jax.platform import cpu_features, num_threads
 
 _SOURCES = ("convolution.cc", "normalization.cc")
@@ -56,9 +56,9 @@ def _built(notify: Callable[[str], None]) -> pathlib.Path:
     """Returns the library's path in the user's cache; compiles it unless it is there."""
     command = _command()
     try:
-        folder = pathlib.Path(platformdirs.user_cache_dir("resnet_jax", appauthor=False), "cpu")
-    except RuntimeError:
-        raise Unavailable("there is no home to keep it in; set HOME or XDG_CACHE_HOME") from None
+        folder = default_cache_dir() / "cpu"
+    except UserError as error:
+        raise Unavailable(str(error)) from None
     path = folder / f"{_key(command)}.so"
     try:
         if path.exists():

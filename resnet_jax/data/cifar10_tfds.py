@@ -30,8 +30,7 @@ _SPLITS = {"train": cifar10.TRAIN_NAMES, "test": cifar10.TEST_NAMES}
 
 def default_data_dir() -> Path:
     """Returns the folder where tfds keeps what it has prepared."""
-    named = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
-    return Path(os.path.expanduser(named))
+    return Path(os.path.expanduser(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"))
 
 
 def prepared_dir(data_dir: Path) -> Path:
