@@ -142,7 +142,7 @@ STUDIES = (
         "He et al. 2015 and 2016 report the test accuracy of the last epoch; so did Zagoruyko and "
         "Komodakis, as the median of five runs.",
         (
-            Row("He.20", "resnet_he2015.py:20", "91.25"),
+            Row("He.20", "resnet_he2015.py:20", "91.25", "resnet_he2015.py:20_better"),
             Row("He.32", "resnet_he2015.py:32", "92.49"),
             Row("He.44", "resnet_he2015.py:44", "92.83"),
             Row("He.56", "resnet_he2015.py:56", "93.03"),
