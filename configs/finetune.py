@@ -9,9 +9,9 @@ checkpoint. The new head learns at the full rate, all that torchvision's weights
 it. `torchvision` downloads 47 MB once; a file of such weights can be named instead. Without
 `init.weights` the network starts from random weights, which takes many more images and epochs.
 
-Reproduces no report; nothing was measured, accuracy and time depend on the images. They stay on the
-device, as bytes, of which 7,000 of 224x224 pixels take one gigabyte, or stream if they don't fit
-(data.resident_bytes).
+Reproduces no report, and was not measured at 224 pixels; accuracy and time depend on the images.
+They stay on the device, as bytes, of which 7,000 of 224x224 pixels take one gigabyte, or stream if
+they don't fit (data.resident_bytes).
 """
 
 from ml_collections import ConfigDict

@@ -12,8 +12,8 @@ better   -                                      95.3, a hypothesis
 The report tells of a 7x7 stem, and of rotation and crops; its code, followed here, has a 3x3 stem,
 crops and flips. `resnet_v2` is the report's name for its network, not a style of blocks.
 
-Accuracies are expected, not measured yet. At the 97 images a second that were measured on two CPU
-cores, 60 epochs take 8.6 hours; a GPU is expected to take minutes. Reported test figures are the
+Accuracies are expected, not measured yet. At the 100 images a second that were measured on two CPU
+cores, 60 epochs take 8.4 hours; a GPU is expected to take minutes. Reported test figures are the
 best over all epochs, whose checkpoint the code keeps; ours keeps the last one, unless
 --config.evaluate.select_on_test=True.
 """

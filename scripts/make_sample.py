@@ -3,6 +3,7 @@
 python scripts/make_sample.py [FOLDER]
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -38,7 +39,11 @@ def write(folder: Path, parts: dict[str, Examples]) -> None:
 
 def main() -> int:
     """Runs the command line; returns the exit status."""
-    folder = Path(sys.argv[1]) if sys.argv[1:] else Path(sample.__file__).parent / "sample"
+    parser = argparse.ArgumentParser(description=str(__doc__).split("\n")[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="default: the package's")
+    folder = parser.parse_args().folder or Path(sample.__file__).parent / "sample"
+    if not folder.is_dir():
+        parser.error(f"there is no folder {folder}")
     full = load_dataset(default_config().data)
     write(folder, {"train": full.train, "test": full.test})
     return 0

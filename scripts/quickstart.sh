@@ -8,8 +8,12 @@ cd "$(dirname "$0")/.."
 install_package "[cpu,report]"
 
 say "Getting CIFAR-10"
+folder=
+for argument in "$@"; do
+  case $argument in --config.data.dir=*) folder=${argument#*=} ;; esac
+done
 status=0
-.venv/bin/python scripts/fetch_cifar10.py || status=$?
+.venv/bin/python scripts/fetch_cifar10.py ${folder:+--dir "$folder"} || status=$?
 [ "$status" -lt 128 ] || exit "$status" # interrupted
 if [ "$status" -ne 0 ]; then
   cat >&2 <<'WARNING'

@@ -23,7 +23,7 @@ from typing import Any
 
 import results_table
 from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, record_name
-from studies import ROWS
+from studies import BETTER, ROWS
 
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.platform import quieten_libraries
@@ -81,7 +81,7 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
     """Writes the record of a finished run, or of a search, and returns its path.
 
     Raises:
-      UserError: if it is not finished.
+      UserError: if it is not finished, or of no row.
     """
     if is_search(config):
         if not (folder / "ranking.csv").is_file():
@@ -91,6 +91,9 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
         return path
     record = collect(folder, config.split()[0])
     name = " ".join([record["config"], *record["overrides"]])
+    known = [row.config for row in ROWS] + [*BETTER]
+    if name not in known:
+        raise unknown("config of a row", name, known)
     path = RESULTS / record_name(name, record["seed"])
     path.write_text(json.dumps(record, indent=1) + "\n")
     return path

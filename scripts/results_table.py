@@ -111,7 +111,7 @@ def page(records: Records) -> str:
 def with_summary(text: str, records: Records) -> str:
     """Returns the README's text with its table of what was run made anew."""
     rows = [*ROWS, *(Row(f"ours, {_stem(config)}", config) for config in BETTER)]
-    kept = [_HEAD.index(name) for name in _HEAD if name not in ("model", "device")]
+    kept = [_HEAD.index(name) for name in _HEAD if name not in ("model", "time", "device")]
     head, *lines = (
         [cells[column] for column in kept]
         for cells in [_HEAD, *(_cells(row, records) for row in rows if records.has(row.config))]

@@ -11,9 +11,7 @@ record, optimizer   published mean test %   published time, one A100   expected 
 94, Muon            94.01, 200 runs         2.59 s, 8 epochs           94.0
 96, SGD             96.03, 400 runs         34.7 s, 37 epochs          96.0
 
-Measured: 94.10 +- 0.09 % (95 % interval) by Muon in nine epochs, three seeds in bfloat16 on two CPU
-cores with AVX-512: 14:22 each (commit 7e30c0ec, results/speedrun94-cpu.json); the number of epochs
-was set before the first run. Not measured yet: all on GPUs.
+Measured: the second command (docs/guides/speed.md). Not measured yet: all on GPUs.
 
 A training, from random weights and whitening to the last epoch, is one compiled program of seed,
 images and labels; another scores the test set, which has no other use. "Training" is the time of
@@ -606,7 +604,7 @@ def speedrun(arguments: argparse.Namespace) -> None:
     if (recipe := RECIPES.get((record, optimizer))) is None:
         raise UserError(f"--record={record} has no recipe for --optimizer={optimizer}; take sgd")
     result: dict[str, Any] = {"record": record, "optimizer": optimizer, "provenance": provenance()}
-    if arguments.json and not arguments.json.exists():  # whether it can be
+    if arguments.json and not arguments.json.is_file():  # whether it can be
         _write(arguments.json, result)
     train_set, test_set, source = _load(arguments.source, arguments.data_dir)
     changes = {"epochs": arguments.epochs, "resolutions": arguments.resolutions}

@@ -141,7 +141,8 @@ STUDIES = (
     Study(
         "Beyond the studies",
         "He et al. 2015 and 2016 report the test accuracy of the last epoch; so did Zagoruyko and "
-        "Komodakis, as the median of five runs.",
+        "Komodakis, as the median of five runs. transfer.transfer starts from an export of "
+        "transfer.pretrain; `resnet_small_transfer.py` has the commands.",
         (
             Row("He.20", "resnet_he2015.py:20", "91.25", "resnet_he2015.py:20_better"),
             Row("He.32", "resnet_he2015.py:32", "92.49"),
@@ -158,7 +159,7 @@ STUDIES = (
     ),
     Study(
         "bfloat16 beside float32",
-        "Equal within the noise of seeds? `model.dtype=auto` takes bfloat16 where it is fast.",
+        "Equal within the noise of seeds: so `model.dtype=auto` takes bfloat16 where it is fast.",
         (
             Row("quickstart.float32", f"quickstart.py {_FLOAT32}"),
             Row("quickstart.bfloat16", f"quickstart.py {_BFLOAT16}"),

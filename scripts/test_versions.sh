@@ -7,6 +7,7 @@ cd "$(dirname "$0")/.."
 
 core=(tests/test_{checkpoints,config,driver,inference,loop,main,models,package,recorder,step}.py)
 
+tested=
 for version in 3.12 3.13; do
   python=
   for candidate in "python$version" "${PYENV_ROOT:-${HOME:-}/.pyenv}/versions/$version".*/bin/python; do
@@ -23,4 +24,6 @@ for version in 3.12 3.13; do
     "jax==0.12.*" "flax==0.12.12" pytest --editable .
   "$venv/bin/python" -m pip list --disable-pip-version-check | grep -E '^(jax|flax|numpy) '
   "$venv/bin/python" -m pytest "${core[@]}" "$@"
+  tested=1
 done
+[ -n "$tested" ] || fail "neither Python 3.12 nor 3.13 is here: nothing was tested"

@@ -15,7 +15,6 @@ from flax import traverse_util
 from resnet_jax.config import load as config_lib
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, model_options
-from resnet_jax.platform import compute_dtype
 from resnet_jax.training.optimizers import create_optimizer
 from resnet_jax.training.schedules import learning_rates
 
@@ -94,7 +93,8 @@ ROWS = [
 
 def load(spec):
     config = config_lib.validate(config_lib.load(str(CONFIGS / spec)))
-    config.model.dtype = compute_dtype(config.model.dtype)
+    if config.model.dtype == "auto":
+        config.model.dtype = "float32"
     return config
 
 

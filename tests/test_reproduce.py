@@ -10,6 +10,7 @@ import results_table
 from studies import ROWS
 
 from resnet_jax.config import load as config_lib
+from resnet_jax.errors import UserError
 from resnet_jax.search import sampling
 
 SEARCHES = [row for row in ROWS if row.config.startswith("search/")]
@@ -40,6 +41,9 @@ def test_what_a_run_changes_of_its_config_is_told_once(plain_run, monkeypatch, t
     }
     start |= {"devices": ["cpu"], "cores": 1}
     (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
+    with pytest.raises(UserError, match="unknown config of a row"):
+        reproduce.keep(folder, "tiny_run.py")
+    monkeypatch.setattr(reproduce, "BETTER", ("tiny_run.py --config.num_epochs=3",))
     path = reproduce.keep(folder, "tiny_run.py --config.num_epochs=3")
     assert path.name == "tiny_run-num_epochs=3-seed0.json"
     assert json.loads(path.read_text())["overrides"] == ["--config.num_epochs=3"]

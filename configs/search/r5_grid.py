@@ -10,7 +10,7 @@ report's figures beside ours. The report's code also lists a learning rate of 0.
 Measured at 10 of the 50 epochs in bfloat16, with --config.base.num_epochs=10 and
 --config.base.model.dtype=bfloat16: the best point, batch 100 at 0.01 in file order, has 81.24 %,
 the report's best 77.75 %; 3.3 hours of a core in all, in results/. Expected at full length, not
-measured yet: 18 times 43 minutes on two CPU cores; less than half an hour on a GPU.
+measured yet: 18 times 48 minutes on two CPU cores; less than half an hour on a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -173,13 +173,20 @@ def provenance() -> dict[str, Any]:
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": without_secrets(shlex.join(sys.argv)),
         "commit": _commit(),
-        "version": importlib.metadata.version("resnet-flax-cifar"),
+        "version": _version(),
         "python": platform.python_version(),
         "jax": jax.__version__,
         "devices": [device.device_kind for device in jax.devices()],
         "cores": num_threads(),  # that it keeps busy
         "processes": jax.process_count(),
     }
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("resnet-flax-cifar")
+    except importlib.metadata.PackageNotFoundError:  # run from a copy of the repository
+        return "not installed"
 
 
 def _log_start(folder: pathlib.Path, images: str) -> None:

@@ -4,7 +4,7 @@
 
 Both read the same files, each cut at random by the same rule (8 % to all of the area, 3:4 to 4:3)
 and scaled bilinearly to 224 pixels, by as many worker processes, in batches of uint8. The files are
-made here: smooth random pictures with a little noise, 500x375 pixels and about 100 kB. Each side
+made here: smooth random pictures with a little noise, 500x375 pixels and about 70 kB. Each side
 goes on where it stopped, and is stopped, workers and all, while the other takes its turn.
 """
 

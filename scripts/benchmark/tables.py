@@ -113,6 +113,7 @@ def _about(record: Mapping[str, Any]) -> str:
         *(f"{name}={value}" for name, value in about["flags"].items()),
         f"commit {commit(about)}",
         f"load before {about['load']:.1f}",
+        f"`{about['command']}`",
         *(f"without {name}: {reason}" for name, reason in record["absent"].items()),
     ]
     return textwrap.fill("; ".join(parts) + ".", 110, break_on_hyphens=False)
