@@ -12,7 +12,9 @@ depth  parameters   published test %
 
 SGD, learning rate 0.1, a tenth of it after 32,000 and 48,000 of 64,000 steps of 128 images: 82 and
 123 of 164 epochs. Depth 110 starts with an epoch of warm-up where the paper takes 0.01 until the
-error falls below 80 %. Expected, not measured yet: the published accuracies; days on two CPU cores.
+error falls below 80 %. Channel means are subtracted where the paper has means of pixels, and the
+initialisation is PyTorch's. Expected, not measured yet: the published accuracies; days on two CPU
+cores.
 Our recipe has 25 epochs, a sixth; a tenth of the training images chooses its checkpoint.
 """
 

@@ -52,11 +52,6 @@ def _decay(config: ConfigDict) -> None:
     config.schedule.options = {"every_epochs": 8, "factor": 1 / 3}
 
 
-def _cosine(config: ConfigDict) -> None:
-    config.schedule.name = "cosine"
-    config.schedule.options = {}
-
-
 def _validated(config: ConfigDict) -> None:
     config.data.val_fraction = 0.1
     config.evaluate.split = "val"
@@ -139,13 +134,7 @@ VARIANTS = {
     "optuna": _optuna,
     "better": _better,
 }
-PARTS = {
-    "plain": _plain,
-    "augmented": _augmented,
-    "decay": _decay,
-    "cosine": _cosine,
-    "val": _validated,
-}
+PARTS = {"plain": _plain, "augmented": _augmented, "decay": _decay, "val": _validated}
 
 
 def get_config(variant: str = "adam") -> ConfigDict:

@@ -25,7 +25,6 @@ from resnet_jax.config import choose, default_config
 
 def _sgd(config: ConfigDict) -> None:
     config.reported_accuracy = 94.21
-    config.optimizer.name = "sgd"
     config.optimizer.learning_rate = 0.1
     config.optimizer.weight_decay = 5e-4
     config.optimizer.options.momentum = 0.9

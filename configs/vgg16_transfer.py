@@ -17,10 +17,10 @@ with PyTorch's default initialisation. It means to train the linear layer before
 `requires_grad` on a module, which does nothing: only the 2.10 M parameters of the new head are
 trained, here as there. Assumed: norms keep their statistics of ImageNet.
 
-The convolutions are applied once to all images; --config.data.image_size=64 makes that twelve times
-cheaper. The weights are torchvision's published ones, which are downloaded; name a file that you
-have by --config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores
-hours.
+The convolutions are applied once to all images, whose features take 6 GB of the device's memory;
+--config.data.image_size=64 makes that twelve times cheaper and smaller. The weights are
+torchvision's published ones, which are downloaded; name a file that you have by
+--config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores hours.
 """
 
 from ml_collections import ConfigDict

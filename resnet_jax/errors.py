@@ -13,6 +13,8 @@ _UNWRITABLE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
+# What it says while a place can't be read, and nothing of what is there.
+_PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class UserError(ValueError):
@@ -65,6 +67,15 @@ def unwritable(error: BaseException) -> int | None:
     if number is None and "RESOURCE_EXHAUSTED" in str(error):
         return errno.ENOSPC
     return number if number in _UNWRITABLE else None
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Returns whether an error says nothing of what is on disk, such as one of the network.
+
+    Libraries wrap the system's error in exceptions of their own, whose message still has it.
+    """
+    is_known = any(os.strerror(number) in str(error) for number in _PASSING)
+    return isinstance(error, MemoryError) or is_known
 
 
 def shown(value: object, text_of: Callable[[object], str] = repr) -> str:

@@ -273,7 +273,7 @@ def _parse(arguments: Sequence[str]) -> _Settings:
     for name in values:
         if values[name].present > 1:
             raise UserError(f"--{name} is given {values[name].present} times")
-    for name in ("workdir", "output", "weights"):  # the shell leaves the ~ of --workdir=~/x alone
+    for name in ("config", "workdir", "output", "weights"):  # the shell leaves --workdir=~/x alone
         values[name].value = os.path.expanduser(str(values[name].value))
     if values.list:
         if rest[1:] or [name for name in values if values[name].present] != ["list"]:

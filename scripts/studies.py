@@ -62,7 +62,6 @@ STUDIES = (
             Row("R1.b", "resnet_small.py:sgd", "80.95", "resnet_small.py:better"),
             Row("R1.b.augmented", "resnet_small.py:sgd_augmented", "80.95"),
             Row("R1.c", "resnet_small.py", "86.18", "resnet_small.py:better"),
-            Row("R1.c.cosine", "resnet_small.py:adam_cosine", "86.18"),
             Row("R1.c.plain", "resnet_small.py:adam_plain", "86.18"),
             Row(
                 *("R1.d", f"resnet_small.py:dropout {_BFLOAT16}", "86 (average)"),

@@ -103,7 +103,6 @@ def matrix_products(own_programs):
 
 
 def _restore_lowerings():
-    import jax
     from jax.interpreters import mlir
 
     from resnet_jax.cpu import lowering
@@ -111,7 +110,6 @@ def _restore_lowerings():
     for primitive in lowering._usual:
         usual = lowering.usual_lowering(primitive)
         mlir.register_lowering(primitive, usual, platform="cpu")
-    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -65,14 +65,15 @@ def postgres_server():
             "--username=owner",
             f"--pwfile={password}",
             "--auth=scram-sha-256",
+            "--no-sync",
         ]
         options = {"user": user} if not os.geteuid() else {}
         options |= {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}
         subprocess.run([programs / "initdb", *flags], **options)
-        serve = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1"
+        serve = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
         control, log = [programs / "pg_ctl", "-D", data], os.path.join(folder, "log")
         subprocess.run([*control, "-w", "-l", log, "-o", serve, "start"], **options)
         try:
             yield f"postgresql://owner:{PASSWORD}@127.0.0.1:{port}/postgres"
         finally:
-            subprocess.run([*control, "-m", "immediate", "stop"], **options)
+            subprocess.run([*control, "-m", "fast", "stop"], **options)

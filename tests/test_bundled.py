@@ -17,6 +17,7 @@ from resnet_jax import main
 from resnet_jax.config import default_config
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
+from resnet_jax.inference import export
 from resnet_jax.inference.export import export_torch
 from resnet_jax.inference.predict import Classifier
 from resnet_jax.models.registry import create_model, variable_shapes
@@ -66,6 +67,17 @@ def test_a_file_says_what_it_is_and_where_it_comes_from(exported, plain_run):
     assert info.provenance["config"] == json.loads(json.dumps(run.config.to_dict()))
     assert info.provenance["version"] == resnet_jax.__version__
     assert info.provenance.keys() > {"seed", "commit", "time", "jax", "python", "devices"}
+
+
+def test_a_file_names_no_folder_of_the_machine():
+    config = tiny_run.get_config()
+    config.data.name, config.data.dir = "folder:/home/me/photos/", "/home/me"
+    config.init.weights = "/home/me/weights.pth"
+    told = export._told(config)
+    assert (told["data"]["name"], told["data"]["dir"]) == ("folder:photos", "")
+    assert told["init"]["weights"] == "weights.pth"
+    names = {"tfds:a/b": "tfds:a/b", "/home/me/a.npz": "a.npz", "cifar10": "cifar10"}
+    assert {name: export._without_folders(name) for name in names} == names
 
 
 def test_a_file_of_ours_needs_no_options(exported, plain_run):
@@ -137,7 +149,7 @@ def test_what_is_not_known_of_a_run_is_left_out(plain_run, tmp_path):
 BAD = {
     "mean": ([0.5], "mean and std must have a number for each channel"),
     "std": ([0.0, 1.0, 1.0], "std must be above 0"),
-    "class_names": (["a", "b"], "does not fit the model"),
+    "class_names": ([], "class_names is empty"),
     "dataset": ("\x1b[2J", r"dataset must be printable and short, not '\x1b[2J'"),
     "model": ("resnet_smal", "did you mean resnet_small"),
     "options": ({"stages": 1}, "unknown option of model 'resnet_small'"),

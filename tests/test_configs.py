@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import tiny_run
 from flax import traverse_util
+from test_models import COUNTS
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.models import vgg
@@ -126,8 +127,11 @@ def test_builds(spec):
 @pytest.mark.parametrize(("spec", "parameters", "fields"), [row[1:] for row in ROWS])
 def test_every_row_of_the_reports_has_its_config(spec, parameters, fields):
     config = load(spec)
-    shapes = parameter_shapes(create_model(config.model.name, **config.model.options))
-    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+    model = create_model(config.model.name, **config.model.options)
+    counted = COUNTS.get(config.model.name) if not config.model.options else None
+    if counted is None:
+        counted = sum(leaf.size for leaf in jax.tree.leaves(parameter_shapes(model)))
+    assert counted == parameters
     flat = config_lib.flatten(config)
     assert {name: flat[name] for name in fields} == fields
 
@@ -210,7 +214,10 @@ FIRST = {spec.partition(":")[0]: spec for spec in DISTINCT}.values()  # of each 
 
 @pytest.mark.parametrize(
     "spec",
-    [s if s in FIRST else pytest.param(s, marks=pytest.mark.slow) for s in DISTINCT],
+    [
+        s if s in FIRST and s not in STRUCTURES else pytest.param(s, marks=pytest.mark.slow)
+        for s in DISTINCT
+    ],
 )
 def test_its_step_can_be_traced(spec):
     found = tiny(narrowed(load(spec)))

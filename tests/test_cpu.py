@@ -12,6 +12,14 @@ from resnet_jax.cpu import lowering
 from resnet_jax.models.normalization import normalize, normalize_p
 from resnet_jax.platform import cpu_features
 
+
+@pytest.fixture(autouse=True, scope="module")
+def eager_programs_are_forgotten():
+    """What was compiled here outside of jitted functions is nothing for other tests."""
+    yield
+    jax.clear_caches()
+
+
 NHWC = ("NHWC", "HWIO", "NHWC")
 CASES = [
     # input, kernel, strides, padding

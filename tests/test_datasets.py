@@ -10,6 +10,7 @@ from resnet_jax.config import default_config
 from resnet_jax.data.datasets import (
     Dataset,
     DatasetInfo,
+    channel_statistics,
     input_shape,
     select_classes,
     split,
@@ -105,6 +106,15 @@ def test_foreign_descriptions_are_refused_in_one_line(change):
         with pytest.raises(UserError) as caught:
             DatasetInfo.from_json(wrong)
         assert "\n" not in str(caught.value)
+
+
+def test_mean_and_deviation_are_exact():
+    images = np.random.default_rng(0).integers(0, 256, (600, 3, 4, 3)).astype(np.uint8)
+    images[..., 2] = 7
+    mean, std = channel_statistics(images)
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, rtol=1e-14)
+    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, rtol=1e-13)
+    assert std[2] == 0 and mean[2] == 7 / 255
 
 
 def test_users_own_arrays():

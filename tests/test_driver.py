@@ -182,12 +182,6 @@ def test_steps_in_one_dispatch_give_the_same_bits(variant, optimized_programs, o
     assert tiny.trainer._train._cache_size() == 2
 
 
-def test_a_step_is_a_function_of_seed_and_step(tiny):
-    indices = tiny.batches(1)
-    ends = [tiny_run.leaves(tiny.take(tiny.state(), indices)[0]) for _ in range(2)]
-    assert ends[0] == ends[1]
-
-
 def test_a_run_compiles_two_steps_whatever_is_logged(tmp_path, monkeypatch):
     programs, dispatched = set(), []
 

@@ -188,7 +188,7 @@ def test_the_commit_of_a_checkout_that_holds_other_things_is_not_ours(tmp_path, 
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)
     (tmp_path / "folder.py").touch()
     monkeypatch.setattr(workdir, "__file__", str(tmp_path / "folder.py"))
-    assert workdir._commit() is None
+    assert workdir._commit.__wrapped__() is None
     subprocess.run([*git, "add", "folder.py"], check=True)
     subprocess.run([*git, "commit", "-q", "-m", "x"], check=True)
-    assert len(workdir._commit()) == 40
+    assert len(workdir._commit.__wrapped__()) == 40

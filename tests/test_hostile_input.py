@@ -77,7 +77,7 @@ def test_the_guard_sees(name, room, monkeypatch):
     if name == "memory":
         monkeypatch.setattr(guard, "BYTES", 2**28)
     if name == "waiting":
-        monkeypatch.setattr(guard, "STUCK_SECONDS", 1)
+        monkeypatch.setattr(guard, "STUCK_SECONDS", 0.2)
     (room / "loop").unlink()
     (room / "loop").symlink_to(room.parent / "y")
     call, phrase = SEEN[name]
@@ -91,8 +91,8 @@ PARSED = ("command", "override", "config")
 
 
 def is_quick(index, case):
-    """A third of what is parsed and no more, and a ninth of the rest, are for every day."""
-    return index % (3 if case.category in PARSED else 9) == 0
+    """A third of what is parsed and no more, and a twelfth of the rest, are for every day."""
+    return index % (3 if case.category in PARSED else 12) == 0
 
 
 QUICK = [

@@ -1,6 +1,8 @@
 """Single images: the odd ones are converted, the broken ones refused by name."""
 
+import errno
 import io
+import os
 import struct
 import zlib
 
@@ -195,3 +197,15 @@ def test_what_is_cut_out_lies_in_the_image():
             left, top, right, bottom = images._box(size, (224, 224), cut)
             assert 0 <= left < right <= size[0]
             assert 0 <= top < bottom <= size[1]
+
+
+def test_a_passing_error_condemns_no_image(tmp_path, monkeypatch):
+    (tmp_path / "a.png").write_text("no image")
+    assert images.unreadable([tmp_path / "a.png"]) == [0]
+
+    def fail(file, **_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(UserError, match="Input/output error"):
+        images.unreadable([tmp_path / "a.png"])

@@ -223,16 +223,16 @@ def test_resuming_may_change_what_does_not_alter_the_result(plain_run, tmp_path,
     assert "written anew" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("schedule", ["constant", "plateau"])
-def test_extended_run_ends_as_if_it_had_been_longer_from_the_start(tmp_path, schedule):
-    config = tiny_run.get_config("plain" if schedule == "constant" else "rich")
-    config.num_epochs = 3
-    _, whole = train_and_evaluate(config, tmp_path / "whole")
-    for config.num_epochs in (1, 3):
-        final, extended = train_and_evaluate(config, tmp_path / "extended")
+@pytest.mark.parametrize("variant", ["plain", "rich"])
+def test_extended_run_ends_as_if_it_had_been_longer_from_the_start(variant, tmp_path, request):
+    folder, _, whole = request.getfixturevalue(f"{variant}_run")
+    config = tiny_run.get_config(variant)
+    num_epochs = config.num_epochs
+    for config.num_epochs in (1, num_epochs):
+        final, extended = train_and_evaluate(config, tmp_path)
     assert tiny_run.leaves(extended) == tiny_run.leaves(whole)
-    assert tiny_run.records(tmp_path / "extended") == tiny_run.records(tmp_path / "whole")
-    assert train_and_evaluate(config, tmp_path / "extended")[0] == final
+    assert tiny_run.records(tmp_path) == tiny_run.records(folder)
+    assert train_and_evaluate(config, tmp_path)[0] == final
 
 
 @pytest.mark.parametrize(
@@ -243,6 +243,7 @@ def test_extended_run_ends_as_if_it_had_been_longer_from_the_start(tmp_path, sch
         ({"evaluate.every_epochs": 3, "evaluate.patience": 1}, "evaluate.every_epochs=3"),
         ({"num_epochs": 4}, "num_epochs was 4, is 3; a run can only be extended"),
         ({"num_epochs": 0, "evaluate.patience": 1}, "the run was scored at its end"),
+        ({"data.classes": (0, 1)}, "names 2 classes but the dataset has 10"),
         ({"schedule.name": "cosine", "schedule.options.num_epochs": 5}, None),
         ({"schedule.name": "step", "schedule.options.every_epochs": 1}, None),
     ],
@@ -252,12 +253,17 @@ def test_a_run_is_extended_where_nothing_before_would_differ(changed, message):
     config.num_epochs = 2
     config.update_from_flattened_dict(changed)
     before, config.num_epochs = config.num_epochs, 3
+    with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
+        check_extension(create_task(config_lib.validate(config), tiny_run.sample().info), before)
+
+
+def test_a_run_that_never_reached_its_end_was_not_scored_there():
+    config = tiny_run.get_config()
+    config.num_epochs, config.evaluate.every_epochs, config.evaluate.patience = 5, 3, 1
     task = create_task(config_lib.validate(config), tiny_run.sample().info)
-    if message is None:
-        check_extension(task, before)
-    else:
-        with pytest.raises(UserError, match=message):
-            check_extension(task, before)
+    check_extension(task, 2, {})
+    with pytest.raises(UserError, match="scored at its end"):
+        check_extension(task, 2, {2 * task.agenda.steps_per_epoch: 50.0})
 
 
 def test_other_images_are_refused_and_remembered(tmp_path):

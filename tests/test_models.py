@@ -182,11 +182,26 @@ def test_counts_cover_the_registry():
     assert COUNTS.keys() | IMAGENET_COUNTS.keys() >= set(list_models())
 
 
-@pytest.mark.parametrize("name", COUNTS)
+@pytest.mark.parametrize("name", some_slow(COUNTS))
 def test_parameter_count(name):
     variables = shapes_of(create_model(name))
     assert count(variables["params"]) == COUNTS[name]
     assert_names(variables)
+
+
+def test_deep_models_are_shallow_ones_with_more_blocks():
+    block = (COUNTS["resnet32"] - COUNTS["resnet20"]) // 2  # one in each stage
+    for depth in (44, 56, 110):
+        size = (depth - 2) // 6
+        assert create_model(f"resnet{depth}") == create_model("resnet20", stage_sizes=(size,) * 3)
+        assert COUNTS[f"resnet{depth}"] == COUNTS["resnet20"] + (size - 3) * block
+    sizes = [(1, 1, 1, 1), (1, 2, 1, 1), (1, 1, 2, 1)]
+    models = [create_model("resnet50", stage_sizes=of_each) for of_each in sizes]
+    one, second, third = (count(shapes_of(model)["params"]) for model in models)
+    for depth, of_each in ((101, (3, 4, 23, 3)), (152, (3, 8, 36, 3))):
+        assert create_model(f"resnet{depth}") == create_model("resnet50", stage_sizes=of_each)
+        more = (of_each[1] - 4) * (second - one) + (of_each[2] - 6) * (third - one)
+        assert COUNTS[f"resnet{depth}"] == COUNTS["resnet50"] + more
 
 
 @pytest.mark.parametrize("name", some_slow(IMAGENET_COUNTS))
@@ -250,9 +265,12 @@ def test_gradients_at_full_size(name):
 
 
 @pytest.mark.usefixtures("narrow_classifiers")
-@pytest.mark.parametrize("name", ["resnet_small", "preact_resnet18", "vit_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet_small", "preact_resnet18", pytest.param("vit_tiny", marks=pytest.mark.slow)]
+)
 def test_derivatives_of_any_kind_can_be_traced(name):
-    model, images = small(name), np.zeros((2, 32, 32, 3), np.float32)
+    one = {} if name == "vit_tiny" else {"stage_sizes": (1,), "num_filters": (8,)}
+    model, images = create_model(name, **one), np.zeros((2, 32, 32, 3), np.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), KEY, images)
     params = variables.pop("params")
 
@@ -289,9 +307,32 @@ def test_bfloat16_is_near_float32(name):
     assert 0 < jnp.abs(full_logits - half_logits).max() < 0.05 * scale
 
 
-@pytest.mark.parametrize("name", some_slow(list_models()))
-def test_bfloat16_other_classes_other_sizes_and_features(name):
-    model = create_model(name, num_classes=7, dtype="bfloat16")
+def in_bfloat16(name, **options):
+    return create_model(name, num_classes=7, dtype="bfloat16", **options)
+
+
+def cut(name):
+    """The model with one narrow block in each stage, or two layers."""
+    known, options = model_options(name), {}
+    if "stage_sizes" in known:
+        stages = len(known["stage_sizes"])
+        options = {"stage_sizes": (1,) * stages, "num_filters": (8,) * stages}
+    elif "num_layers" in known:
+        options = {"num_layers": 2, "num_heads": 2, "hidden_size": 16}
+    return in_bfloat16(name, **options)
+
+
+DIFFERENT = {cut(name): name for name in list_models()}
+
+
+@pytest.mark.parametrize(
+    ("name", "model"),
+    [
+        *((name, model) for model, name in DIFFERENT.items()),
+        *(pytest.param(n, in_bfloat16(n), marks=pytest.mark.slow) for n in list_models()),
+    ],
+)
+def test_bfloat16_other_classes_other_sizes_and_features(name, model):
     images = jnp.zeros((2, 48, 64, 3))
     collections = ["params", "batch_stats", "intermediates"]
     logits, variables = jax.eval_shape(
@@ -302,12 +343,9 @@ def test_bfloat16_other_classes_other_sizes_and_features(name):
     assert logits.dtype == jnp.float32
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(features)} == {jnp.dtype("bfloat16")}
-    known = model_options(name)
-    if "stage_sizes" in known:
-        stages = len(known["stage_sizes"])
-    else:
-        others = {"cnn": 2, "alexnet": 3}
-        stages = others.get(name) or known["num_layers"]
+    stages = {"cnn": 2, "alexnet": 3}.get(name)
+    if stages is None:
+        stages = len(model.stage_sizes) if hasattr(model, "stage_sizes") else model.num_layers
     assert set(features) == {f"stage{i}" for i in range(1, stages + 1)}
 
 

@@ -198,3 +198,18 @@ def test_virtual_batches_are_normalised_apart(relu):
     whole = BatchNorm(virtual_batch_size=4).apply(variables, x, train=True, mutable=["batch_stats"])
     expected = norm.apply(variables, x, train=True, mutable=["batch_stats"])
     jax.tree.map(np.testing.assert_array_equal, whole, expected)  # 4 does not divide 6
+
+
+def test_without_jit_and_among_many_devices_it_is_differentiated_all_the_same():
+    x, v = sample((6, 5, 4)), variables(4)
+
+    def norm(x):
+        return BatchNorm().apply(v, x, train=True, mutable="batch_stats")[0]
+
+    with jax.disable_jit():
+        np.testing.assert_allclose(norm(x), jax.jit(norm)(x), rtol=1e-5, atol=1e-6)
+    mesh = jax.sharding.Mesh(jax.devices()[:1], "data")
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("data")
+    jax.eval_shape(jax.shard_map(norm, mesh=mesh, in_specs=split, out_specs=split), x)
+    with pytest.raises(ValueError, match="out_specs"):  # each device has a result of its own
+        jax.eval_shape(jax.shard_map(norm, mesh=mesh, in_specs=split, out_specs=whole), x)

@@ -121,6 +121,13 @@ def test_closed_standard_input_is_a_line(predict, monkeypatch):
     assert predict("--format=json", "-") == (1, [], "error: standard input is closed\n")
 
 
+def test_linked_folders_are_searched_once(predict, folder, tmp_path):
+    (tmp_path / "linked").symlink_to(folder)
+    (tmp_path / "again").symlink_to(folder)
+    alone, linked = (predict("--format=json", place)[1] for place in (folder, tmp_path))
+    assert len(linked) == len(alone) > 0
+
+
 def test_folders_that_cannot_be_read_are_named(predict, folder, monkeypatch):
     scandir = os.scandir
 

@@ -24,7 +24,7 @@ def host(tmp_path, monkeypatch):
     handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
     monkeypatch.setattr(handler.func, "log_message", lambda *_: None)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setattr(pretrained, "URL", f"http://127.0.0.1:{server.server_port}/")
     monkeypatch.setitem(pretrained.FILES, "vgg16", file.name)
     monkeypatch.setattr(cache, "default_cache_dir", lambda: tmp_path / "cache")

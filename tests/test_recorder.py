@@ -75,7 +75,7 @@ def test_resumes_with_the_scores_of_the_checkpoint(tmp_path, config):
     assert again.best_step() == 4
     assert "0 of 2 records remain" in stream.getvalue()
     epoch(again, 8, 2.0)
-    assert again.accuracies() == [3.0, 2.0]
+    assert [accuracy for _, accuracy in again.scores] == [3.0, 2.0]
     assert again.run()["num_records"] == 2
     again.close()
     scores = [event for event in shown(tmp_path / "events") if event[1] == "val/accuracy"]

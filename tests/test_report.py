@@ -1,5 +1,6 @@
 """The page of a run: its numbers are those of the records, it stands alone, and it can be seen."""
 
+import collections
 import dataclasses
 import html.parser
 import re
@@ -136,10 +137,30 @@ def test_without_images_the_page_says_why(plain_run, monkeypatch):
         raise UserError("no images here")
 
     monkeypatch.setattr(findings, "load_run_dataset", refuse)
-    monkeypatch.setattr("resnet_jax.report.page.FOLDER", "report without images")
-    text = write_report([plain_run[0]]).read_text()
+    run = findings.read(plain_run[0])
+    found, _, problem = findings.find(run, plain_run[0], None)
+    assert found is None
+    text = page_lib._render([run], None, problem, collections.defaultdict(str))
     assert "Not scored: no images here." in text
     assert "Confusion" not in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "which", "problem"),
+    [
+        ({"evaluate.score_test": False}, "best", "the test set is left alone"),
+        ({"evaluate.split": "test", "evaluate.select_on_test": True}, "best", ""),
+        ({"evaluate.split": "test"}, "last", ""),
+    ],
+)
+def test_the_checkpoint_is_named_for_who_chose_it(plain_run, monkeypatch, fields, which, problem):
+    run = altered(findings.read(plain_run[0]), "run", **fields)
+    monkeypatch.setattr(findings, "_findings", lambda *_: None)
+    found, _, why = findings.find(run, plain_run[0], tiny_run.sample())
+    assert found is None and problem in why
+    drawn = collections.defaultdict(str)
+    text = page_lib._render([run], None, why, drawn)
+    assert f"The {which} checkpoint on the test images" in text
 
 
 def altered(run, name, **fields):

@@ -1,5 +1,6 @@
 """The records of finished runs, and the tables that are made of them."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -47,6 +48,24 @@ def test_what_a_run_changes_of_its_config_is_told_once(plain_run, monkeypatch, t
     path = reproduce.keep(folder, "tiny_run.py --config.num_epochs=3")
     assert path.name == "tiny_run-num_epochs=3-seed0.json"
     assert json.loads(path.read_text())["overrides"] == ["--config.num_epochs=3"]
+
+
+@pytest.fixture(autouse=True)
+def networks(request, monkeypatch):
+    """The layers of all studies' models are counted once, also between sessions."""
+    package = reproduce.ROOT / "resnet_jax"
+    sources = [*sorted((package / "models").glob("*.py")), package / "report" / "summary.py"]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    known, count = request.config.cache.get(f"networks/{digest}", {}), results_table._network
+
+    def network(*task):
+        if repr(task) not in known:
+            known[repr(task)] = count(*task)
+        return known[repr(task)]
+
+    monkeypatch.setattr(results_table, "_network", network)
+    yield
+    request.config.cache.set(f"networks/{digest}", known)
 
 
 def test_the_tables_are_those_of_the_records(monkeypatch):

@@ -298,7 +298,7 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch, me
 
 def test_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog, own_programs):
     config = config_of("random")
-    config.search.trials = 3
+    config.search.trials = 2
     config.space.num_epochs = (1,)
     config.space.loss = {"label_smoothing": {"low": 0.01, "high": 0.2}}
     config.space.optimizer.options = {"momentum": {"low": 0.5, "high": 0.9}}
@@ -306,11 +306,11 @@ def test_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog, own_pr
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         worker.run_search(config, tmp_path / "one size")
         assert compiled_steps(caplog) == 1
-        config.space.batch_size = (120, 160)
+        config.search.trials, config.space.batch_size = 1, (160,)
         worker.run_search(config, tmp_path / "two sizes")
     assert compiled_steps(caplog) == 2  # one more for another batch size
     hyperparameters._programs.clear()
-    trial = study.trials()[2]
+    trial = study.trials()[1]
     alone = worker.configured(study.search.base, trial.point, seed=0)
     train_and_evaluate(alone, tmp_path / "alone")
     shared, own = (newest(folder) for folder in (study.folder(trial), tmp_path / "alone"))
@@ -437,13 +437,18 @@ def test_budgets_end_a_search(tmp_path, monkeypatch):
 def test_a_trial_that_diverges_fails_and_the_others_go_on(tmp_path):
     config = config_of()
     config.space.optimizer = {"learning_rate": (1e6, 0.01), "weight_decay": (1.0,)}
+    config.space.batch_size = (120, 10**6)  # the data has fewer images, which data alone tells
+    config.space.data = {"drop_last": (True,)}
     worker.run_search(config, str(tmp_path))
     rows = list(csv.DictReader((tmp_path / "ranking.csv").open()))
-    assert [(row["state"], row["trials"]) for row in rows] == [(DONE, "0001"), (FAILED, "0000")]
+    states = [(row["state"], row["trials"]) for row in rows]
+    assert states == [(DONE, "0001"), (FAILED, "0000"), (FAILED, "0002"), (FAILED, "0003")]
+    trials = [json.loads(path.read_text()) for path in tmp_path.glob("trials/*/trial.json")]
+    assert all(trial["seconds"] > 0 for trial in trials)  # a budget of hours ends
 
 
 def test_a_search_whose_trials_all_diverge_says_so(tmp_path, capsys):
-    rates = "--config.space.optimizer.learning_rate=(0.1, 1000000.0)"
+    rates = "--config.space.optimizer.learning_rate=(1000000.0,)"
     flags = [rates, "--config.space.optimizer.weight_decay=(1000.0,)"]
     assert run(tmp_path, *flags) == 2
     err = capsys.readouterr().err

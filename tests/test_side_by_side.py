@@ -4,6 +4,7 @@ import contextlib
 import csv
 import json
 import logging
+import shutil
 import signal
 
 import jax
@@ -107,8 +108,8 @@ IMAGES, INDICES = object(), np.zeros((1, 2), np.int32)
 def steps(trainer, name, start, stop, end=None, closed=None):
     try:
         for first in range(start, stop):
-            yield (dispatch := Dispatch(first, trainer, (name, IMAGES, INDICES)))
-            assert dispatch.take()[0] == name
+            taken = yield Dispatch(first, trainer, (name, IMAGES, INDICES))
+            assert taken[0] == name
         if end:
             raise end
     finally:
@@ -163,19 +164,21 @@ def config_of(parallel_trials=4):
     return config
 
 
-def stopped_search(workdir, monkeypatch):
-    """Trains a group until a signal arrives, while the first of it has its fifth step."""
-    received, progress = [], Recorder.progress
+@pytest.fixture(scope="module")
+def stopped_search(tmp_path_factory):
+    """A group that trained until a signal arrived, while the first of it had its fifth step."""
+    workdir, received, progress = tmp_path_factory.mktemp("stopped"), [], Recorder.progress
 
     def progress_and_signal(self, step, means):
         progress(self, step, means)
         if step == 5:
             received.append(signal.SIGTERM)
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Recorder, "progress", progress_and_signal)
         with pytest.raises(Interrupted, match="stopped after step 6, which is saved"):
             worker.run_search(config_of(), workdir, signals=contextlib.nullcontext(received))
+    return workdir
 
 
 def states(workdir):
@@ -191,10 +194,13 @@ def compiled(caplog):
 
 def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys, own_programs):
     together, alone = tmp_path / "together", tmp_path / "alone"
+    configs = config_of(), config_of(1)
+    for config in configs:
+        config.space.num_epochs = (1,)
     with caplog.at_level(logging.WARNING), jax.log_compiles():
-        worker.run_search(config_of(), together)
+        worker.run_search(configs[0], together)
     assert compiled(caplog) == [1, 0]
-    worker.run_search(config_of(1), alone)
+    worker.run_search(configs[1], alone)
     for number in range(4):
         found, expected = (
             tiny_run.records(folder / "trials" / f"{number:04}") for folder in (together, alone)
@@ -210,8 +216,8 @@ def test_trials_side_by_side_are_ordinary_runs(tmp_path, caplog, capsys, own_pro
     assert "newest" in capsys.readouterr().out
 
 
-def test_a_group_that_is_stopped_goes_on(tmp_path, monkeypatch, caplog):
-    stopped_search(tmp_path, monkeypatch)
+def test_a_group_that_is_stopped_goes_on(stopped_search, tmp_path, caplog):
+    shutil.copytree(stopped_search, tmp_path, dirs_exist_ok=True)
     assert states(tmp_path) == [RUNNING] * 4
     folders = sorted(tmp_path.glob("trials/*"))
     saved = [Checkpoints(f / "checkpoints", 1, read_only=True).steps()[0] for f in folders]
@@ -224,8 +230,8 @@ def test_a_group_that_is_stopped_goes_on(tmp_path, monkeypatch, caplog):
     assert starts == [2] * 4
 
 
-def test_one_of_a_group_goes_on_alone(tmp_path, monkeypatch):
-    stopped_search(tmp_path, monkeypatch)
+def test_one_of_a_group_goes_on_alone(stopped_search, tmp_path):
+    shutil.copytree(stopped_search, tmp_path, dirs_exist_ok=True)
     study = Study(Search.of(config_of()), tmp_path)
     trial = study.trials()[1]
     study.close()

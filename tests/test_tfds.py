@@ -2,6 +2,7 @@
 
 import json
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -80,9 +81,10 @@ def test_other_sizes(tmp_path):
 def test_what_is_not_prepared_is_refused_with_the_way_to_do_it(tmp_path):
     with pytest.raises(UserError, match="tfds build greys --file_format=array_record"):
         open_dataset(data(tmp_path))
-    prepare(tmp_path, splits=("train",))
-    with pytest.raises(UserError, match="no test"):
-        open_dataset(data(tmp_path))
+    for splits, lacks in ((["train"], "test"), (["validation", "test"], "train")):
+        builder = types.SimpleNamespace(info=types.SimpleNamespace(splits=splits))
+        with pytest.raises(UserError, match=f"no {lacks}"):
+            tfds._splits(builder)
 
 
 @pytest.mark.parametrize(

@@ -123,8 +123,14 @@ def pair(case, folder):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_activations(case, tmp_path):
-    module, model, variables, images, batch = pair(case, tmp_path)
+def test_activations_gradients_and_statistics(case, tmp_path):
+    found = pair(case, tmp_path)
+    assert_activations(*found)
+    if case in DISTINCT:
+        assert_gradients_and_statistics(*found, tmp_path)
+
+
+def assert_activations(module, model, variables, images, batch):
     logits, stages = module.eval()(batch)
     ours, state = jax.jit(
         lambda v, x: model.apply(v, x, train=False, mutable=["intermediates"]),
@@ -137,9 +143,7 @@ def test_activations(case, tmp_path):
         np.testing.assert_allclose(feature, channels_last(stage), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", DISTINCT)
-def test_gradients_and_statistics(case, tmp_path):
-    module, model, variables, images, batch = pair(case, tmp_path)
+def assert_gradients_and_statistics(module, model, variables, images, batch, tmp_path):
     labels = np.array([3, 1, 7, 0])
     loss = torch.nn.functional.cross_entropy(module.train()(batch)[0], torch.tensor(labels))
     loss.backward()

@@ -1,15 +1,16 @@
 """PyTorch weights in and out: every model of the registry, misfits, heads."""
 
+import functools
+
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
 
 from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
-from resnet_jax.models.registry import create_model, list_models, model_options
+from resnet_jax.models.registry import create_model, list_models, model_options, variable_shapes
 from resnet_jax.weights import torch_names
 from resnet_jax.weights.load import import_torch, load_model
 from resnet_jax.weights.torch_files import TorchFile, write_safetensors
@@ -32,18 +33,24 @@ def small(name, **options):
     return create_model(name, **options)
 
 
+@functools.cache
+def shapes_of(model, image_shape):
+    return variable_shapes(model, image_shape)
+
+
 @pytest.fixture(autouse=True)
 def narrow_classifiers(monkeypatch):
+    shapes = lambda model, shape: jax.tree.map(lambda leaf: leaf, shapes_of(model, tuple(shape)))  # noqa: E731
+    monkeypatch.setattr("resnet_jax.weights.torch_weights.variable_shapes", shapes)
     monkeypatch.setitem(vgg.CLASSIFIERS, "imagenet", (7, (6, 5)))
     monkeypatch.setitem(vgg.CLASSIFIERS, "transfer", (7, (6, 5, 4)))
 
 
 def random_variables(model, size=32):
     """Variables of random numbers, as NumPy arrays; nothing is compiled."""
-    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), images)
     rng = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    draw = lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype)  # noqa: E731
+    return jax.tree.map(draw, shapes_of(model, (size, size, 3)))
 
 
 def saved(path, model, change=lambda tensors: tensors):
@@ -246,9 +253,10 @@ def test_heads(tmp_path, name, options):
     new = params.pop("head")
     assert new["kernel"].shape[-1] == 5
     assert_same_bits(params, trunk)
-    assert_same_bits(import_torch(path, other, "fit", seed=1)["params"]["head"], new)
-    third = import_torch(path, other, "fit", seed=2)["params"]["head"]
-    assert not np.array_equal(new["kernel"], third["kernel"])
+    if name == "cnn":  # the rest is the same for all
+        assert_same_bits(import_torch(path, other, "fit", seed=1)["params"]["head"], new)
+        third = import_torch(path, other, "fit", seed=2)["params"]["head"]
+        assert not np.array_equal(new["kernel"], third["kernel"])
     same = small(name, num_classes=7, **options)
     assert_same_bits(import_torch(path, same, "fit")["params"]["head"], head)
     bare = small(name, num_classes=0, **options)
@@ -282,10 +290,11 @@ def test_load_model_finds_what_the_file_is_for(tmp_path, name, options):
     model, loaded = load_model(name, weights=path, **SMALL)
     assert model == small(name, num_classes=7, **options)
     assert_same_bits(loaded, variables)
-    model, loaded = load_model(name, 3, weights=path, **SMALL)
-    assert loaded["params"]["head"]["bias"].shape == (3,)
-    model, loaded = load_model(name, 0, weights=path, **SMALL)
-    assert "head" not in loaded["params"]
+    if options == {"stem": "imagenet"}:
+        model, loaded = load_model(name, 3, weights=path, **SMALL)
+        assert loaded["params"]["head"]["bias"].shape == (3,)
+        model, loaded = load_model(name, 0, weights=path, **SMALL)
+        assert "head" not in loaded["params"]
 
 
 def test_a_vit_takes_the_size_of_the_positions(tmp_path):

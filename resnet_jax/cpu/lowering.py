@@ -4,9 +4,8 @@ JAX traces, differentiates and batches the primitive as ever. Programs for sever
 calls XLA can't split, and those for export keep what they have.
 """
 
-import contextlib
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -44,20 +43,6 @@ def replace(primitive: Primitive, choose: Choose) -> None:
 
     _usual.setdefault(primitive, _OF_CPU.get(primitive))
     mlir.register_lowering(primitive, lower, platform="cpu")
-
-
-@contextlib.contextmanager
-def withdrawn() -> Iterator[None]:
-    """Programs that are lowered meanwhile have JAX's own lowerings.
-
-    One for several platforms would hold what has a lowering of the CPU's own twice.
-    """
-    ours = {primitive: _OF_CPU.pop(primitive) for primitive in _usual}
-    _OF_CPU.update({primitive: rule for primitive, rule in _usual.items() if rule})
-    try:
-        yield
-    finally:
-        _OF_CPU.update(ours)
 
 
 def usual_lowering(primitive: Primitive) -> Callable[..., Any]:

@@ -2,13 +2,13 @@
 // of them a team: all of these would wait for work on the same few cores.
 #pragma once
 #include <omp.h>
-#include <unistd.h>
 
 #include <atomic>
 #include <condition_variable>
 #include <deque>
 #include <functional>
 #include <future>
+#include <memory>
 #include <mutex>
 #include <new>
 #include <thread>
@@ -30,24 +30,14 @@ class Team {
  private:
   using Job = std::packaged_task<void()>;
 
-  // A team is never destroyed: its thread sleeps until the process ends. A fork takes only the thread
-  // that forked along, so the child makes a team of its own.
+  // It is never destroyed: its thread sleeps until the process ends.
   static Team* Get() {
-    static std::atomic<Team*> team{nullptr};
-    Team* there = team;
-    if (there && there->process_ == getpid()) return there;
-    Team* made = new Team;
-    if (team.compare_exchange_strong(there, made)) {
-      try {
-        std::thread([made] { made->Work(); }).detach();
-      } catch (...) {
-        team = nullptr;  // not freed: another thread may hold it
-        throw;
-      }
-      return made;
-    }
-    delete made;  // another thread was quicker
-    return there;
+    static Team* const team = [] {
+      auto made = std::make_unique<Team>();
+      std::thread([it = made.get()] { it->Work(); }).detach();
+      return made.release();
+    }();
+    return team;
   }
 
   void Add(Job job) {
@@ -69,7 +59,6 @@ class Team {
   }
 
   inline static std::atomic<int> size_{1};
-  const pid_t process_ = getpid();
   std::mutex mutex_;
   std::condition_variable wanted_;
   std::deque<Job> jobs_;
@@ -83,7 +72,8 @@ xla::ffi::Error Guarded(F work) {
     work();
     return Error::Success();
   } catch (const std::bad_alloc&) {
-    return Error(xla::ffi::ErrorCode::kResourceExhausted, "there is no memory for a call of oneDNN or a norm");
+    return Error(xla::ffi::ErrorCode::kResourceExhausted,
+                 "there is no memory for a call of oneDNN or a norm");
   } catch (const std::exception& error) {
     return Error::Internal(error.what());
   }

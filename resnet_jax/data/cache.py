@@ -98,7 +98,10 @@ def remembered(key: str, find: Callable[[], Any]) -> Any:
       key: identifies the result, with the state of the files that it was found in.
       find: returns a value that JSON holds; tuples come back as lists.
     """
-    file = default_cache_dir() / _FOUND / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    try:
+        file = default_cache_dir() / _FOUND / f"{hashlib.sha256(key.encode()).hexdigest()}.json"
+    except UserError:  # there is no home
+        return find()
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text())
     found = find()

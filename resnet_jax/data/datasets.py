@@ -195,12 +195,15 @@ def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...
     Args:
       images: uint8 `[images, height, width, channels]`.
     """
-    levels = np.arange(256) / 255
-    shares = [np.bincount(pixels.ravel(), minlength=256) / pixels.size for pixels in images.T]
-    mean = [float(share @ levels) for share in shares]
-    squares = [float(share @ levels**2) for share in shares]
-    std = [max(s - m**2, 0.0) ** 0.5 for m, s in zip(mean, squares, strict=True)]
-    return tuple(mean), tuple(std)
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), 256):  # bincount makes int64 of what it counts
+        for count, pixels in zip(counts, images[start : start + 256].T, strict=True):
+            count += np.bincount(pixels.ravel(), minlength=256)
+    # In whole numbers, so that every machine finds the same bits: a run on another is refused.
+    levels, size = np.arange(256), images.size // images.shape[-1]
+    sums = [(int(count @ levels), int(count @ levels**2)) for count in counts]
+    std = [(squares * size - total**2) ** 0.5 / (255 * size) for total, squares in sums]
+    return tuple(total / (255 * size) for total, _ in sums), tuple(std)
 
 
 def count_labels(labels: Any, num_classes: int) -> tuple[int, ...]:
@@ -332,8 +335,6 @@ def set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarra
 
 def _val_counts(counts: Sequence[int], fraction: float) -> list[int]:
     """Returns how many images of each class are set aside."""
-    if not 0 <= fraction < 1:
-        raise UserError(f"config field data.val_fraction must be in [0, 1), not {fraction}")
     val = [round(fraction * count) for count in counts]
     if fraction > 0 and sum(val) == 0:
         raise UserError(

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -101,20 +101,30 @@ def _files(place: Path, class_names: Sequence[str]) -> Files:
         )
     found: Files = []
     for label, name in enumerate(class_names):
-        found += [(file, label) for file in sorted(_below(place / name))]
+        paths = below(str(place / name), _refuse)
+        found += [(file, label) for file in sorted(map(Path, paths))]
     return found
 
 
-def _below(place: Path) -> Iterator[Path]:
-    """Yields the image files below a folder, through links too, but each folder once."""
+def _refuse(error: OSError) -> None:
+    raise error
+
+
+def below(place: str, on_error: Callable[[OSError], None]) -> Iterator[str]:
+    """Yields the image files below a folder, through links too, but each folder once.
+
+    Args:
+      place: the folder.
+      on_error: called with the error of a folder that can't be read; it may raise it.
+    """
     seen = set[str]()
-    for at, folders, names in os.walk(place, followlinks=True):
+    for at, folders, names in os.walk(place, onerror=on_error, followlinks=True):
         folders.sort()  # in an order that no file system varies
         if (real := os.path.realpath(at)) in seen:
             folders.clear()
             continue
         seen.add(real)
-        yield from (Path(at, name) for name in names if name.lower().endswith(SUFFIXES))
+        yield from (os.path.join(at, n) for n in sorted(names) if n.lower().endswith(SUFFIXES))
 
 
 def _unreadable(files: Files) -> set[int]:

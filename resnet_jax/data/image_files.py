@@ -5,13 +5,13 @@ import contextlib
 import io
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, is_passing
 
 # Threads read images, and none of them can ignore warnings for itself.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -61,9 +61,7 @@ def read(paths: Sequence[File], shape: tuple[int, int, int]) -> np.ndarray:
     def fill(index: int) -> None:
         images[index] = read_one(paths[index], shape)
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(fill, range(len(paths))):
-            pass
+    _each(fill, range(len(paths)))
     return images
 
 
@@ -107,12 +105,21 @@ def unreadable(paths: Sequence[File]) -> list[int]:
     def is_readable(path: File) -> bool:
         try:
             read_one(path, (8, 8, 3))
-        except UserError:
+        except UserError as error:
+            if is_passing(error.__cause__):
+                raise
             return False
         return True
 
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        return [i for i, is_fine in enumerate(pool.map(is_readable, paths)) if not is_fine]
+    return [i for i, is_fine in enumerate(_each(is_readable, paths)) if not is_fine]
+
+
+def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """Returns what a function makes of each item, by as many threads as there are cores to use."""
+    from resnet_jax.platform import num_threads  # it brings jax, which no download needs
+
+    with concurrent.futures.ThreadPoolExecutor(num_threads()) as pool:
+        return list(pool.map(function, items))
 
 
 def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:

@@ -125,12 +125,15 @@ class _Readers:
         return originals.read(self.batches), f"cache {self._root}"
 
     def read_tfds(self) -> tuple[Batches, str]:
+        problem = Unavailable("no copy is prepared in the array_record format")
         for data_dir in (cifar10_tfds.default_data_dir(), self._root / "tensorflow_datasets"):
             if cifar10_tfds.is_prepared(data_dir):
-                return cifar10_tfds.read(
-                    data_dir
-                ), f"tensorflow-datasets in {cifar10_tfds.prepared_dir(data_dir)}"
-        raise Unavailable("no copy is prepared in the array_record format")
+                phrase = f"tensorflow-datasets in {cifar10_tfds.prepared_dir(data_dir)}"
+                try:
+                    return cifar10_tfds.read(data_dir), phrase
+                except Unavailable as error:
+                    problem = error
+        raise problem
 
     def read_new_tfds(self) -> tuple[Batches, str]:
         data_dir = self._root / "tensorflow_datasets"

@@ -70,6 +70,8 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
             lambda: {part: [int(r[label]) for r in split] for part, split in records.items()},
         )
         if min(found["test"], default=0) < 0:  # those of ImageNet were never published
+            if "val" not in found:
+                raise UserError("config field data.name: its test labels were never published")
             found["test"], records["test"] = found.pop("val"), records.pop("val")
         names = features[label].names
     labels = {part: np.array(of_part, np.int32) for part, of_part in found.items()}
@@ -135,15 +137,17 @@ def _splits(builder: Any) -> list[tuple[str, str]]:
     found = [(ours, theirs) for ours, theirs in pairs if theirs in there]
     if [ours for ours, _ in found] == ["train", "val"]:  # its test labels were never published
         return [("train", "train"), ("test", "validation")]
-    if len(found) < 2:
-        raise UserError(f"config field data.name: it has the splits {', '.join(there)}, no test")
+    if lacking := {"train", "test"} - dict(found).keys():
+        names = f"{', '.join(there)}, no {' and no '.join(sorted(lacking))}"
+        raise UserError(f"config field data.name: it has the splits {names}")
     return found
 
 
 def _image_shape(shape: tuple[int | None, ...], size: int) -> tuple[int, int, int]:
     height, width, channels = shape
+    channels = 1 if channels == 1 else 3  # transparent pixels are shown on white
     if size:
-        return size, size, channels or 3
+        return size, size, channels
     if height is None or width is None:
         raise sizes_differ()
-    return height, width, channels or 3
+    return height, width, channels

@@ -3,6 +3,7 @@
 import contextlib
 import os
 
+from resnet_jax.config.load import selects
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
@@ -57,6 +58,10 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
     """
     dataset = load_dataset(task.config.data, print, progress)
     if dataset.info.digest != task.info.digest:
+        if dataset.info.name == task.info.name:
+            raise UserError(
+                f"the images of {task.info.name!r} have changed since the run was trained"
+            )
         raise UserError(
             f"the run was trained on {task.info.name!r}, which its config does not name; give "
             "these images as `dataset`, from Python"
@@ -65,10 +70,13 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
 
 
 def print_scores(workdir: str) -> None:
-    """Prints the scores of a run's newest and best checkpoints."""
-    for which in ("newest", "best"):
+    """Prints the scores of a run's newest checkpoint, and of the best one where it chose any."""
+    task, _ = restore(workdir, "newest")
+    dataset = None
+    for which in ("newest", "best") if selects(task.config) else ("newest",):
         with contextlib.closing(Terminal()) as terminal:
-            score = evaluate_run(workdir, which, progress=terminal.bar)
+            dataset = dataset or load_run_dataset(task, terminal.bar)
+            score = evaluate_run(workdir, which, dataset=dataset, progress=terminal.bar)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
             f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"

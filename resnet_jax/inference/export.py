@@ -2,13 +2,15 @@
 
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
-from resnet_jax.cpu import lowering
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.files import write_atomically
 from resnet_jax.inference.model_card import complete_folder
@@ -99,8 +101,7 @@ def program(network: Network, variables: Tree, image_shape: Sequence[int]) -> by
 
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
-    with lowering.withdrawn():
-        exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
+    exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
     try:
         return bytes(exported.serialize())
     except ModuleNotFoundError as error:
@@ -166,7 +167,7 @@ def _describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsIn
     return WeightsInfo(
         model=config.model.name,
         options=config.model.options.to_dict(),
-        dataset=_short(info.name),
+        dataset=_short(_without_folders(info.name)),
         image_shape=info.image_shape,
         image_size=config.data.image_size,
         class_names=tuple(map(_short, all_class_names(info.class_names, config.model.num_classes))),
@@ -174,9 +175,23 @@ def _describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsIn
         std=config.data.std,
         test_time_augmentation=config.evaluate.test_time_augmentation,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.variables()["params"])),
-        provenance=provenance | {"seed": config.seed, "config": config.to_dict()},
+        provenance=provenance | {"seed": config.seed, "config": _told(config)},
         test_accuracy=_test_accuracy(workdir, task, int(state.step)),
     )
+
+
+def _told(config: ConfigDict) -> dict[str, Any]:
+    """Returns a config without the folders of this machine."""
+    told: dict[str, Any] = config.to_dict()
+    told["data"] |= {"dir": "", "name": _without_folders(config.data.name)}
+    if not hub.is_address(config.init.weights):
+        told["init"]["weights"] = os.path.basename(config.init.weights.rstrip("/"))
+    return told
+
+
+def _without_folders(name: str) -> str:
+    """Returns the name of a dataset without the folders that its own folder or file is in."""
+    return name if name.startswith("tfds:") else re.sub("[^:]*/", "", name.rstrip("/"))
 
 
 def _test_accuracy(workdir: pathlib.Path, task: Task, step: int) -> float | None:

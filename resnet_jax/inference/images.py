@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.data import image_files
-from resnet_jax.data.folders import SUFFIXES
+from resnet_jax.data.folders import below
 from resnet_jax.errors import UserError
 from resnet_jax.platform import num_threads
 
@@ -99,11 +99,7 @@ def _search(folder: str, on_bad_image: OnBadImage) -> Iterator[_Image]:
     def refuse(error: OSError) -> None:
         on_bad_image(UserError(f"folder {error.filename} can't be read: {error.strerror}"))
 
-    for place, folders, files in os.walk(folder, onerror=refuse):
-        folders.sort()
-        for file in sorted(files):
-            if file.lower().endswith(SUFFIXES):
-                yield os.path.join(place, file)
+    yield from below(folder, refuse)
 
 
 def _standard_input(on_bad_image: OnBadImage) -> Iterator[_Image]:

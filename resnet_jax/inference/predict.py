@@ -85,7 +85,12 @@ class Classifier:
           variables: its parameters and statistics.
           class_names: a name for each logit.
           image_shape: height, width and channels that images are brought to.
+
+        Raises:
+          UserError: if these channels are neither grey nor RGB.
         """
+        if image_shape[-1] not in (1, 3):
+            raise UserError(f"the model takes {image_shape[-1]} channels, which no image file has")
         devices = Devices()
         self.network, self.variables = network, devices.put(variables)
         self.class_names, self._shape = class_names, image_shape

@@ -117,11 +117,10 @@ def _primitive(name: str, function: Callable[..., Sequence[jax.Array]]) -> Primi
 
     @functools.partial(jax.jit, static_argnames="params")
     def run(*args: jax.Array, params: tuple[tuple[str, Any], ...]) -> Sequence[jax.Array]:
-        return primitive.bind(*args, **dict(params))
+        return function(*args, **dict(params))
 
-    def shapes(*args: Any, **params: Any) -> list[jax.core.ShapedArray]:
-        results = jax.eval_shape(functools.partial(function, **params), *args)
-        return [jax.core.ShapedArray(result.shape, result.dtype) for result in results]
+    def shapes(x: Any, scale: Any, *_: Any, shortcut: bool = False, **__: Any) -> list[Any]:
+        return [x, scale, scale, *([x] if shortcut else [])]
 
     def jvp(primals: Any, tangents: Any, **params: Any) -> Any:
         tangents = tuple(map(ad.instantiate_zeros, tangents))
@@ -175,7 +174,7 @@ class BatchNorm(nn.Module):
 
     A batch is normalised with its biased variance; the running variance is updated with the
     unbiased one, as PyTorch does. Statistics are float32 whatever the inputs are. Under `jit` over
-    a sharded mesh they are those of the global batch.
+    a sharded mesh they are those of the global batch, in a `shard_map` of each device's share.
 
     Params: `scale`, `bias`. Collection `batch_stats`: `mean`, `var`, float32.
 
@@ -228,7 +227,10 @@ class BatchNorm(nn.Module):
         if train:
             relu = activation is nn.relu
             fused = (shortcut.astype(dtype),) if relu and shortcut is not None else ()
-            norm = functools.partial(normalize_p.bind, epsilon=self.epsilon, relu=relu)
+            # Of what differs between the devices of a shard_map a primitive would not tell.
+            varies = any(getattr(jax.typeof(a), "vma", ()) for a in (x, scale, bias, *fused))
+            function = normalize if varies else normalize_p.bind
+            norm = functools.partial(function, epsilon=self.epsilon, relu=relu)
             size, count = self.virtual_batch_size, x.size // x.shape[-1]
             if size and x.shape[0] % size == 0:
                 count = count // x.shape[0] * size

@@ -131,6 +131,8 @@ def model_options(name: str) -> dict[str, Any]:
 def create_model(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """Returns a Flax module by its registry name; see `resnet_jax.load_model` for its weights.
 
+    `resnet_v1` and `resnet_v2` are one report's names for two networks, not styles of blocks.
+
     Args:
       name: a name of `list_models()`.
       num_classes: number of logits; 0: no head.

@@ -165,6 +165,8 @@ def find(
     task, state = restore(workdir, "best")
     variables = state.variables()
     filters = _first_filters(run, variables)
+    if not run.config.evaluate.score_test:
+        return None, filters, "evaluate.score_test is False: the test set is left alone"
     try:
         test = (dataset or load_run_dataset(task)).test
     except UserError as error:

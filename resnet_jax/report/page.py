@@ -1,5 +1,6 @@
 """The page of a run, or of several: one HTML file without network, and its figures as PNG."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -10,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from resnet_jax.config.load import changes, default_config
+from resnet_jax.config.load import changes, default_config, selects
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.errors import UserError, unwritable
 from resnet_jax.files import write_atomically
@@ -42,6 +43,11 @@ def write_report(
       UserError: if there is no run or no checkpoint that can be used, or the page can't be written.
     """
     runs = [findings.read(workdir) for workdir in workdirs]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [
+            dataclasses.replace(run, name=os.fspath(workdir))
+            for run, workdir in zip(runs, workdirs, strict=True)
+        ]
     first = runs[0]
     tested, filters, problem = findings.find(first, workdirs[0], dataset)
     folder = pathlib.Path(workdirs[0]) / FOLDER
@@ -93,6 +99,7 @@ def _render(
         run=first,
         runs=runs,
         results=_results(first),
+        which="best" if selects(first.config) else "last",
         tested=tested,
         problem=problem,
         drawn=drawn,

@@ -177,7 +177,8 @@ def picture_grid(pictures: Pictures, columns: int = 5) -> Figure:
     for index, (image, title) in enumerate(zip(*pictures, strict=True), start=1):
         axes = figure.add_subplot(rows, columns, index)
         step = -(-max(image.shape[:2]) // _MOST_PIXELS)
-        axes.imshow(image[::step, ::step].squeeze(), "gray", interpolation="none")
+        shown = image if image.shape[-1] in (1, 3, 4) else image[..., :1]
+        axes.imshow(shown[::step, ::step], "gray", interpolation="none")
         axes.set_title(title, fontsize=8)
         axes.axis("off")
     return figure
@@ -210,6 +211,8 @@ def _line(
     axes: Axes, records: Sequence[dict[str, Any]], name: str, label: str, **look: Any
 ) -> None:
     records = records[:: max(1, len(records) // _MOST_POINTS)]
+    if len(records) == 1:
+        look.setdefault("marker", "o")  # a line needs two
     if records:
         epochs = [record["epoch"] for record in records]
         axes.plot(epochs, [record.get(name, np.nan) for record in records], label=label, **look)

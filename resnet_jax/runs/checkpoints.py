@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from resnet_jax.errors import UserError, unwritable
+from resnet_jax.errors import UserError, is_passing, unwritable
 from resnet_jax.runs.records import is_number
 from resnet_jax.trees import mismatch, named_leaves, with_leaves
 
@@ -34,9 +34,6 @@ _ITEMS = frozenset({"state", _RUN, "digests"})
 _TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of what orbax has not finished
 _FILES = frozenset({"_CHECKPOINT_METADATA", "commit_success.txt"})  # orbax's own
 _SPARE_BYTES = 2**20  # for what surrounds the arrays of a checkpoint
-
-# Errors that say nothing of what is on disk.
-_PASSING = (errno.EIO, errno.ESTALE, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 class DamagedError(Exception):
@@ -193,8 +190,7 @@ class Checkpoints:
             try:
                 state = self.restore(template, step)
             except DamagedError as error:
-                cause = str(error.__cause__)
-                if any(os.strerror(number) in cause for number in _PASSING):
+                if is_passing(error.__cause__):
                     where = f"checkpoint {step} in {self.directory}"
                     raise UserError(f"{where}: {error}; the same command tries again") from error
                 self.notify(f"checkpoint {step} is damaged: {error}; trying the next older one")

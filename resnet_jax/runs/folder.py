@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import importlib.metadata
 import json
 import os
@@ -224,8 +225,9 @@ def starts(folder: pathlib.Path) -> list[dict[str, Any]]:
     return found
 
 
+@functools.cache
 def _commit() -> str | None:
-    """Returns the commit of the checkout that this package runs from; None without one."""
+    """Returns the commit of the checkout that this package was imported from; None without one."""
     here = pathlib.Path(__file__)
     git = ["git", "-C", str(here.parent)]
     ours = [*git, "ls-files", "--error-unmatch", here.name]  # it may be installed in another's

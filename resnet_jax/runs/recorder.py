@@ -156,16 +156,12 @@ class Recorder:
         found = (r for r in self._history.records if wanted.items() <= r.items())
         return next(found, None)
 
-    def accuracies(self) -> list[float]:
-        """Returns the accuracies on the split that is scored, oldest first, percent."""
-        return [accuracy for _, accuracy in self.scores]
-
     def exhausted(self) -> bool:
         """Returns whether the last `patience` scores brought no new best."""
-        patience, accuracies = self._config.evaluate.patience, self.accuracies()
-        if not patience or len(accuracies) <= patience:
+        patience, best = self._config.evaluate.patience, self.best()
+        if not patience or best is None:
             return False
-        return max(accuracies[-patience:]) <= max(accuracies[:-patience])
+        return len(self.scores) - self.scores.index(best) > patience
 
     def close(self) -> None:
         """Closes the files."""

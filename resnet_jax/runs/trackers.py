@@ -33,7 +33,8 @@ class WandB:
         """Begins the run."""
         wandb = _imported("wandb")
         place = {"project": PROJECT, "group": folder.name, "dir": str(folder)}
-        self._run = wandb.init(config=config.to_dict(), **place)
+        # Trials side by side have a run each, and a caller's own goes on.
+        self._run = wandb.init(config=config.to_dict(), reinit="create_new", **place)
 
     def record(self, record: Record) -> None:
         """Logs the numbers of a record."""
@@ -52,11 +53,21 @@ class MLflow:
         mlflow = _imported("mlflow")
         uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder.resolve()}/mlflow.db"
         self._client = mlflow.MlflowClient(uri)
-        known = self._client.get_experiment_by_name(PROJECT)
-        experiment = known.experiment_id if known else self._client.create_experiment(PROJECT)
+        experiment = self._experiment()
         self._id = self._client.create_run(experiment, run_name=folder.name).info.run_id
         for field, value in flatten(config).items():
             self._client.log_param(self._id, field, value)
+
+    def _experiment(self) -> str:
+        """Returns the id of the project's experiment, which another process may have made."""
+        try:
+            made: str = self._client.create_experiment(PROJECT)
+        except Exception:
+            known = self._client.get_experiment_by_name(PROJECT)
+            if known is None:
+                raise
+            made = known.experiment_id
+        return made
 
     def record(self, record: Record) -> None:
         """Logs the numbers of a record."""

@@ -57,8 +57,7 @@ class Search:
             checked(f"config group {name}", dict, given.get(name))
         fields = {f"search.{name}": value for name, value in given["search"].items()}
         for path in fields:
-            if path not in SEARCH_FIELDS:
-                raise unknown("config field", path, SEARCH_FIELDS)
+            config_lib.check_search_field(path)
         values = {
             path.removeprefix("search."): checked(
                 f"config field {path}", field.hint, fields.get(path, field.default)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TextIO
 
+import jax
 from ml_collections import ConfigDict
 
 from resnet_jax.data.datasets import Dataset
@@ -14,7 +15,7 @@ from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import Interrupted, TrainingFailed, UserError, pip_line
 from resnet_jax.inference.evaluate import evaluate_run
-from resnet_jax.platform import memory_errors
+from resnet_jax.platform import compute_dtype, memory_errors
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs import records
 from resnet_jax.runs.terminal import Board, Row, Terminal
@@ -24,8 +25,10 @@ from resnet_jax.search.settings import Search
 from resnet_jax.search.space import configured
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, ranked
+from resnet_jax.training.devices import Devices
 from resnet_jax.training.loop import Signals, training
 from resnet_jax.training.side_by_side import Training, train_side_by_side
+from resnet_jax.training.task import create_task
 
 _POLL_SECONDS = 1.0
 
@@ -129,19 +132,23 @@ def _trial(
         trial.curve.append([row["epoch"], row["score"]])
         study.write(trial)
         board.show(lambda: _progress(study))
-        if row["step"] < row["num_steps"] and study.is_beaten(trial):
+        # Within an epoch it would be compared with whole ones of others.
+        is_whole = row["step"] * row["num_epochs"] == row["epoch"] * row["num_steps"]
+        if is_whole and row["step"] < row["num_steps"] and study.is_beaten(trial):
             raise _Pruned
 
     varying = {axis.path for axis in study.search.axes if axis.varies}
     values = [f"{path}={value}" for path, value in trial.point.items() if path in varying]
     board.note(f"trial {trial.number}: {', '.join([*values, f'seed={trial.seed}'])}")
     board.show(lambda: _progress(study))
-    folder = study.folder(trial)
+    folder, start = study.folder(trial), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as stream:
         output = _Output(config.evaluate.split, stream, scored)
         trial.state, trial.why = yield from _train(config, folder, output, received, dataset)
     _complete(trial, config, folder, study.search.settings.metric)
+    if trial.state == FAILED:  # before its first record too: a budget of hours has to end
+        trial.seconds = max(trial.seconds, time.monotonic() - start)
     if trial.score is None and trial.state == DONE:
         raise UserError(f"{folder / folders.METRICS} is damaged; remove that folder's checkpoints")
     study.end(trial)
@@ -158,6 +165,13 @@ def _train(
     dataset: Dataset | None,
 ) -> Training[tuple[str, str]]:
     """Trains a trial; returns its state, and why it failed."""
+    config.model.dtype = compute_dtype(config.model.dtype)
+    info = (dataset.opened() if dataset else open_dataset(config.data)).info
+    try:  # what only data and devices tell of a point
+        Devices(jax.devices()).check_batch_size(config.batch_size)
+        create_task(config, info)
+    except UserError as error:
+        return FAILED, str(error)
     try:
         # What a group has too little memory for, each of its trials may have enough for.
         with memory_errors() if dataset is None else contextlib.nullcontext():

@@ -163,11 +163,11 @@ class Trainer:
         hyperparameters: dict[str, float],
         seed: int,
     ) -> Tree:
-        """Returns the gradients of the step that follows `state`, for histograms.
+        """Returns the gradients at a state, with the randomness of its next step, for histograms.
 
         Args:
           state: the state, which is kept.
-          examples: the training images, on the devices, or the batch of that step.
+          examples: the training images, on the devices, or a batch of them.
           indices: int32 `[batch]`.
           epoch: the epoch.
           hyperparameters: see `resnet_jax.training.hyperparameters`.

@@ -71,20 +71,24 @@ class Watch:
         self._notify(f"{what}; the step is skipped ({self._skipped:,} of {self._limit:,} allowed)")
 
 
-def stopped(checkpoints: Checkpoints, problem: str, state: TrainState) -> TrainingFailed:
+def stopped(
+    checkpoints: Checkpoints, problem: str, state: TrainState, on_nan: str
+) -> TrainingFailed:
     """Returns the error that stops a run before a state that is not finite is saved.
 
     Args:
       checkpoints: those of the run, which are written first.
       problem: a phrase that says why.
       state: the state.
+      on_nan: what the config says.
     """
     checkpoints.wait()
     steps, leaf = checkpoints.steps(), not_finite(state)
     found = f" (in the state, first {leaf})" if leaf else ""
     last = f"step {steps[0]:,}" if steps else "none"
     saved = f"; last good checkpoint: {last}" if hosts.is_first() else ""  # others have none
+    skip = ", on_nan='skip'" if on_nan == "stop" else ""
     return TrainingFailed(
         f"{problem}{found}{saved}; lower optimizer.learning_rate, or set "
-        "optimizer.gradient_clip, schedule.warmup_epochs or on_nan='skip'"
+        f"schedule.warmup_epochs{skip} or optimizer.gradient_clip"
     )

@@ -3,7 +3,7 @@
 Their names are the paths of their fields. Trainings that differ only in them share a program.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -14,13 +14,13 @@ from resnet_jax.training.optimizers import Optimizer, create_optimizer
 
 _FIELDS = ("loss.label_smoothing", "optimizer.ema_decay", *(f"augment.{s}" for s in STRENGTHS))
 
-# What no program depends on but by the shapes of its arguments, and what only training depends on.
-# What is missing here costs a compilation more.
+# What no program depends on but by the shapes of its arguments, what all the same does, and what
+# only training depends on. What is missing here costs a compilation more.
 _OUTSIDE = (
-    *("seed", "num_epochs", "batch_size", "data.shuffle", "data.drop_last", "data.split_seed"),
-    *("schedule.", "checkpoint.", "log.", "evaluate.every_", "evaluate.patience"),
-    "evaluate.score_test",
+    *("seed", "num_epochs", "batch_size", "on_nan_limit", "reported_accuracy", "init.weights"),
+    *("data.", "evaluate.", "schedule.", "checkpoint.", "log."),
 )
+_INSIDE = ("data.image_size", "data.mean", "data.std", "evaluate.test_time_augmentation")
 _TRAINING = ("optimizer.", "loss.", "augment.")
 # What steers a training from outside of its program.
 _STEERING = ("seed", "schedule.", "data.shuffle")
@@ -38,7 +38,7 @@ def structure(config: ConfigDict, numbers: Iterable[str] | None) -> str:
       numbers: the paths of the fields that are arguments of the program; None: it does not train.
     """
     outside = _OUTSIDE if numbers is not None else (*_OUTSIDE, *_TRAINING)
-    return _without(config, numbers or (), outside)
+    return _without(config, numbers or (), outside, _INSIDE)
 
 
 def shape(config: ConfigDict) -> str:
@@ -50,9 +50,16 @@ def shape(config: ConfigDict) -> str:
     return _without(config, numbers, _STEERING)
 
 
-def _without(config: ConfigDict, numbers: Iterable[str], outside: tuple[str, ...]) -> str:
-    names, fields = sorted(numbers), sorted(leaves(config).items())
-    return repr((names, [f for f in fields if f[0] not in names and not f[0].startswith(outside)]))
+def _without(
+    config: ConfigDict, numbers: Iterable[str], outside: tuple[str, ...], but: Sequence[str] = ()
+) -> str:
+    names = sorted(numbers)
+    fields = {
+        path: value
+        for path, value in sorted(leaves(config).items())
+        if path not in names and (path in but or not path.startswith(outside))
+    }
+    return repr((names, fields))
 
 
 def shared(name: str, key: Hashable, make: Callable[[], Program]) -> Program:

@@ -19,7 +19,7 @@ from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import Stream, feed, is_resident, read_now
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.platform import check_deterministic, compute_dtype
+from resnet_jax.platform import check_deterministic, compute_dtype, memory_errors
 from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -128,7 +128,7 @@ def training(
         stack.enter_context(contextlib.closing(checkpoints))
         info, newest = dataclasses.asdict(opened.info), hosts.share(checkpoints.run)
         if newest is not None:
-            check_extension(task, newest["config"].get("num_epochs"))
+            check_extension(task, newest["config"].get("num_epochs"), dict(newest["scores"]))
         folders.begin(folder, config, info, newest, terminal.note, images)
         dataset = opened.load(terminal.note, terminal.bar)
         state, saved = starting_point(task, folder, checkpoints, terminal)
@@ -176,10 +176,11 @@ def _begin(
     if stage:
         terminal.note(f"applying the frozen stages, up to {stage}, to all images")
         variables = {"params": state.params, "batch_stats": state.batch_stats}
-        data = {
-            name: cache_features(network, variables, part, devices, terminal.bar)
-            for name, part in data.items()
-        }
+        with memory_errors("lower data.image_size, or set init.cached_stage=0"):
+            data = {
+                name: cache_features(network, variables, part, devices, terminal.bar)
+                for name, part in data.items()
+            }
         network = dataclasses.replace(network, stage=stage)
     trainer = Trainer(network, task.optimizer, devices, task.agenda.steps_per_epoch, data["train"])
     start, stop = int(state.step), task.agenda.total_steps
@@ -201,9 +202,11 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
     """
     task, recorder, checkpoints = run.task, run.recorder, run.checkpoints
     config, agenda, stop = task.config, task.agenda, hosts.Stop(signals)
-    watch = Watch(
-        config, int(state.skipped), checkpoints.notify, lambda why: stopped(checkpoints, why, state)
-    )
+
+    def failed(why: str) -> UserError:
+        return stopped(checkpoints, why, state, config.on_nan)
+
+    watch = Watch(config, int(state.skipped), checkpoints.notify, failed)
     step, metrics = int(state.step), Metrics.empty()
     while step < agenda.total_steps and not recorder.exhausted():
         epoch, position = divmod(step, agenda.steps_per_epoch)
@@ -215,8 +218,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
             step, before = first + len(indices), metrics
             numbers = rates[first:step], task.hyperparameters, config.seed
             call = state, next(run.feed), indices, epoch, *numbers
-            yield (dispatch := Dispatch(first, run.trainer, call))
-            state, metrics, told = dispatch.take()
+            state, metrics, told = yield Dispatch(first, run.trainer, call)
             checkpoints.poll()
             # Waiting for the dispatch before keeps the devices busy, and signals obeyed.
             watch.add(first, len(indices), told)
@@ -247,22 +249,23 @@ def _plateau_factor(run: _Run) -> float:
     schedule = run.task.config.schedule
     if schedule.name != "plateau":
         return 1.0
-    return plateau_factor(run.recorder.accuracies(), **schedule.options)
+    return plateau_factor([accuracy for _, accuracy in run.recorder.scores], **schedule.options)
 
 
 def _save(run: _Run, state: TrainState) -> None:
     step = int(state.step)
     if not_finite(state):
-        raise stopped(run.checkpoints, f"the state is not finite after step {step:,}", state)
+        why = f"the state is not finite after step {step:,}"
+        raise stopped(run.checkpoints, why, state, run.task.config.on_nan)
     if hosts.is_first():
         run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
 
 
-def _score(run: _Run, state: TrainState) -> Record:
+def _score(run: _Run, state: TrainState) -> None:
     start = time.monotonic()
     means = _means(run, state, run.task.config.evaluate.split)
     seconds = time.monotonic() - start
-    return run.recorder.score(int(state.step), means, state.metrics.means(), seconds)
+    run.recorder.score(int(state.step), means, state.metrics.means(), seconds)
 
 
 def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
@@ -277,12 +280,12 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     means = run.evaluator.score(*arguments).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
-        raise stopped(run.checkpoints, why, state)
+        raise stopped(run.checkpoints, why, state, run.task.config.on_nan)
     return means
 
 
 def _record_histograms(run: _Run, state: TrainState) -> None:
-    """Shows the parameters, and the gradients of the step that led to them, at these parameters."""
+    """Shows the parameters, and gradients there, by the images of the step that led to them."""
     task, step = run.task, int(state.step)
     epoch = (step - 1) // task.agenda.steps_per_epoch
     _, indices = next(task.order.dispatches(step - 1, step, 1))

@@ -48,7 +48,7 @@ def print_profile(config: ConfigDict | None, workdir: str) -> None:
     rates = np.full(len(indices), config.optimizer.learning_rate, np.float32)
     folder = pathlib.Path(workdir) / "profile"
     numbers = rates, task.hyperparameters, config.seed
-    reads = feed(train, task.order, 0, 1 + DISPATCHES)
+    reads = feed(train, [task.order[0]] * (1 + DISPATCHES), 0, 1 + DISPATCHES)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         state, _, told = trainer.train(state, next(reads), indices, 0, *numbers)

@@ -1,9 +1,9 @@
 """Trainings that go on side by side: the steps that they take next are one call of one program."""
 
 import contextlib
-import dataclasses
+import functools
 from collections.abc import Callable, Generator, Hashable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from resnet_jax.errors import Interrupted
 from resnet_jax.training.driver import Call, Taken, Trainer
@@ -11,23 +11,18 @@ from resnet_jax.training.driver import Call, Taken, Trainer
 Result = TypeVar("Result")
 
 
-@dataclasses.dataclass(eq=False)
-class Dispatch:
+class Dispatch(NamedTuple):
     """Steps that a training takes next: alone, or in one call with those of others.
 
     Attributes:
       first: number of steps taken before.
       trainer: the compiled step.
       call: the arguments of `Trainer.train`.
-      together: all whose steps are the same call; empty: it is alone.
-      taken: what came of the steps; None: they are not taken yet.
     """
 
     first: int
     trainer: Trainer
     call: Call
-    together: "Sequence[Dispatch]" = ()
-    taken: Taken | None = None
 
     @property
     def key(self) -> Hashable:
@@ -35,18 +30,8 @@ class Dispatch:
         _, examples, indices, *_ = self.call
         return self.first, self.trainer.key, id(examples), indices.shape
 
-    def take(self) -> Taken:
-        """Takes the steps, unless another one of the same call has; see `Trainer.train`."""
-        if self.taken is None:
-            together = self.together or [self]
-            found = self.trainer.train_together([dispatch.call for dispatch in together])
-            for dispatch, taken in zip(together, found, strict=True):
-                dispatch.taken = taken
-        assert self.taken is not None
-        return self.taken
 
-
-Training = Generator[Dispatch, None, Result]  # yields what it is about to take
+Training = Generator[Dispatch, Taken, Result]  # yields what is to be taken, gets what came of it
 
 
 def train_side_by_side(
@@ -71,9 +56,9 @@ def train_side_by_side(
     results: dict[int, Result] = {}
     interrupted: list[Interrupted] = []
 
-    def advance(place: int) -> None:
+    def advance(place: int, resume: Callable[[], Dispatch]) -> None:
         try:
-            waiting[place] = next(trainings[place])
+            waiting[place] = resume()
         except StopIteration as end:
             results[place] = end.value
         except Interrupted as error:
@@ -82,17 +67,21 @@ def train_side_by_side(
     with contextlib.ExitStack() as stack:
         for training in trainings:
             stack.callback(training.close)
-        for place in range(len(trainings)):
-            advance(place)
+        for place, training in enumerate(trainings):
+            advance(place, training.__next__)
         while waiting:
             between()
-            key = min(waiting.values(), key=lambda dispatch: dispatch.first).key
-            places = [place for place in waiting if waiting[place].key == key]
-            together = [waiting.pop(place) for place in places]
-            for dispatch in together:
-                dispatch.together = together
-            for place in places:
-                advance(place)
+            last = min(waiting.values(), key=lambda dispatch: dispatch.first)
+            places = [place for place in waiting if waiting[place].key == last.key]
+            calls = [waiting.pop(place).call for place in places]
+            try:
+                found = last.trainer.train_together(calls)
+            except Exception as error:  # each may have something to say of it
+                for place in places:
+                    advance(place, functools.partial(trainings[place].throw, error))
+            else:
+                for place, taken in zip(places, found, strict=True):
+                    advance(place, functools.partial(trainings[place].send, taken))
     if interrupted:
         raise interrupted[0]
     return [results[place] for place in range(len(trainings))]

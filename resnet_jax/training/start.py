@@ -66,7 +66,7 @@ def starting_point(
         if state is None:
             state = _first_state(task, terminal)
         else:
-            saved = json.dumps(checkpoints.run(int(state.step)))
+            saved = checkpoints.run(int(state.step))
             with contextlib.suppress(FileNotFoundError):
                 records = (folder / folders.METRICS).read_bytes()
         return {"state": dict(named_leaves(state)), "saved": saved, "records": records}
@@ -74,8 +74,7 @@ def starting_point(
     found = hosts.share(find)
     if found["saved"] and not hosts.is_first():
         (folder / folders.METRICS).write_bytes(found["records"])
-    saved: Run | None = json.loads(found["saved"] or "null")
-    return with_leaves(task.template, found["state"]), saved
+    return with_leaves(task.template, found["state"]), found["saved"]
 
 
 def _first_state(task: Task, terminal: Terminal) -> TrainState:

@@ -55,6 +55,21 @@ class TrainState(flax.struct.PyTreeNode):
         return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
 
 
+def moving_average(average: Tree, new: Tree, step: jax.Array, decay: jax.Array) -> Tree:
+    """Returns the exponential moving average after a step.
+
+    Args:
+      average: the average before the step.
+      new: parameters and statistics after it.
+      step: number of steps before it that were not skipped, int32 scalar.
+      decay: share of the average that is kept, float32 scalar.
+    """
+    # Until it is as long as its memory, it is the plain mean: the initial weights don't count.
+    count = step.astype(jnp.float32)
+    kept = jnp.minimum(decay, count / (count + 1))
+    return jax.tree.map(lambda a, b: a * kept + b * (1 - kept), average, new)
+
+
 def not_finite(state: TrainState) -> str:
     """Returns the path of the first leaf of a state that is not finite; empty: there is none."""
     for path, leaf in named_leaves(state):

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from resnet_jax import randomness
 from resnet_jax.data.augment import STRENGTHS, augment, normalize, resize
-from resnet_jax.training import averages, freezing
+from resnet_jax.training import freezing
 from resnet_jax.training.optimizers import Optimizer
-from resnet_jax.training.state import Metrics, TrainState, Tree
+from resnet_jax.training.state import Metrics, TrainState, Tree, moving_average
 
 Hyperparameters = Mapping[str, jax.Array]
 
@@ -132,7 +132,7 @@ def make_train_step(network: Network, optimizer: Optimizer) -> TrainStep:
         average = state.average
         if config.optimizer.ema_decay:
             decay = hyperparameters["optimizer.ema_decay"]
-            average = averages.moving_average(average, new, state.step - state.skipped, decay)
+            average = moving_average(average, new, state.step - state.skipped, decay)
         told = StepMetrics(loss, optax.tree.norm(grads))
         before = state.replace(step=state.step + 1)
         after = before.replace(

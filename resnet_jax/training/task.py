@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -123,6 +123,11 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
         config and dataset don't suit each other.
     """
     config = _completed(config, info)
+    if len(config.data.classes) not in (0, len(info.class_names)):
+        raise UserError(
+            f"config field data.classes names {len(config.data.classes)} classes but the dataset "
+            f"has {len(info.class_names)}; give one of these classes alone"
+        )
     if len(info.class_names) > config.model.num_classes:
         raise UserError(
             f"config field model.num_classes is {config.model.num_classes} but the data has "
@@ -198,6 +203,13 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
         config.init.weights = os.path.expanduser(config.init.weights)
         # A channel that never varies has no deviation to be divided by.
         config.data.std = config.data.std or tuple(std or 1.0 for std in info.std)
+    augment, channels = config.augment, info.image_shape[-1]
+    greys = augment.policy != "none" or augment.contrast or augment.saturation
+    if greys and channels not in (1, 3):
+        raise UserError(
+            "config fields augment.policy, augment.contrast and augment.saturation take images of "
+            f"1 or 3 channels, not {channels}; turn them off"
+        )
     for name in ("mean", "std"):
         if len(config.data[name]) != info.image_shape[-1]:
             raise UserError(
@@ -207,12 +219,13 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     return config
 
 
-def check_extension(task: Task, num_epochs: object) -> None:
+def check_extension(task: Task, num_epochs: object, scored: Container[int] | None = None) -> None:
     """Refuses to go on with a run that would have been another one with the new num_epochs.
 
     Args:
       task: what is asked for now.
       num_epochs: those of the run so far.
+      scored: the steps that it was scored at; None: all that were due.
 
     Raises:
       UserError: if the run would become shorter, or what has been trained would have been trained
@@ -231,7 +244,8 @@ def check_extension(task: Task, num_epochs: object) -> None:
             "depend from the first epoch on; name another --workdir"
         )
     is_steered = config.schedule.name == "plateau" or config.evaluate.patience
-    if is_steered and not (len(before) and task.agenda.score_due(len(before))):
+    was_scored = scored is None or len(before) in scored
+    if is_steered and was_scored and not (len(before) and task.agenda.score_due(len(before))):
         raise UserError(
             f"{asked}, and the run was scored at its end, which it would not have been with "
             f"evaluate.every_epochs={config.evaluate.every_epochs}; name another --workdir"

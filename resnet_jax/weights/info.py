@@ -114,6 +114,8 @@ def _from_json(value: Any) -> WeightsInfo:
     if lacking := hints.keys() - value.keys() - {"test_accuracy"}:
         raise UserError(f"it lacks {', '.join(sorted(lacking))}")
     info = WeightsInfo(**{n: checked(n, hints[n], value[n]) for n in hints if n in value})
+    if not info.class_names:
+        raise UserError("class_names is empty")
     if not len(info.mean) == len(info.std) == info.image_shape[-1]:
         raise UserError("mean and std must have a number for each channel of image_shape")
     return info

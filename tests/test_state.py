@@ -1,9 +1,9 @@
-"""Averages of the weights, against plain numbers."""
+"""The state: its moving average, against plain numbers."""
 
 import jax
 import numpy as np
 
-from resnet_jax.training.averages import moving_average
+from resnet_jax.training.state import moving_average
 
 
 def tree(value):
