@@ -16,10 +16,12 @@ from launch_local import launch
 
 from resnet_jax import hosts, main
 from resnet_jax.errors import UserError
-from resnet_jax.runs.checkpoints import Checkpoints
 
 TRAIN = [sys.executable, "-m", "resnet_jax.main"]
-CONFIG = [f"--config={tiny_run.CONFIG_FILE}", "--config.num_epochs=8"]
+CONFIG = [
+    f"--config={tiny_run.CONFIG_FILE}",
+    *("--config.num_epochs=8", "--config.evaluate.every_epochs=4"),
+]
 STREAMED = "--config.data.resident_bytes=0"
 LOST = "error: another process of this training has ended or is out of reach"
 
@@ -53,11 +55,6 @@ def ends(processes, timeout=120):
     """Returns status, standard output and standard error of each."""
     found = [process.communicate(timeout=timeout) for process in processes]
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
-
-
-def arrays(workdir):
-    checkpoints = Checkpoints(workdir / "checkpoints", 1, read_only=True)
-    return {name: a.tobytes() for name, a in checkpoints.read(checkpoints.steps()[0]).items()}
 
 
 def wait_for_checkpoint(workdir):
@@ -107,7 +104,7 @@ def test_a_signal_to_one_stops_both_and_they_resume(undisturbed, tmp_path):
         assert status == 128 + signal.SIGTERM
         assert "which is saved; the same command again resumes" in err
     resumes_to_the_end(workdir, STREAMED)
-    assert arrays(workdir) == arrays(undisturbed[0])
+    assert tiny_run.arrays(workdir) == tiny_run.arrays(undisturbed[0])
     assert tiny_run.records(workdir) == tiny_run.records(undisturbed[0])
 
 

@@ -260,19 +260,6 @@ def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
     assert err.count("\n") == 1
 
 
-def test_without_a_terminal_lines_are_plain(plain_run, tmp_path):
-    command = [sys.executable, "-m", "resnet_jax.main", f"--config={tiny_run.CONFIG_FILE}"]
-    command += [f"--workdir={tmp_path / 'run'}", "--config.num_epochs=1"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    about_onednn = r"(compiling oneDNN|convolutions are XLA's own).*\n"
-    assert re.sub(about_onednn, "", done.stderr) == ""
-    assert "\x1b" not in done.stdout
-    assert "\r" not in done.stdout
-    for start in ("device ", "model ", "data ", "run ", "final ", "best ", "again "):
-        assert f"\n{start}" in "\n" + done.stdout
-
-
 def test_in_a_terminal_the_row_in_progress_is_redrawn(tmp_path, monkeypatch):
     for name, value in {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}.items():
         monkeypatch.setenv(name, value)

@@ -1,8 +1,7 @@
 """What the command line sets for its process: determinism, memory, the cache of programs."""
 
-import hashlib
-import json
 import os
+import re
 import subprocess
 import sys
 import types
@@ -20,24 +19,17 @@ from resnet_jax.training.task import create_task
 
 FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
-# A run in a process of its own: a digest of every leaf at the end.
-RUN = """
-import json, sys, test_platform
-from resnet_jax import cpu
-
-cpu.enable()
-print(json.dumps(test_platform.digests_of_a_run(sys.argv[1])))
-"""
-
 REAL_ENABLE_CACHE = platform.enable_cache  # before the fixture of the session replaces it
 
 
-def digests_of_a_run(workdir):
-    config = tiny_run.get_config()
-    config.num_epochs = 1
-    _, state = train_and_evaluate(config, workdir)
-    leaves = tiny_run.leaves(state)
-    return {name: hashlib.sha256(leaf[2]).hexdigest() for name, leaf in leaves.items()}
+@pytest.fixture(scope="module")
+def other_process(tmp_path_factory):
+    """A training by the command line in a process of its own: what it said, and its folder."""
+    workdir = tmp_path_factory.mktemp("other") / "run"
+    command = [sys.executable, "-m", "resnet_jax.main", f"--config={tiny_run.CONFIG_FILE}"]
+    command += ["--config.num_epochs=1", f"--workdir={workdir}"]
+    environment = os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment), workdir
 
 
 @pytest.fixture
@@ -159,15 +151,23 @@ def test_a_state_too_large_for_device_or_machine_is_refused(monkeypatch, device,
     create_task(validate(config), tiny_run.sample().info)
 
 
-def test_two_runs_on_a_cpu_give_equal_bits(tmp_path, onednn):
-    path = os.pathsep.join([str(tiny_run.CONFIG_FILE.parent), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    command = [sys.executable, "-c", RUN, str(tmp_path / "other")]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+def test_two_runs_on_a_cpu_give_equal_bits(other_process, tmp_path, onednn):
+    config = tiny_run.get_config()
+    config.num_epochs = 1
+    train_and_evaluate(config, tmp_path)
+    found, own = (tiny_run.arrays(workdir) for workdir in (other_process[1], tmp_path))
+    assert found == own and len(own) > 10
+
+
+def test_without_a_terminal_lines_are_plain(other_process):
+    done, _ = other_process
     assert done.returncode == 0, done.stderr
-    found = digests_of_a_run(tmp_path / "own")
-    assert json.loads(done.stdout.splitlines()[-1]) == found
-    assert len(found) > 10
+    about_onednn = r"(compiling oneDNN|convolutions are XLA's own).*\n"
+    assert re.sub(about_onednn, "", done.stderr) == ""
+    assert "\x1b" not in done.stdout
+    assert "\r" not in done.stdout
+    for start in ("device ", "model ", "data ", "run ", "final ", "best ", "again "):
+        assert f"\n{start}" in "\n" + done.stdout
 
 
 def test_without_a_home_there_is_no_cache_and_a_line_says_so(monkeypatch):

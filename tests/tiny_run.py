@@ -1,5 +1,6 @@
 """A training of seconds: a config file with two variants, and what tests do with such runs."""
 
+import contextlib
 import json
 import pathlib
 import signal
@@ -12,6 +13,7 @@ from resnet_jax.config import choose, default_config
 from resnet_jax.config.load import validate
 from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.registry import load_dataset
+from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.recorder import Recorder
 from resnet_jax.training.devices import Devices, place_parts
 from resnet_jax.training.driver import Trainer
@@ -141,3 +143,9 @@ def leaves(state):
         jax.tree_util.keystr(path): (leaf.dtype, leaf.shape, np.asarray(leaf).tobytes())
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)
     }
+
+
+def arrays(workdir):
+    """Returns {path: bytes} of the newest checkpoint of a run."""
+    with contextlib.closing(Checkpoints(workdir / "checkpoints", 1, read_only=True)) as found:
+        return {name: a.tobytes() for name, a in found.read(found.steps()[0]).items()}

