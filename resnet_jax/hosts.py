@@ -256,7 +256,8 @@ def share(make: Callable[[], Any]) -> Any:
     """Returns in every process what the first one makes.
 
     Args:
-      make: returns dicts by texts, arrays, texts, bytes, numbers and None; called by the first.
+      make: returns dicts by texts, lists, arrays, texts, bytes, numbers and None; called by the
+        first.
     """
     if jax.process_count() == 1:
         return make()

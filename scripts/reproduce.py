@@ -32,7 +32,10 @@ from resnet_jax.runs import records as records_lib
 
 RUNS = ROOT / "runs" / "reproduce"
 # The seed has its own place; what a run shows, and where its files come from, is not what it is.
-_UNTOLD = re.compile(r"--config\.(seed|log\.\w+|data\.(dir|source|workers)|init\.weights)\b")
+_UNTOLD = re.compile(
+    r"--config\.(base\.)?(seed|log\.\w+|data\.(dir|source|workers|resident_bytes)|init\.weights|"
+    r"evaluate\.batch_size|checkpoint\.keep|on_nan_limit|steps_per_dispatch)\b"
+)
 
 
 class Spent(Exception):
@@ -227,6 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for flag in flags:
             if not flag.startswith("--config."):
                 raise UserError(f"unexpected argument {flag!r}; see --help")
+            if not _UNTOLD.match(flag):
+                raise UserError(f"{flag} would make other runs than those of the rows")
         return _execute(given, flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -146,22 +146,22 @@ def test_what_is_not_known_of_a_run_is_left_out(plain_run, tmp_path):
         bundle_weights.bundle(folder, tmp_path)
 
 
-BAD = {
-    "mean": ([0.5], "mean and std must have a number for each channel"),
-    "std": ([0.0, 1.0, 1.0], "std must be above 0"),
-    "class_names": ([], "class_names is empty"),
-    "dataset": ("\x1b[2J", r"dataset must be printable and short, not '\x1b[2J'"),
-    "model": ("resnet_smal", "did you mean resnet_small"),
-    "options": ({"stages": 1}, "unknown option of model 'resnet_small'"),
-    "image_shape": (None, "its header: it lacks image_shape"),
-    "test_accuracy": ("good", "test_accuracy takes a number"),
-    "test_time_augmentation": ("miror", "did you mean mirror"),
-}
+BAD = [
+    ("mean", [0.5], "mean and std must have a number for each channel"),
+    ("std", [0.0, 1.0, 1.0], "std must be above 0"),
+    ("class_names", ["a", "b"], "does not fit the model"),
+    ("class_names", [], "class_names is empty"),
+    ("dataset", "\x1b[2J", r"dataset must be printable and short, not '\x1b[2J'"),
+    ("model", "resnet_smal", "did you mean resnet_small"),
+    ("options", {"stages": 1}, "unknown option of model 'resnet_small'"),
+    ("image_shape", None, "its header: it lacks image_shape"),
+    ("test_accuracy", "good", "test_accuracy takes a number"),
+    ("test_time_augmentation", "miror", "did you mean mirror"),
+]
 
 
-@pytest.mark.parametrize("field", BAD)
-def test_bad_headers_are_one_line(field, exported, tmp_path, capsys):
-    value, message = BAD[field]
+@pytest.mark.parametrize(("field", "value", "message"), BAD)
+def test_bad_headers_are_one_line(field, value, message, exported, tmp_path, capsys):
     path = with_header(exported, tmp_path / "a.safetensors", **{field: value})
     assert predict(f"--weights={path}", "x.png") == 2
     err = capsys.readouterr().err

@@ -254,16 +254,17 @@ def test_a_run_is_extended_where_nothing_before_would_differ(changed, message):
     config.update_from_flattened_dict(changed)
     before, config.num_epochs = config.num_epochs, 3
     with contextlib.nullcontext() if message is None else pytest.raises(UserError, match=message):
-        check_extension(create_task(config_lib.validate(config), tiny_run.sample().info), before)
+        task = create_task(config_lib.validate(config), tiny_run.sample().info)
+        check_extension(task, before, {before * task.agenda.steps_per_epoch})
 
 
 def test_a_run_that_never_reached_its_end_was_not_scored_there():
     config = tiny_run.get_config()
     config.num_epochs, config.evaluate.every_epochs, config.evaluate.patience = 5, 3, 1
     task = create_task(config_lib.validate(config), tiny_run.sample().info)
-    check_extension(task, 2, {})
+    check_extension(task, 2, set())
     with pytest.raises(UserError, match="scored at its end"):
-        check_extension(task, 2, {2 * task.agenda.steps_per_epoch: 50.0})
+        check_extension(task, 2, {2 * task.agenda.steps_per_epoch})
 
 
 def test_other_images_are_refused_and_remembered(tmp_path):

@@ -180,3 +180,4 @@ def test_without_a_home_there_is_no_cache_and_a_line_says_so(monkeypatch):
     REAL_ENABLE_CACHE()
     with pytest.raises(UserError, match="set HOME or XDG_CACHE_HOME"):
         cache.default_cache_dir()
+    assert cache.remembered("key", lambda: [3]) == [3]

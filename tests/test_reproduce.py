@@ -130,6 +130,12 @@ def started(monkeypatch, tmp_path):
     return commands
 
 
+def test_flags_that_make_another_run_are_refused(started, capsys):
+    assert reproduce.main(["--rows", "R1.c", "--config.num_epochs=1"]) == 2
+    assert "other runs than those of the rows" in capsys.readouterr().err
+    assert not started
+
+
 def test_rows_run_once_all_with_one_seed_before_the_next(started):
     arguments = ["--rows", "R1.c,R1.b", "--better", "--seeds", "2", "--config.data.dir=D"]
     assert reproduce.main(arguments) == 0

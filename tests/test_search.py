@@ -86,7 +86,7 @@ def fake_training(monkeypatch, score=lambda config: 50.0, drawn=False):
         monkeypatch.setattr(Study, "write_view", lambda self: None)
     trained = []
 
-    def train(config, folder, output, received, dataset):
+    def train(config, base, folder, output, received, images):
         yield from ()
         trained.append(config)
         (folder / "checkpoints").mkdir()
@@ -698,6 +698,16 @@ def test_the_journal_is_a_study_of_optuna(tmp_path, monkeypatch):
     for name in ("curves", "parallel", "importances"):
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
     assert study.best_value == 100 * study.best_params["optimizer.learning_rate"]
+
+
+def test_pruners_see_whole_epochs(tmp_path, monkeypatch):
+    config, seen = config_of(), []
+    config.space.optimizer = {"learning_rate": (0.01,), "weight_decay": (1e-4,)}
+    config.base.evaluate.every_steps = 1
+    look = lambda self, trial: seen.append([epoch for epoch, _ in trial.curve])  # noqa: E731
+    monkeypatch.setattr(Study, "is_beaten", look)
+    worker.run_search(config, str(tmp_path))
+    assert seen == [[1]]  # of two epochs of four steps
 
 
 @pytest.mark.slow

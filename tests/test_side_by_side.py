@@ -94,11 +94,13 @@ class Recording:
 
     key = "step"
 
-    def __init__(self):
-        self.calls = []
+    def __init__(self, error=None):
+        self.calls, self.error = [], error
 
     def train_together(self, calls):
         self.calls.append("".join(name for name, *_ in calls))
+        if self.error:
+            raise self.error
         return [(name, None, None) for name, *_ in calls]
 
 
@@ -140,6 +142,24 @@ def test_an_error_ends_all_where_they_are():
     with pytest.raises(UserError, match="full"):
         train_side_by_side(trainings)
     assert trainer.calls == ["ab", "ab"] and closed == ["b"]
+
+
+def test_who_catches_the_error_of_a_call_ends_and_leaves_the_others():
+    def catching(training):
+        try:
+            return (yield from training)
+        except UserError:
+            return "full"
+
+    short, enough, closed = Recording(UserError("full")), Recording(), []
+    enough.key = "another step"
+    caught = [catching(steps(short, name, 0, 2, None, closed)) for name in "ab"]
+    found = train_side_by_side([*caught, steps(enough, "c", 0, 2, None, closed)])
+    assert found == ["full", "full", "C"] and short.calls == ["ab"]
+    assert closed == ["a", "b", "c"]
+    with pytest.raises(UserError, match="full"):
+        train_side_by_side([steps(short, name, 0, 2, None, closed) for name in "ab"])
+    assert closed == [*"abc", *"ab"]
 
 
 def test_an_interrupted_training_leaves_the_others_to_end():

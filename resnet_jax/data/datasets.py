@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import math
 import typing
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -201,9 +202,9 @@ def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...
             count += np.bincount(pixels.ravel(), minlength=256)
     # In whole numbers, so that every machine finds the same bits: a run on another is refused.
     levels, size = np.arange(256), images.size // images.shape[-1]
-    sums = [(int(count @ levels), int(count @ levels**2)) for count in counts]
-    std = [(squares * size - total**2) ** 0.5 / (255 * size) for total, squares in sums]
-    return tuple(total / (255 * size) for total, _ in sums), tuple(std)
+    squares = [int(count @ levels**2) * size - int(count @ levels) ** 2 for count in counts]
+    std = tuple(math.sqrt(square) / (255 * size) for square in squares)
+    return tuple(int(count @ levels) / (255 * size) for count in counts), std
 
 
 def count_labels(labels: Any, num_classes: int) -> tuple[int, ...]:
@@ -289,8 +290,7 @@ def split_sizes(info: DatasetInfo, config: ConfigDict) -> dict[str, int]:
     if info.val_counts:
         return {"train": train, "val": sum(info.val_counts), "test": test}
     val = sum(_val_counts(info.train_counts, config.val_fraction))
-    sizes = {"train": train - val, "val": val, "test": test}
-    return {name: size for name, size in sizes.items() if name != "val" or size}
+    return {"train": train - val, **({"val": val} if val else {}), "test": test}
 
 
 def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:

@@ -100,7 +100,11 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def unreadable(paths: Sequence[File]) -> list[int]:
-    """Returns the indices of the files that `read` can't read, by reading them all."""
+    """Returns the indices of the files that `read` can't read, by reading them all.
+
+    Raises:
+      UserError: if one can't be read now, for want of memory or by an error of a disk or network.
+    """
 
     def is_readable(path: File) -> bool:
         try:

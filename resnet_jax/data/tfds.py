@@ -71,7 +71,7 @@ def open_tfds(name: str, config: ConfigDict) -> Opened:
         )
         if min(found["test"], default=0) < 0:  # those of ImageNet were never published
             if "val" not in found:
-                raise UserError("config field data.name: its test labels were never published")
+                raise UserError(f"config field data.name: {name} has no labels to test by")
             found["test"], records["test"] = found.pop("val"), records.pop("val")
         names = features[label].names
     labels = {part: np.array(of_part, np.int32) for part, of_part in found.items()}

@@ -4,15 +4,16 @@ import contextlib
 import os
 
 from resnet_jax.config.load import selects
-from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.datasets import Dataset, DatasetInfo
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
+from resnet_jax.runs import folder as folders
 from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training.devices import Devices, place
 from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.restore import restore
-from resnet_jax.training.task import Task
+from resnet_jax.training.task import Task, create_task
 
 
 def evaluate_run(
@@ -60,7 +61,8 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
     if dataset.info.digest != task.info.digest:
         if dataset.info.name == task.info.name:
             raise UserError(
-                f"the images of {task.info.name!r} have changed since the run was trained"
+                f"the images of {task.info.name!r} have changed since the run was trained; restore "
+                "them, or give those of then as `dataset`, from Python"
             )
         raise UserError(
             f"the run was trained on {task.info.name!r}, which its config does not name; give "
@@ -71,9 +73,9 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
 
 def print_scores(workdir: str) -> None:
     """Prints the scores of a run's newest checkpoint, and of the best one where it chose any."""
-    task, _ = restore(workdir, "newest")
-    dataset = None
-    for which in ("newest", "best") if selects(task.config) else ("newest",):
+    config, info = folders.read_run(workdir)
+    task, dataset = create_task(config, DatasetInfo.from_json(info)), None
+    for which in ("newest", "best") if selects(config) else ("newest",):
         with contextlib.closing(Terminal()) as terminal:
             dataset = dataset or load_run_dataset(task, terminal.bar)
             score = evaluate_run(workdir, which, dataset=dataset, progress=terminal.bar)

@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import re
 import tempfile
 from collections.abc import Sequence
 from typing import Any
@@ -191,7 +190,10 @@ def _told(config: ConfigDict) -> dict[str, Any]:
 
 def _without_folders(name: str) -> str:
     """Returns the name of a dataset without the folders that its own folder or file is in."""
-    return name if name.startswith("tfds:") else re.sub("[^:]*/", "", name.rstrip("/"))
+    kind, colon, path = name.rpartition(":")
+    if kind not in ("folder", "npz") and not os.path.isabs(name):
+        return name
+    return f"{kind}{colon}{os.path.basename(path.rstrip('/'))}"
 
 
 def _test_accuracy(workdir: pathlib.Path, task: Task, step: int) -> float | None:

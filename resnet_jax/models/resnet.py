@@ -211,9 +211,9 @@ class ResNet(layers.StagedClassifier):
         backward pass in place of being kept: less memory, more time (Chen et al. 2016).
       virtual_batch_size: see `BatchNorm`; 0: norms are over the whole batch.
       activation: the non-linearity.
-      norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name`, and where
-        those fields are set with `scale_init` and `virtual_batch_size`; what it makes is called as
-        `BatchNorm` is.
+      norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name` and, where
+        they are set, `scale_init` and `virtual_batch_size`; what it makes is called as `BatchNorm`
+        is.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
 

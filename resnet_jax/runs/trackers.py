@@ -61,13 +61,12 @@ class MLflow:
     def _experiment(self) -> str:
         """Returns the id of the project's experiment, which another process may have made."""
         try:
-            made: str = self._client.create_experiment(PROJECT)
+            return str(self._client.create_experiment(PROJECT))
         except Exception:
             known = self._client.get_experiment_by_name(PROJECT)
             if known is None:
                 raise
-            made = known.experiment_id
-        return made
+            return str(known.experiment_id)
 
     def record(self, record: Record) -> None:
         """Logs the numbers of a record."""

@@ -10,7 +10,8 @@ from typing import TextIO
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import Dataset
+from resnet_jax.config.load import validate
+from resnet_jax.data.datasets import Opened
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import is_resident
 from resnet_jax.errors import Interrupted, TrainingFailed, UserError, pip_line
@@ -95,18 +96,18 @@ class _Output(Terminal):
 def _run(study: Study, trials: Sequence[Trial], board: Board, received: Sequence[int]) -> None:
     """Trains trials side by side, or goes on with them."""
     configs = [configured(study.search.base, trial.point, seed=trial.seed) for trial in trials]
-    dataset = _shared_images(configs[0], board) if len(trials) > 1 else None
+    images = _shared_images(configs[0], board) if len(trials) > 1 else None
     told: list[int] = []  # signals: a group hears of them when all wait, so that all stop at once
-    heard = received if dataset is None else told
+    heard = received if images is None else told
     group = [
-        _trial(study, trial, config, dataset, board, heard)
+        _trial(study, trial, config, images, board, heard)
         for trial, config in zip(trials, configs, strict=True)
     ]
     with memory_errors("lower search.parallel_trials"):
         train_side_by_side(group, lambda: told.extend(received[len(told) :]))
 
 
-def _shared_images(config: ConfigDict, board: Board) -> Dataset:
+def _shared_images(config: ConfigDict, board: Board) -> Opened:
     """Returns the images of all trials of a group, or refuses such as each has its own of."""
     opened = open_dataset(config.data)
     if config.init.cached_stage or not is_resident(opened.info, config.data):
@@ -114,27 +115,27 @@ def _shared_images(config: ConfigDict, board: Board) -> Dataset:
             "config field search.parallel_trials needs images that trials share on the device, and "
             "these stream, or are features of init.cached_stage; set it to 1"
         )
-    return opened.load(board.note, None)
+    return opened.load(board.note, None).opened()
 
 
 def _trial(
     study: Study,
     trial: Trial,
     config: ConfigDict,
-    dataset: Dataset | None,
+    images: Opened | None,
     board: Board,
     received: Sequence[int],
 ) -> Training[None]:
     """Trains a trial and records what became of it."""
 
     def scored(row: Row) -> None:
+        if row["step"] * row["num_epochs"] % row["num_steps"]:
+            return  # within an epoch: the pruner would compare it with whole ones of others
         trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
         trial.curve.append([row["epoch"], row["score"]])
         study.write(trial)
         board.show(lambda: _progress(study))
-        # Within an epoch it would be compared with whole ones of others.
-        is_whole = row["step"] * row["num_epochs"] == row["epoch"] * row["num_steps"]
-        if is_whole and row["step"] < row["num_steps"] and study.is_beaten(trial):
+        if row["step"] < row["num_steps"] and study.is_beaten(trial):
             raise _Pruned
 
     varying = {axis.path for axis in study.search.axes if axis.varies}
@@ -145,7 +146,8 @@ def _trial(
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "output.txt").open("a") as stream:
         output = _Output(config.evaluate.split, stream, scored)
-        trial.state, trial.why = yield from _train(config, folder, output, received, dataset)
+        base = study.search.base
+        trial.state, trial.why = yield from _train(config, base, folder, output, received, images)
     _complete(trial, config, folder, study.search.settings.metric)
     if trial.state == FAILED:  # before its first record too: a budget of hours has to end
         trial.seconds = max(trial.seconds, time.monotonic() - start)
@@ -159,29 +161,38 @@ def _trial(
 
 def _train(
     config: ConfigDict,
+    base: ConfigDict,
     folder: pathlib.Path,
     output: Terminal,
     received: Sequence[int],
-    dataset: Dataset | None,
+    images: Opened | None,
 ) -> Training[tuple[str, str]]:
     """Trains a trial; returns its state, and why it failed."""
-    config.model.dtype = compute_dtype(config.model.dtype)
-    info = (dataset.opened() if dataset else open_dataset(config.data)).info
-    try:  # what only data and devices tell of a point
-        Devices(jax.devices()).check_batch_size(config.batch_size)
-        create_task(config, info)
+    try:
+        opened = _suitable(config, images)
     except UserError as error:
+        _suitable(base, images)  # refused too: no fault of the point, whose trial is given back
         return FAILED, str(error)
     try:
         # What a group has too little memory for, each of its trials may have enough for.
-        with memory_errors() if dataset is None else contextlib.nullcontext():
+        with memory_errors() if images is None else contextlib.nullcontext():
             signals = contextlib.nullcontext(received)
-            yield from training(config, folder, dataset, signals, output)
+            yield from training(config, folder, opened, signals, output)
     except _Pruned:
         return PRUNED, ""
     except TrainingFailed as error:
         return FAILED, str(error)
     return DONE, ""
+
+
+def _suitable(config: ConfigDict, images: Opened | None) -> Opened:
+    """Returns the dataset of a config, or refuses what data or devices don't suit."""
+    config = validate(config)
+    config.model.dtype = compute_dtype(config.model.dtype)
+    opened = images or open_dataset(config.data)
+    Devices(jax.devices()).check_batch_size(config.batch_size)
+    create_task(config, opened.info)
+    return opened
 
 
 def _complete(trial: Trial, config: ConfigDict, folder: pathlib.Path, metric: str) -> None:

@@ -14,8 +14,8 @@ from resnet_jax.training.optimizers import Optimizer, create_optimizer
 
 _FIELDS = ("loss.label_smoothing", "optimizer.ema_decay", *(f"augment.{s}" for s in STRENGTHS))
 
-# What no program depends on but by the shapes of its arguments, what all the same does, and what
-# only training depends on. What is missing here costs a compilation more.
+# Fields that programs don't depend on but by the shapes of their arguments, those among them that
+# they do depend on, and those that training alone does.
 _OUTSIDE = (
     *("seed", "num_epochs", "batch_size", "on_nan_limit", "reported_accuracy", "init.weights"),
     *("data.", "evaluate.", "schedule.", "checkpoint.", "log."),

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax import hosts
 from resnet_jax.config.load import validate
-from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, Opened
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import Stream, feed, is_resident, read_now
 from resnet_jax.errors import Interrupted, UserError
@@ -89,22 +89,23 @@ def train_and_evaluate(
       UserError: if config, data or folder can't be used; TrainingFailed if the loss is not finite.
       Interrupted: if a signal arrived; the state was saved.
     """
-    return train_side_by_side([training(config, workdir, dataset, signals, terminal)])[0]
+    opened = dataset.opened() if dataset else None
+    return train_side_by_side([training(config, workdir, opened, signals, terminal)])[0]
 
 
 def training(
     config: ConfigDict,
     workdir: str | os.PathLike[str],
-    dataset: Dataset | None = None,
+    opened: Opened | None = None,
     signals: Signals | None = None,
     terminal: Terminal | None = None,
 ) -> Training[tuple[Record, TrainState]]:
-    """Yields each dispatch of a training before it is taken; see `train_and_evaluate`."""
+    """Yields each dispatch, and is sent what came of it; see `train_and_evaluate`."""
     config = validate(config)
     config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()
-    opened = dataset.opened() if dataset else open_dataset(config.data)
+    opened = opened or open_dataset(config.data)
     task = create_task(config, opened.info)
     config = task.config
     images = _where_images_are(config, opened.info)

@@ -1,7 +1,6 @@
 """What a start of a training begins with: its newest checkpoint, or its first state."""
 
 import contextlib
-import json
 import os
 import pathlib
 from typing import Any
@@ -40,7 +39,7 @@ def check_same(config: ConfigDict, digest: str, images: str) -> None:
     """
     told = {path: value for path, value in leaves(config).items() if path not in _OF_A_HOST}
     told |= {"data (its digest)": digest, "images (see data.resident_bytes)": images}
-    first = json.loads(hosts.share(lambda: json.dumps(told)))
+    first = hosts.share(lambda: told)
     for name in sorted(first | told):
         there, here = first.get(name), told.get(name)
         if there != here:

@@ -126,7 +126,7 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     if len(config.data.classes) not in (0, len(info.class_names)):
         raise UserError(
             f"config field data.classes names {len(config.data.classes)} classes but the dataset "
-            f"has {len(info.class_names)}; give one of these classes alone"
+            f"has {len(info.class_names)}; clear it, or give a dataset of these classes only"
         )
     if len(info.class_names) > config.model.num_classes:
         raise UserError(
@@ -219,13 +219,13 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
     return config
 
 
-def check_extension(task: Task, num_epochs: object, scored: Container[int] | None = None) -> None:
+def check_extension(task: Task, num_epochs: object, scored: Container[int]) -> None:
     """Refuses to go on with a run that would have been another one with the new num_epochs.
 
     Args:
       task: what is asked for now.
       num_epochs: those of the run so far.
-      scored: the steps that it was scored at; None: all that were due.
+      scored: the steps that it was scored at.
 
     Raises:
       UserError: if the run would become shorter, or what has been trained would have been trained
@@ -244,7 +244,7 @@ def check_extension(task: Task, num_epochs: object, scored: Container[int] | Non
             "depend from the first epoch on; name another --workdir"
         )
     is_steered = config.schedule.name == "plateau" or config.evaluate.patience
-    was_scored = scored is None or len(before) in scored
+    was_scored = len(before) in scored
     if is_steered and was_scored and not (len(before) and task.agenda.score_due(len(before))):
         raise UserError(
             f"{asked}, and the run was scored at its end, which it would not have been with "
