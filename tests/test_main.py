@@ -16,6 +16,7 @@ import tiny_run
 
 import resnet_jax
 from resnet_jax import main
+from resnet_jax.runs.terminal import Terminal
 
 ROOT = pathlib.Path(resnet_jax.__file__).parent.parent
 
@@ -258,6 +259,16 @@ def test_lack_of_memory_is_one_line_in_every_mode(capsys, monkeypatch, mode):
     err = capsys.readouterr().err
     assert err.startswith("error: there is too little memory; lower batch_size")
     assert err.count("\n") == 1
+
+
+def test_a_training_outlives_its_terminal(monkeypatch):
+    controller, terminal = pty.openpty()
+    with os.fdopen(terminal, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        shown = Terminal()
+        os.close(controller)
+        for _ in range(2):
+            shown.note("nobody reads this")
 
 
 def test_in_a_terminal_the_row_in_progress_is_redrawn(tmp_path, monkeypatch):

@@ -1,8 +1,9 @@
 """What the user sees: a table, with bars below it in a terminal and plain lines elsewhere."""
 
 import contextlib
+import errno
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TextIO
 
 from rich.console import Console
@@ -55,11 +56,40 @@ COLUMNS = (
 )
 
 
+class _Stream:
+    """A stream whose terminal may be closed: then it is a pipe that nobody reads."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with _closed_is_broken():
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with _closed_is_broken():
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def _closed_is_broken() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EIO:
+            raise
+        raise BrokenPipeError from error
+
+
 class _Console(Console):
     """A console that a training outlives: who reads the output may have seen enough."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        super().__init__(file=stream or sys.stdout, highlight=False, soft_wrap=True, emoji=False)
+        file: Any = _Stream(stream or sys.stdout)
+        super().__init__(file=file, highlight=False, soft_wrap=True, emoji=False)
 
     def on_broken_pipe(self) -> None:
         """Goes on in silence."""
