@@ -129,7 +129,7 @@ def _trial(
     """Trains a trial and records what became of it."""
 
     def scored(row: Row) -> None:
-        if row["step"] * row["num_epochs"] % row["num_steps"]:
+        if row["step"] * row["num_epochs"] % (row["num_steps"] or 1):
             return  # within an epoch: the pruner would compare it with whole ones of others
         trial.curve = [pair for pair in trial.curve if pair[0] < row["epoch"]]
         trial.curve.append([row["epoch"], row["score"]])
