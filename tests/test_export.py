@@ -15,7 +15,16 @@ from resnet_jax.inference.predict import Classifier
 from resnet_jax.models.registry import create_model, list_models, variable_shapes
 from resnet_jax.training.restore import restore
 
-FAMILIES = ("alexnet", "cnn", "preact_resnet18", "resnet_small", "vgg11", "vit_tiny")
+ONE_BLOCK = {"stage_sizes": (1,), "num_filters": (8,)}
+# One of each family, small.
+FAMILIES = {
+    "alexnet": {"hidden_sizes": (8, 8)},
+    "cnn": {},
+    "preact_resnet18": ONE_BLOCK,
+    "resnet_small": ONE_BLOCK,
+    "vgg11": {"classifier": "cifar", **ONE_BLOCK},
+    "vit_tiny": {"num_layers": 1},
+}
 
 LOAD = """
 import pathlib, sys
@@ -42,16 +51,16 @@ def test_a_program_gives_the_same_probabilities_without_us(plain_run, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name",
+    ("name", "options"),
     [
-        name if name in FAMILIES else pytest.param(name, marks=pytest.mark.slow)
-        for name in list_models()
+        *FAMILIES.items(),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in list_models()),
     ],
 )
-def test_every_model_lowers_for_any_number_of_images(name, plain_run):
+def test_every_model_lowers_for_any_number_of_images(name, options, plain_run):
     pytest.importorskip("flatbuffers")
     task, _ = restore(plain_run[0], "best")
-    network = dataclasses.replace(task.network, module=create_model(name))
+    network = dataclasses.replace(task.network, module=create_model(name, **options))
     shapes = variable_shapes(network.module, task.info.image_shape)
     variables = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
     content = program(network, variables, task.info.image_shape)

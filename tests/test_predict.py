@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import functools
 import io
 import json
 import os
@@ -271,7 +272,8 @@ def test_grad_cam_by_hand():
 
 def test_what_is_computed_again_is_explained_as_well():
     options, x = {"stage_sizes": (1, 1), "num_filters": (2, 4)}, jnp.ones((1, 8, 8, 3))
-    variables = create_model("resnet_small", **options).init(jax.random.key(0), x, train=False)
+    init = functools.partial(create_model("resnet_small", **options).init, train=False)
+    variables = jax.jit(init)(jax.random.key(0), x)
     found = []
     for remat in (0, 2):
         module = create_model("resnet_small", remat=remat, **options)
@@ -283,10 +285,11 @@ def test_what_is_computed_again_is_explained_as_well():
 def test_attention_rollout_by_hand():
     options = {"patch_size": 8, "hidden_size": 8, "num_heads": 2, "num_layers": 2}
     model, x = create_model("vit_tiny", **options), jnp.ones((3, 16, 24, 3))
-    variables = model.init(jax.random.key(0), x, train=False)
+    variables = jax.jit(functools.partial(model.init, train=False))(jax.random.key(0), x)
     assert variables.keys() == {"params"}
     x = jax.random.normal(jax.random.key(1), x.shape)
-    _, seen = model.apply(variables, x, train=False, capture_intermediates=True)
+    look = functools.partial(model.apply, train=False, capture_intermediates=True)
+    _, seen = jax.jit(look)(variables, x)
     flow = np.eye(7)
     for block in ("block1", "block2"):
         qkv = np.asarray(seen["intermediates"][block]["attention"]["qkv"]["__call__"][0])
