@@ -15,7 +15,9 @@ SGD, learning rate 0.1, a tenth of it after 32,000 and 48,000 of 64,000 steps of
 error falls below 80 %. Channel means are subtracted where the paper has means of pixels, and the
 initialisation is PyTorch's. Expected, not measured yet: the published accuracies; days on two CPU
 cores.
-Our recipe has 25 epochs, a sixth; a tenth of the training images chooses its checkpoint.
+Our recipe has 25 epochs, a sixth; a tenth of the training images chooses its checkpoint. Measured
+at depth 20 with seed 0: 89.66 % of the test images, in 1:51 hours on one core without AVX-512, ten
+minutes of which the run stood still.
 """
 
 from ml_collections import ConfigDict
