@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 # What the system says of a place that can't be written, such as a full disk.
 _UNWRITABLE = (
@@ -57,25 +57,27 @@ def pip_line(extra: str) -> str:
 
 
 def unwritable(error: BaseException) -> int | None:
-    """Returns the errno for which a place could not be written; None if that is not the error.
-
-    Libraries wrap the system's error in exceptions of their own, whose message still has it.
-    """
-    number = getattr(error, "errno", None)
-    if number is None:
-        number = next((n for n in _UNWRITABLE if os.strerror(n) in str(error)), None)
+    """Returns the errno for which a place could not be written; None if that is not the error."""
+    number = _errno(error, _UNWRITABLE)
     if number is None and "RESOURCE_EXHAUSTED" in str(error):
         return errno.ENOSPC
     return number if number in _UNWRITABLE else None
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Returns whether an error says nothing of what is on disk, such as one of the network.
+    """Returns whether an error says nothing of what is on disk, such as one of the network."""
+    return isinstance(error, MemoryError) or _errno(error, _PASSING) in _PASSING
+
+
+def _errno(error: BaseException | None, known: Sequence[int]) -> int | None:
+    """Returns the errno of an error; of one that has none, which of some its message tells of.
 
     Libraries wrap the system's error in exceptions of their own, whose message still has it.
     """
-    is_known = any(os.strerror(number) in str(error) for number in _PASSING)
-    return isinstance(error, MemoryError) or is_known
+    number: int | None = getattr(error, "errno", None)
+    if number is None:
+        return next((n for n in known if os.strerror(n) in str(error)), None)
+    return number
 
 
 def shown(value: object, text_of: Callable[[object], str] = repr) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from resnet_jax.config.load import selects
-from resnet_jax.data.datasets import Dataset, DatasetInfo
+from resnet_jax.data.datasets import Dataset
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
@@ -13,7 +13,8 @@ from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training.devices import Devices, place
 from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.restore import restore
-from resnet_jax.training.task import Task, create_task
+from resnet_jax.training.state import TrainState
+from resnet_jax.training.task import Task
 
 
 def evaluate_run(
@@ -40,9 +41,18 @@ def evaluate_run(
         the config names is not what the run was trained on.
     """
     task, state = restore(workdir, which)
-    config = task.config
     dataset = dataset or load_run_dataset(task, progress)
-    devices = Devices()
+    return _score(task, state, dataset, batch_size, progress)
+
+
+def _score(
+    task: Task,
+    state: TrainState,
+    dataset: Dataset,
+    batch_size: int | None,
+    progress: Progress | None,
+) -> dict[str, float]:
+    devices, config = Devices(), task.config
     evaluator = Evaluator(task.network, devices)
     variables = devices.put(state.variables())
     test = place(dataset.test, dataset.info, config, devices)
@@ -73,12 +83,12 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
 
 def print_scores(workdir: str) -> None:
     """Prints the scores of a run's newest checkpoint, and of the best one where it chose any."""
-    config, info = folders.read_run(workdir)
-    task, dataset = create_task(config, DatasetInfo.from_json(info)), None
+    config, dataset = folders.read_run(workdir)[0], None
     for which in ("newest", "best") if selects(config) else ("newest",):
         with contextlib.closing(Terminal()) as terminal:
+            task, state = restore(workdir, which)
             dataset = dataset or load_run_dataset(task, terminal.bar)
-            score = evaluate_run(workdir, which, dataset=dataset, progress=terminal.bar)
+            score = _score(task, state, dataset, None, terminal.bar)
         print(
             f"{which:8}checkpoint, step {score['step']:,}: test accuracy "
             f"{score['accuracy']:.2f} %, loss {score['loss']:.4f}, on {score['count']:,} images"

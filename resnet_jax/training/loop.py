@@ -203,11 +203,9 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
     """
     task, recorder, checkpoints = run.task, run.recorder, run.checkpoints
     config, agenda, stop = task.config, task.agenda, hosts.Stop(signals)
-
-    def failed(why: str) -> UserError:
-        return stopped(checkpoints, why, state, config.on_nan)
-
-    watch = Watch(config, int(state.skipped), checkpoints.notify, failed)
+    watch = Watch(
+        config, int(state.skipped), checkpoints.notify, lambda why: _failed(run, why, state)
+    )
     step, metrics = int(state.step), Metrics.empty()
     while step < agenda.total_steps and not recorder.exhausted():
         epoch, position = divmod(step, agenda.steps_per_epoch)
@@ -245,6 +243,10 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
     return state
 
 
+def _failed(run: _Run, why: str, state: TrainState) -> UserError:
+    return stopped(run.checkpoints, why, state, run.task.config.on_nan)
+
+
 def _plateau_factor(run: _Run) -> float:
     """Returns what the scores so far multiply the learning rate by."""
     schedule = run.task.config.schedule
@@ -257,7 +259,7 @@ def _save(run: _Run, state: TrainState) -> None:
     step = int(state.step)
     if not_finite(state):
         why = f"the state is not finite after step {step:,}"
-        raise stopped(run.checkpoints, why, state, run.task.config.on_nan)
+        raise _failed(run, why, state)
     if hosts.is_first():
         run.checkpoints.save(step, state, run.recorder.run(), run.recorder.best_step())
 
@@ -281,7 +283,7 @@ def _means(run: _Run, state: TrainState, split: str) -> dict[str, float]:
     means = run.evaluator.score(*arguments).means()
     if not math.isfinite(means["loss"]):
         why = f"the {split} loss is not finite after step {int(state.step):,}"
-        raise stopped(run.checkpoints, why, state, run.task.config.on_nan)
+        raise _failed(run, why, state)
     return means
 
 
