@@ -20,7 +20,8 @@ figures are the best over all epochs, whose checkpoint the code keeps; ours keep
 unless --config.evaluate.select_on_test=True.
 
 Expected, not measured yet: the reported figures; 95.5 % for our recipe, a hypothesis. On two CPU
-cores depth 18 takes about 11 hours, the others days; they are meant for a GPU.
+cores depth 18 takes about 11 hours, 34 and 50 nearly a day, 101 and 152 about two: they are meant
+for a GPU.
 """
 
 from ml_collections import ConfigDict

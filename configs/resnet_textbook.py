@@ -15,8 +15,9 @@ alexnet   about 70                                70                80
 
 Its log has 9,000 iterations and a score every 250, as here. Inferred from its form: 18 epochs of
 500 batches of 100, and that 76.88 is of 10 blocks. Assumed, since the report gives none: widths
-64-128-256-512, SGD of learning rate 0.01 and momentum 0.9, no augmentation, the data's mean and
-deviation.
+64-128-256-512, stages of 1, 1, 1 and 2 blocks or of 2, 2, 3 and 3, an AlexNet of torchvision's
+widths with convolutions of 3x3, SGD of learning rate 0.01 and momentum 0.9, no augmentation, the
+data's mean and deviation.
 Expected, not measured yet; for a GPU, since 18 epochs take hours on two CPU cores.
 """
 

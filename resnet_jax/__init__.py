@@ -51,6 +51,10 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__", "cpu"]
+
+
 def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.metadata.version("resnet-flax-cifar")

@@ -2,7 +2,8 @@
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
   python -m resnet_jax.main --mode=predict --workdir=DIR|--weights=NAME IMAGE|FOLDER|PATTERN|-
-  python -m resnet_jax.main --mode=eval|report --workdir=DIR [DIR ...]
+  python -m resnet_jax.main --mode=eval|profile --workdir=DIR
+  python -m resnet_jax.main --mode=report --workdir=DIR [DIR ...]
   python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
   python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE]
@@ -122,6 +123,7 @@ def run() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a training outlives its terminal
     try:
         status = main(arguments)
     except Exception:

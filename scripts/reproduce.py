@@ -10,10 +10,10 @@ first seed before any with the next. Further flags, such as --config.data.dir=DI
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -25,17 +25,21 @@ import results_table
 from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, record_name
 from studies import BETTER, ROWS
 
-from resnet_jax.errors import UserError, unknown
+from resnet_jax.config.load import changes
+from resnet_jax.errors import UserError, unknown, unwritable
+from resnet_jax.files import write_atomically
 from resnet_jax.platform import quieten_libraries
 from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records as records_lib
 
 RUNS = ROOT / "runs" / "reproduce"
-# The seed has its own place; what a run shows, and where its files come from, is not what it is.
+# What a run shows, and where its files come from, is not what it is.
 _UNTOLD = re.compile(
-    r"--config\.(base\.)?(seed|log\.\w+|data\.(dir|source|workers|resident_bytes)|init\.weights|"
+    r"--config\.(base\.)?(log\.\w+|data\.(dir|source|workers|resident_bytes)|init\.weights|"
     r"evaluate\.batch_size|checkpoint\.keep|on_nan_limit|steps_per_dispatch)\b"
 )
+# What a config may leave to the run, and how it does so.
+_OPEN = {"model.dtype": "auto", "model.num_classes": 0, "data.mean": [], "data.std": []}
 
 
 class Spent(Exception):
@@ -47,12 +51,22 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
 
     Args:
       folder: the folder of the run.
-      config: the config that it ran, FILE:VARIANT of configs/.
+      config: the config that it ran, FILE:VARIANT of configs/, with `--config` flags after it.
 
     Raises:
-      UserError: if it is not finished.
+      UserError: if it is not finished, or ran another config.
     """
     settings = workdir.read_run(folder)[0]
+    wanted, (file, *overrides) = results_table.loaded(config)[0], config.split()
+    differ = [
+        path
+        for path, (asked, _) in changes(wanted, settings).items()
+        if not (path == "seed" or _UNTOLD.match(f"--config.{path}") or _OPEN.get(path) == asked)
+    ]
+    if bool(wanted.init.weights) != bool(settings.init.weights):
+        differ.append("init.weights")
+    if differ:
+        raise UserError(f"the run in {folder} is none of {config}: {', '.join(differ)} differs")
     records, bad = records_lib.read(folder / workdir.METRICS)
     if bad:
         raise UserError(f"{folder / workdir.METRICS} has {bad} torn or altered lines: not recorded")
@@ -61,16 +75,10 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
         raise UserError(f"the run in {folder} is not finished; start its training again")
     if final["test_accuracy"] is None:
         raise UserError(f"the run in {folder} did not score the test set: evaluate.score_test")
-    starts = workdir.starts(folder)
-    if not starts or not isinstance(starts[0].get("command"), str):
+    if not (starts := workdir.starts(folder)):
         raise UserError(f"{folder / workdir.STARTS} does not tell how the run was started")
-    overrides = [
-        argument
-        for argument in shlex.split(starts[0]["command"])[1:]
-        if argument.startswith("--config.") and not _UNTOLD.match(argument)
-    ]
     return {
-        "config": config,
+        "config": file,
         "overrides": overrides,
         "dtype": settings.model.dtype,
         "seed": settings.seed,
@@ -84,21 +92,20 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
     """Writes the record of a finished run, or of a search, and returns its path.
 
     Raises:
-      UserError: if it is not finished, or of no row.
+      UserError: if it is not finished, or of another config, or that of no row.
     """
+    known = [row.config for row in ROWS] + [*BETTER]
+    if config not in known:
+        raise unknown("config of a row", config, known)
     if is_search(config):
         if not (folder / "ranking.csv").is_file():
             raise UserError(f"the search in {folder} is not finished; start it again")
         path = RESULTS / record_name(config)
-        path.write_text((folder / "ranking.csv").read_text())
+        write_atomically(path, (folder / "ranking.csv").read_bytes())
         return path
-    record = collect(folder, config.split()[0])
-    name = " ".join([record["config"], *record["overrides"]])
-    known = [row.config for row in ROWS] + [*BETTER]
-    if name not in known:
-        raise unknown("config of a row", name, known)
-    path = RESULTS / record_name(name, record["seed"])
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    record = collect(folder, config)
+    path = RESULTS / record_name(config, record["seed"])
+    write_atomically(path, f"{json.dumps(record, indent=1)}\n".encode())
     return path
 
 
@@ -112,7 +119,7 @@ def _tables() -> dict[pathlib.Path, str]:
 def write_tables() -> None:
     """Writes results/README.md and the README's table anew."""
     for path, text in _tables().items():
-        path.write_text(text)
+        write_atomically(path, text.encode())
 
 
 def check() -> list[str]:
@@ -147,14 +154,21 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     ]
     print(f"== {config}, seed {seed}", flush=True)
     process = subprocess.Popen(command, cwd=ROOT)
+
+    def stop(number: int, frame: object) -> None:
+        process.terminate()  # it saves its step
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, stop)
     try:
         process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)  # it saves its step
         process.wait()
+        print("the budget is spent; the same command goes on", file=sys.stderr)
         raise Spent from None
     except KeyboardInterrupt:
-        process.wait()  # it has got the same signal
+        process.wait()  # it has got a signal too
         raise
     if process.returncode in (130, 143):  # it was interrupted, and so is this
         raise KeyboardInterrupt
@@ -173,7 +187,8 @@ def _chosen(names: str | None, better: bool) -> list[str]:
         if name not in known:
             raise unknown("row", name, known)
     rows = [known[name] for name in wanted]
-    faithful = [row.config for row in rows]
+    # Searches come last: R1.e alone would take a month.
+    faithful = sorted((row.config for row in rows), key=is_search)
     ours = [row.better for row in rows if row.better]
     return list(dict.fromkeys(faithful + ours if better else faithful))
 
@@ -199,8 +214,8 @@ def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
     deadline = time.monotonic() + _seconds(given.budget) if given.budget else 0.0
     configs = _chosen(given.rows, given.better)
     failures: list[str] = []
-    for seed in range(given.seeds):
-        for config in configs:
+    with contextlib.suppress(Spent):
+        for config, seed in ((config, seed) for seed in range(given.seeds) for config in configs):
             if (RESULTS / record_name(config, seed)).exists():
                 print(f"{config}, seed {seed}: recorded in results/{record_name(config, seed)}")
             else:
@@ -236,9 +251,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except Spent:
-        print("the budget is spent; the same command goes on", file=sys.stderr)
-        return 0
+    except OSError as error:
+        if unwritable(error) is None:
+            raise
+        print(f"error: results can't be written: {error.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)
         return 130

@@ -37,8 +37,8 @@ _INTRODUCTION = """# Results
 This file is written by `python scripts/reproduce.py` from the records beside it, and compared with
 them by `--check`. Each row is one command, `python -m resnet_jax.main --config=configs/CONFIG`, or
 `python scripts/reproduce.py --rows ROW --seeds 3`. `final` is the test accuracy after the last
-epoch, `best` that of the best epoch: chosen by validation where there are validation images, and by
-the test set itself where the report did so. `train` is the mean over the images of the last epoch,
+epoch, `best` that of the best epoch: chosen by validation where there are validation images, and
+else by the test set itself. `train` is the mean over the images of the last epoch,
 augmented and in mid-training. With several seeds: mean ± deviation of a sample (number of seeds).
 "our recipe" is the study's own model by our recipe, listed below. Of rows not run here the time is
 an estimate for two CPU cores: three times the multiplications of a forward pass, at the speed that
@@ -128,7 +128,7 @@ def _stem(config: str) -> str:
 def _cells(row: Row, records: Records) -> list[str]:
     """Returns a line of the table."""
     runs = records.runs(row.config)
-    settings, epochs = _loaded(row.config)
+    settings, epochs = loaded(row.config)
     head = [row.name, settings.model.name, f"{_size(row.config)[0]:,}", row.reported or "-"]
     better = _spread([run["final"]["test_accuracy"] for run in records.runs(row.better)])
     tail = [f"`{row.config}`"]
@@ -160,7 +160,7 @@ def _searched(points: Sequence[Mapping[str, str]], file: str) -> list[str]:
     best, link = points[0], f"[{len(points)} points]({file})"
     seconds = sum(float(point["seconds"]) for point in points)
     return [
-        *(best["train"] or "-", f"{best['test'] or best['score']}, best of {link}", "-", "-"),
+        *(best["train"] or "-", f"{best['test'] or '-'}, best of {link}", "-", "-"),
         *(f"{sum(float(point['epochs']) for point in points):g}", duration(seconds), "-", "-"),
     ]
 
@@ -177,7 +177,7 @@ def _spread(values: Sequence[float]) -> str:
 def _device(run: Mapping[str, Any]) -> str:
     """Returns the device that a run ended on, and its dtype where that is not float32."""
     start = run["starts"][-1]
-    names, cores = start["devices"], start["cores"]
+    names, cores = start["devices"], start["cores"] * (start.get("processes") or 1)
     device = f"{len(names)} x {names[0]}"
     if names[0] == "cpu":
         device = f"{cores} CPU core{'s' if cores > 1 else ''}"
@@ -185,13 +185,17 @@ def _device(run: Mapping[str, Any]) -> str:
 
 
 @functools.cache
-def _loaded(config: str) -> tuple[ConfigDict, float]:
-    """Returns the config of a row, of a search its base, and the epochs of all its runs."""
+def loaded(config: str) -> tuple[ConfigDict, float]:
+    """Returns the config of a row, of a search its base, and the epochs of all its runs.
+
+    Args:
+      config: FILE:VARIANT, with `--config` flags after it.
+    """
     file, *flags = config.split()
-    loaded = config_lib.load(str(config_lib.CONFIGS / file))
+    base = config_lib.load(str(config_lib.CONFIGS / file))
     if not is_search(config):
-        return override(loaded, ["", *flags]), loaded.num_epochs
-    found = override_search(loaded, ["", *flags])
+        return override(base, ["", *flags]), base.num_epochs
+    found = override_search(base, ["", *flags])
     axes = parse(found.space.to_dict())
     drawn = (draw(axes, 0, number) for number in range(found.search.trials))
     points = grid(axes) if found.search.method == "grid" else drawn
@@ -208,7 +212,7 @@ def _network(name: str, shape: tuple[int, int, int], options: str) -> tuple[int,
 
 def _size(config: str) -> tuple[int, int]:
     """Returns parameters and multiply-accumulates for an image of a config's model."""
-    settings = _loaded(config)[0]
+    settings = loaded(config)[0]
     published = PUBLISHED.get(settings.data.name)
     shape = published.info.image_shape if published else (32, 32, 3)
     if settings.data.image_size:
@@ -231,7 +235,7 @@ def _speeds() -> dict[int, float]:
 
 def _cost(config: str) -> str:
     """Returns how long all runs of a row would take two CPU cores, about."""
-    settings, epochs = _loaded(config)
+    settings, epochs = loaded(config)
     macs, speeds = _size(config)[1], _speeds()
     nearest = min(speeds, key=lambda known: abs(math.log(known / macs)))
     if settings.init.cached_stage:  # one forward pass for all epochs

@@ -294,7 +294,7 @@ class Batch(NamedTuple):
     indices: jax.Array  # positions in the training set, int32 [batch]
     flips: jax.Array  # whether each is mirrored, bool [batch]
     corners: jax.Array  # where its crop begins in the padded image, int32 [batch, 2]
-    holes: jax.Array  # centre of the square that is blanked, int32 [batch, 2]
+    holes: jax.Array  # where the square that is blanked begins, int32 [batch, 2]
 
 
 def epoch_batches(recipe: Recipe, key: jax.Array, epoch: jax.Array, images: jax.Array) -> Batch:
@@ -310,7 +310,8 @@ def epoch_batches(recipe: Recipe, key: jax.Array, epoch: jax.Array, images: jax.
     indices = jax.random.permutation(order, count)[: shape[0] * shape[1]].reshape(shape)
     mirrored = jax.random.bernoulli(flips, shape=(count,))[indices]
     corners = jax.random.randint(corners, (*shape, 2), 0, 2 * recipe.crop_padding + 1)
-    holes = jax.random.randint(holes, (*shape, 2), 0, jnp.array([height, width]))
+    ends = jnp.array([height, width]) - recipe.cutout + 1
+    holes = jax.random.randint(holes, (*shape, 2), 0, ends)
     return Batch(indices, mirrored ^ (epoch % 2 == 1), corners, holes)
 
 
@@ -337,7 +338,7 @@ def augmented(recipe: Recipe, images: jax.Array, batch: Batch, side: int) -> jax
     x = jax.vmap(crop)(batch.indices, batch.corners)
     x = normalized(jnp.where(batch.flips[:, None, None, None], x[:, :, ::-1], x))
     if recipe.cutout:
-        y0, x0 = (batch.holes[:, axis, None] - recipe.cutout // 2 for axis in (0, 1))
+        y0, x0 = (batch.holes[:, axis, None] for axis in (0, 1))
         inside = ((rows >= y0) & (rows < y0 + recipe.cutout))[:, :, None]
         inside &= ((columns >= x0) & (columns < x0 + recipe.cutout))[:, None, :]
         x = jnp.where(inside[..., None], 0, x)

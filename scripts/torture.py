@@ -334,8 +334,8 @@ def main() -> int:
     parser.add_argument("--kind", action="append", choices=every, help="default: one process's")
     parser.add_argument("--json", type=pathlib.Path, help="file for the result")
     arguments = parser.parse_args()
-    if arguments.json and not arguments.json.parent.is_dir():
-        parser.error(f"there is no folder {arguments.json.parent}")
+    if (file := arguments.json) and (file.is_dir() or not file.parent.is_dir()):
+        parser.error(f"{file} is a folder, or lies in none")
     wanted = set(arguments.kind or OFTEN)
     if of_processes := wanted & set(faults.OF_PROCESSES):
         faults.Training.processes = 2

@@ -261,6 +261,13 @@ def test_what_scores_steer_needs_scores_that_may_choose(path, value):
     config_lib.validate(config)
 
 
+def test_of_validation_and_test_images_one_chooses():
+    config = tiny_run.get_config()
+    config.evaluate.select_on_test = True
+    with pytest.raises(UserError, match=r"evaluate.select_on_test is True but evaluate.split is"):
+        config_lib.validate(config)
+
+
 @pytest.mark.parametrize(
     ("group", "field", "value"), [("evaluate", "split", "test"), ("init", "cached_stage", 1)]
 )

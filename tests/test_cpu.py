@@ -235,6 +235,9 @@ def test_what_shard_map_splits_is_left_to_xla(onednn):
     assert calls(functools.partial(with_gradients, product), x, matrix) == 3
     split_product = jax.shard_map(product, **options)
     assert calls(functools.partial(with_gradients, split_product), x, matrix) == 0
+    explicit = jax.make_mesh((1,), "data", axis_types=(jax.sharding.AxisType.Explicit,))
+    x = jax.device_put(x, jax.sharding.NamedSharding(explicit, split))
+    assert calls(product, x, matrix) == 0
 
 
 def test_jax_has_the_private_names_that_are_needed():

@@ -13,6 +13,7 @@ from resnet_jax.data.datasets import (
     channel_statistics,
     input_shape,
     select_classes,
+    select_info,
     split,
     split_sizes,
 )
@@ -72,6 +73,9 @@ def test_classes_are_selected_and_renumbered():
         open_dataset(data(classes=(1, 1)))
     with pytest.raises(UserError, match="has 10 classes"):
         select_classes(sample, (1, 10))
+    info = dataclasses.replace(sample.info, test_counts=(9, *[0] * 9))
+    with pytest.raises(UserError, match="a part of cifar10_sample has no image of them"):
+        select_info(info, (1, 2))
 
 
 def test_a_model_takes_images_as_they_are_or_resized():

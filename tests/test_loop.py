@@ -15,6 +15,7 @@ import tiny_run
 
 from resnet_jax import evaluate_run, load_run, main, train_and_evaluate
 from resnet_jax.config import load as config_lib
+from resnet_jax.data.datasets import select_classes
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.tensorboard import Events
@@ -277,6 +278,8 @@ def test_other_images_are_refused_and_remembered(tmp_path):
         train_and_evaluate(config, tmp_path)
     assert load_run(tmp_path).info == dataset.info
     assert evaluate_run(tmp_path, dataset=dataset)["count"] == 320
+    with pytest.raises(UserError, match="run is for 10 classes and 3 channels, the dataset has 2"):
+        evaluate_run(tmp_path, dataset=select_classes(dataset, (0, 1)))
     with pytest.raises(UserError, match="was trained on 'custom'"):
         evaluate_run(tmp_path)
 

@@ -234,6 +234,8 @@ def test_modes_eval_and_summary(plain_run, capsys):
         ("configs", ["quickstart  ", "The first result: "]),
         ("datasets", ["cifar10  ", "50,000 + 10,000 images of 32x32x3"]),
         ("fields", ["optimizer.learning_rate  ", "peak learning rate (default: 0.1)"]),
+        ("fields", ["augment.flip  ", ": none, random, alternating (default: 'none')"]),
+        ("configs", ["search/demo  ", "Six points on"]),
         ("optimizers", ["sgd  ", "Stochastic gradient descent", " Options: momentum, "]),
         ("schedules", ["plateau  ", " Options: factor, patience, "]),
         ("weights", ["quickstart  ", " % of the test images of cifar10, 304,154 parameters"]),

@@ -213,3 +213,16 @@ def test_without_jit_and_among_many_devices_it_is_differentiated_all_the_same():
     jax.eval_shape(jax.shard_map(norm, mesh=mesh, in_specs=split, out_specs=split), x)
     with pytest.raises(ValueError, match="out_specs"):  # each device has a result of its own
         jax.eval_shape(jax.shard_map(norm, mesh=mesh, in_specs=split, out_specs=whole), x)
+
+
+def test_a_shortcut_may_be_broadcast():
+    x, v = sample((6, 5, 4)), variables(4)
+
+    def total(shortcut):
+        options = {"train": True, "mutable": "batch_stats", "activation": nn.relu}
+        return BatchNorm().apply(v, x, shortcut=shortcut, **options)[0].sum()
+
+    shortcut = sample((1, 1, 4))
+    found = jax.grad(total)(shortcut)
+    expected = jax.grad(total)(jnp.broadcast_to(shortcut, x.shape)).sum((0, 1), keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

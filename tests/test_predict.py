@@ -86,6 +86,8 @@ def test_all_forms_and_python_say_the_same(predict, folder, plain_run):
 def test_predictions_are_those_of_the_module(predict, folder, plain_run):
     model, variables, info, config = resnet_jax.load_run(plain_run[0])
     found = resnet_jax.predict(plain_run[0], sorted(folder.glob("airplane/*")))
+    (alone,) = resnet_jax.predict(plain_run[0], found[0].path)
+    assert (alone.path, alone.class_names) == (found[0].path, found[0].class_names)
     for prediction in found:
         pixels = np.asarray(Image.open(prediction.path).convert("RGB"), np.float32) / 255
         x = (pixels - np.float32(config.data.mean)) / np.float32(config.data.std)

@@ -18,36 +18,34 @@ SEARCHES = [row for row in ROWS if row.config.startswith("search/")]
 PLAIN = [row for row in ROWS if row not in SEARCHES and " " not in row.config]
 
 
-def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run):
-    folder, final, _ = plain_run
-    record = reproduce.collect(folder, "tiny_run.py")
-    assert record["final"] == final and len(record["scores"]) == 3
-    assert record["config"] == "tiny_run.py" and record["seed"] == 0
-
-
-def test_what_a_run_changes_of_its_config_is_told_once(plain_run, monkeypatch, tmp_path):
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
-    folder = tmp_path / "run"
-    shutil.copytree(plain_run[0], folder)
-    command = (
-        "main --config=tiny_run.py --config.seed=0 --config.num_epochs=3 --config.log.report=0"
-    )
-    start = {
-        "command": command,
-        "time": "",
-        "commit": "c",
-        "version": "1",
-        "python": "3",
-        "jax": "0",
-    }
-    start |= {"devices": ["cpu"], "cores": 1}
-    (folder / "starts.jsonl").write_text(json.dumps(start) + "\n")
-    with pytest.raises(UserError, match="unknown config of a row"):
-        reproduce.keep(folder, "tiny_run.py")
+@pytest.fixture
+def row(plain_run, monkeypatch, tmp_path):
+    """The config of the run, as if it were that of a row; records go to a folder of their own."""
+    config = reproduce.workdir.read_run(plain_run[0])[0]
+    monkeypatch.setattr(results_table, "loaded", lambda name: (config, 1))
     monkeypatch.setattr(reproduce, "BETTER", ("tiny_run.py --config.num_epochs=3",))
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    return config
+
+
+def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run, row):
+    folder, final, _ = plain_run
     path = reproduce.keep(folder, "tiny_run.py --config.num_epochs=3")
     assert path.name == "tiny_run-num_epochs=3-seed0.json"
-    assert json.loads(path.read_text())["overrides"] == ["--config.num_epochs=3"]
+    record = json.loads(path.read_text())
+    assert record["final"] == final and len(record["scores"]) == 3
+    assert record["config"] == "tiny_run.py" and record["seed"] == 0
+    assert record["overrides"] == ["--config.num_epochs=3"]
+
+
+def test_a_record_is_of_a_run_of_its_row(plain_run, row):
+    with pytest.raises(UserError, match="unknown config of a row"):
+        reproduce.keep(plain_run[0], "tiny_run.py")
+    row.seed, row.log.tensorboard = 7, not row.log.tensorboard
+    reproduce.keep(plain_run[0], "tiny_run.py --config.num_epochs=3")
+    row.optimizer.learning_rate *= 2
+    with pytest.raises(UserError, match=r"none of .*: optimizer.learning_rate differs"):
+        reproduce.keep(plain_run[0], "tiny_run.py --config.num_epochs=3")
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +69,7 @@ def networks(request, monkeypatch):
 def test_the_tables_are_those_of_the_records(monkeypatch):
     # Nothing that a search needs to run is needed to tell of it.
     monkeypatch.setattr(sampling, "is_installed", lambda name: False)
-    results_table._loaded.cache_clear()
+    results_table.loaded.cache_clear()
     assert reproduce.main(["--check"]) == 0
 
 
@@ -99,7 +97,7 @@ def test_a_row_reports_what_its_config_does(row):
     figures = [float(figure) for figure in re.findall(r"\d+\.?\d*", row.reported)]
     assert config.reported_accuracy in [*figures, 0.0]
     if row.better:
-        assert config_lib.load(str(config_lib.CONFIGS / row.better)).model.name
+        assert config_lib.load(str(config_lib.CONFIGS / row.better.split()[0])).model.name
 
 
 @pytest.fixture
@@ -163,7 +161,7 @@ def test_a_search_runs_once(started):
         (["--all", "--budget", "soon"], "--budget takes a time such as 2h"),
         (["--all", "--seed", "3"], "unexpected argument"),
         (["--record", "nowhere", "cnn.py"], "nowhere"),
-        (["--record", "nowhere", "search/r5_grid.py"], "nowhere is not finished"),
+        (["--record", "nowhere", "search/r1_grid.py"], "nowhere is not finished"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, message, capsys):

@@ -122,6 +122,7 @@ def test_damages(tmp_path, kind):
 def test_signal_during_set_up(tmp_path, number, status):
     training = torture_faults.Training(tmp_path / "run", tmp_path / "cache")
     assert training.wait_until(training.handles_signals)
+    training.process.send_signal(signal.SIGHUP)  # its terminal is closed
     training.process.send_signal(number)
     code, said = training.end()
     assert code == status, said

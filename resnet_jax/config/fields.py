@@ -173,7 +173,8 @@ SEARCH_FIELDS: dict[str, Field] = {
 RESUMABLE = frozenset(
     {
         *("data.source", "data.dir", "data.workers"),
-        *("evaluate.batch_size", "checkpoint.keep", "on_nan_limit", "reported_accuracy"),
+        *("evaluate.batch_size", "evaluate.score_test", "checkpoint.keep", "on_nan_limit"),
+        "reported_accuracy",
         *(path for path in FIELDS if path.startswith("log.")),
     }
 )

@@ -269,6 +269,11 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.split is 'val' but data.val_fraction is 0; "
             "set data.val_fraction, or evaluate.split='test'"
         )
+    if config.evaluate.split == "val" and config.evaluate.select_on_test:
+        raise UserError(
+            "config field evaluate.select_on_test is True but evaluate.split is 'val', which "
+            "chooses; set evaluate.split='test'"
+        )
     if config.evaluate.split == "test" and not config.evaluate.score_test:
         raise UserError(
             "config field evaluate.score_test is False but evaluate.split is 'test'; set "

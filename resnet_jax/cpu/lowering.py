@@ -34,6 +34,8 @@ def replace(primitive: Primitive, choose: Choose) -> None:
         module = ctx.module_context
         # What has no such number is a shard_map's or pmap's: a program for several devices.
         alone = getattr(module.axis_context, "num_devices", 0) in (1, None)
+        # Where types tell of shardings, as on jax.make_mesh's, our functions would have to as well.
+        alone = alone and not any(any(aval.sharding.spec) for aval in ctx.avals_in)
         function = None
         if alone and not module.lowering_parameters.for_export:
             function = choose(ctx.avals_in, ctx.avals_out, params)

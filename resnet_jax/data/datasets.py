@@ -216,7 +216,7 @@ def select_info(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
     """Returns the info of what `select_classes` leaves of a dataset.
 
     Raises:
-      UserError: if a class is named twice or does not exist.
+      UserError: if a class is named twice or does not exist, or a part has no image of them.
     """
     if not classes:
         return info
@@ -226,14 +226,13 @@ def select_info(info: DatasetInfo, classes: Sequence[int]) -> DatasetInfo:
         raise UserError(
             f"config field data.classes: {info.name} has {len(info.class_names)} classes"
         )
-    return dataclasses.replace(
-        info,
-        class_names=tuple(info.class_names[label] for label in classes),
-        train_counts=tuple(info.train_counts[label] for label in classes),
-        val_counts=tuple(info.val_counts[label] for label in classes if info.val_counts),
-        test_counts=tuple(info.test_counts[label] for label in classes),
-        digest=hashlib.sha256(f"{info.digest} {tuple(classes)}".encode()).hexdigest(),
-    )
+    names = ("class_names", "train_counts", "val_counts", "test_counts")
+    values = {name: getattr(info, name) for name in names}
+    kept: Any = {name: tuple(of[label] for label in classes if of) for name, of in values.items()}
+    if any(values[name] and not any(counts) for name, counts in kept.items()):
+        raise UserError(f"config field data.classes: a part of {info.name} has no image of them")
+    digest = hashlib.sha256(f"{info.digest} {tuple(classes)}".encode()).hexdigest()
+    return dataclasses.replace(info, digest=digest, **kept)
 
 
 def select_classes(dataset: Dataset, classes: Sequence[int]) -> Dataset:

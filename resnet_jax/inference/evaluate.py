@@ -4,7 +4,7 @@ import contextlib
 import os
 
 from resnet_jax.config.load import selects
-from resnet_jax.data.datasets import Dataset
+from resnet_jax.data.datasets import Dataset, DatasetInfo
 from resnet_jax.data.download import Progress
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
@@ -37,12 +37,20 @@ def evaluate_run(
       "step", "loss", "accuracy" in percent, and "count", the number of images.
 
     Raises:
-      UserError: if there is no run, no checkpoint that can be used, or no data; or if the data that
-        the config names is not what the run was trained on.
+      UserError: if there is no run, no checkpoint that can be used, or no data; if the data that
+        the config names is not what the run was trained on; or if the dataset has other classes or
+        channels.
     """
     task, state = restore(workdir, which)
     dataset = dataset or load_run_dataset(task, progress)
+    wanted, given = _kind(task.info), _kind(dataset.info)
+    if wanted != given:
+        raise UserError(f"the run is for {wanted}, the dataset has {given}")
     return _score(task, state, dataset, batch_size, progress)
+
+
+def _kind(info: DatasetInfo) -> str:
+    return f"{len(info.class_names)} classes and {info.image_shape[-1]} channels"
 
 
 def _score(

@@ -40,7 +40,7 @@ class Prediction:
 
 def predict(
     workdir: str | os.PathLike[str],
-    paths: Iterable[Name],
+    paths: Name | Iterable[Name],
     which: str = "best",
     on_bad_image: OnBadImage | None = None,
 ) -> list[Prediction]:
@@ -139,7 +139,7 @@ class Classifier:
 
     def predictions(
         self,
-        paths: Iterable[Name],
+        paths: Name | Iterable[Name],
         on_bad_image: OnBadImage | None = None,
         watch: Watch | None = None,
     ) -> Iterator[Prediction]:
@@ -158,6 +158,7 @@ class Classifier:
         Raises:
           UserError: if an image can't be read and `on_bad_image` is None.
         """
+        paths = [paths] if isinstance(paths, str | os.PathLike) else paths
         batches = read_batches(paths, self._shape, self._batch_size, on_bad_image or _refuse)
         for names, pixels in batches:
             found = [

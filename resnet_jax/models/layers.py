@@ -317,7 +317,7 @@ def check_images(x: jax.Array, smallest: int) -> None:
     if x.ndim != 4:
         raise UserError(f"images must be [batch, height, width, channels], not of shape {x.shape}")
     height, width = x.shape[1:3]
-    if min(height, width) < smallest:
+    if height < smallest or width < smallest:
         raise UserError(
             f"images of {height}x{width} pixels are too small for the strides of this model; "
             f"give at least {smallest}x{smallest}"

@@ -226,7 +226,9 @@ class BatchNorm(nn.Module):
         x, scale, bias = x.astype(dtype), scale.astype(jnp.float32), bias.astype(jnp.float32)
         if train:
             relu = activation is nn.relu
-            fused = (shortcut.astype(dtype),) if relu and shortcut is not None else ()
+            fused: tuple[jax.Array, ...] = ()
+            if relu and shortcut is not None:  # our kernel reads as much of it as of x
+                fused = (jnp.broadcast_to(shortcut, x.shape).astype(dtype),)
             # Of what differs between the devices of a shard_map a primitive would not tell.
             varies = any(getattr(jax.typeof(a), "vma", ()) for a in (x, scale, bias, *fused))
             function = normalize if varies else normalize_p.bind

@@ -70,6 +70,7 @@ class ResidualBlock(nn.Module):
         branch = norm(branch, train=train)
         return layers.Function(self.activation)(self.add_shortcut(branch, shortcut, train=train))
 
+    @nn.nowrap
     def last_conv(self, features: int, side: int, name: str) -> nn.Module:
         """Returns the convolution that ends the branch of a pre-activation block.
 
@@ -79,6 +80,7 @@ class ResidualBlock(nn.Module):
         init = {"kernel_init": nn.initializers.zeros} if self.zero_init_residual else {}
         return self.conv(features, (side, side), 1, side // 2, name=name, **init)
 
+    @nn.nowrap
     def same_shape(self, x: jax.Array) -> bool:
         """Returns whether the block's output has the shape of its input `x`."""
         return self.strides == 1 and x.shape[-1] == self.filters * self.expansion
@@ -294,6 +296,7 @@ class ResNet(layers.StagedClassifier):
         x = nn.Dropout(self.dropout_rate, deterministic=not train, name="dropout")(x)
         return layers.apply_head(x, self.num_classes, functools.partial(layers.Dense, **dtypes))
 
+    @nn.nowrap
     def strides(self) -> Sequence[int]:
         """Returns the step of each stage, pixels."""
         return self.stage_strides or (1, *[2] * (len(self.stage_sizes) - 1))
@@ -312,6 +315,7 @@ class ResNet(layers.StagedClassifier):
             x = layers.Function(pool)(x)
         return x
 
+    @nn.nowrap
     def make_block(self, stage: int, index: int, conv: ModuleDef, norm: ModuleDef) -> ResidualBlock:
         """Returns block `index` of `stage`, both counted from 1."""
         depth = sum(self.stage_sizes[: stage - 1]) + index

@@ -187,7 +187,7 @@ class VisionTransformer(nn.Module):
         x = patch_embed(x).reshape(x.shape[0], -1, self.hidden_size)
         token_init = nn.initializers.normal(1e-6)
         token = self.param("cls_token", token_init, (1, 1, self.hidden_size), self.param_dtype)
-        token = jnp.broadcast_to(token.astype(self.dtype), (x.shape[0], 1, self.hidden_size))
+        token = jnp.zeros_like(x[:, :1]) + token.astype(self.dtype)  # split over devices as x is
         x = jnp.concatenate([token, x], axis=1)
         return x + self.param("pos_embed", kernel_init, (1, *x.shape[1:]), self.param_dtype).astype(
             self.dtype

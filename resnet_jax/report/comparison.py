@@ -82,7 +82,7 @@ def compare(runs: Sequence[Run]) -> list[Row]:
             Row(run.name, _differs(run, fields), [_cell(c, [run]) for c in COLUMNS])
             for run in group
         ]
-        if len({run.config.seed for run in group}) > 1:
+        if len({run.config.seed for run in group}) == len(group) > 1:
             cells = [_cell(column, group) for column in COLUMNS]
             differs = _differs(group[0], fields - {"seed"})
             rows.append(Row(f"mean ± std of {len(group)} seeds", differs, cells, True))

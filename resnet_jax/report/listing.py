@@ -2,10 +2,11 @@
 
 import ast
 import inspect
+import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
-from resnet_jax.config.fields import FIELDS, SEARCH_FIELDS
+from resnet_jax.config.fields import FIELDS, SEARCH_FIELDS, Field
 from resnet_jax.config.load import CONFIGS
 from resnet_jax.data.registry import DATASETS
 from resnet_jax.errors import unknown
@@ -43,13 +44,19 @@ def _models() -> dict[str, str]:
 
 
 def _configs() -> dict[str, str]:
-    trees = {file.stem: ast.parse(file.read_text()) for file in sorted(CONFIGS.glob("*.py"))}
-    return {n: (ast.get_docstring(tree) or "").partition("\n")[0] for n, tree in trees.items()}
+    def described(file: pathlib.Path) -> str:
+        return (ast.get_docstring(ast.parse(file.read_text())) or "").partition("\n")[0]
+
+    files = sorted(CONFIGS.rglob("*.py"))
+    return {f.relative_to(CONFIGS).with_suffix("").as_posix(): described(f) for f in files}
 
 
 def _fields() -> dict[str, str]:
-    fields = (FIELDS | SEARCH_FIELDS).items()
-    return {path: f"{field.help} (default: {field.default!r})" for path, field in fields}
+    def described(field: Field) -> str:
+        names = f": {', '.join(get_args(field.hint))}" if get_origin(field.hint) is Literal else ""
+        return f"{field.help}{names} (default: {field.default!r})"
+
+    return {path: described(field) for path, field in (FIELDS | SEARCH_FIELDS).items()}
 
 
 def _with_options(function: Callable[..., Any]) -> str:

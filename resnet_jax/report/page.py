@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -141,12 +142,16 @@ def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
     """Returns the rows of the table of classes."""
     confusion = tested.confusion
     total = confusion.sum()
+
+    def shown(share: float, of: np.ndarray) -> str:
+        return f"{100 * share:.2f}" if of.any() else "-"
+
     return [
         {
             "name": name,
             "count": int(confusion[label].sum()),
-            "precision": f"{100 * tested.precision[label]:.2f}",
-            "recall": f"{100 * tested.recall[label]:.2f}",
+            "precision": shown(tested.precision[label], confusion[:, label]),
+            "recall": shown(tested.recall[label], confusion[label]),
             "accuracy": _one_against_all(confusion, label, total),
         }
         for label, name in enumerate(run.class_names)

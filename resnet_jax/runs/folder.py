@@ -111,6 +111,9 @@ def begin(
         if saved and (not file.exists() or file.read_bytes() not in known):
             notify(f"{file} was not what the newest checkpoint holds: written anew")
         write_atomically(file, _text(content))
+    before = [start.get("images") for start in starts(folder)[-1:]]
+    if saved and config.augment.resized_crop and before not in ([], [images]):
+        notify(f"images are {images} and were not before: files of images are cropped otherwise")
     _log_start(folder, images)
 
 

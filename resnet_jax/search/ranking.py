@@ -39,7 +39,7 @@ def write_ranking(workdir: pathlib.Path, search: Search, found: Sequence[Standin
 def _said(search: Search) -> str:
     metric = "last" if search.settings.metric == "final" else "best"
     if search.settings.select_on_test:
-        return f"Ranked by the {metric} score on the test set itself, as the report did."
+        return f"Ranked by the {metric} score on the test set itself."
     return (
         f"Ranked by the {metric} score on validation images; the test set was scored for the "
         "winner alone."

@@ -85,10 +85,11 @@ def importances(
 ) -> dict[str, float]:
     """Returns how much each field matters to the score (PED-ANOVA, Watanabe et al. 2023).
 
-    It is empty without Optuna and with few points.
+    It is empty without Optuna, with few points, and where all score alike.
     """
     done = [standing for standing in found if standing.state == DONE]
-    if not is_installed("optuna") or len(done) < 4:
+    alike = len({standing.mean() for standing in done}) < 2
+    if not is_installed("optuna") or len(done) < 4 or alike:
         return {}
     import optuna
 

@@ -70,6 +70,7 @@ class Search:
             raise UserError(f"config field seeds takes seeds that differ, not {shown(seeds)}")
         axes = parse(given["space"])
         base = _scored(config_lib.validate(given["base"]), settings)
+        base.model.dtype = compute_dtype(base.model.dtype)  # the same for workers of any machine
         points = tuple(grid(axes)) if settings.method == "grid" else ()
         _check_method(settings, axes, seeds)
         tried = points or [draw(axes, settings.seed, number) for number in range(_DRAWN)]

@@ -140,8 +140,11 @@ class Study:
     def _joins(self, trial: Trial, group: Sequence[Trial]) -> bool:
         """Returns whether a trial has the shape of a group."""
         base = self.search.base
-        shapes = (shape(configured(base, t.point)) for t in (trial, *group[:1]) if group)
-        return len(set(shapes)) < 2
+        try:
+            shapes = {shape(configured(base, t.point)) for t in (trial, *group[:1]) if group}
+        except UserError:  # it fails when it is trained, alone
+            return not group
+        return len(shapes) < 2
 
     def _new(self, trials: Sequence[Trial], group: Sequence[Trial]) -> Trial | None:
         """Returns the next trial that is yet to begin and joins a group."""

@@ -107,9 +107,12 @@ def _run(study: Study, trials: Sequence[Trial], board: Board, received: Sequence
         train_side_by_side(group, lambda: told.extend(received[len(told) :]))
 
 
-def _shared_images(config: ConfigDict, board: Board) -> Opened:
+def _shared_images(config: ConfigDict, board: Board) -> Opened | None:
     """Returns the images of all trials of a group, or refuses such as each has its own of."""
-    opened = open_dataset(config.data)
+    try:
+        opened = open_dataset(config.data)
+    except UserError:  # each trial fails by it
+        return None
     if config.init.cached_stage or not is_resident(opened.info, config.data):
         raise UserError(
             "config field search.parallel_trials needs images that trials share on the device, and "
@@ -171,7 +174,7 @@ def _train(
     try:
         opened = _suitable(config, images)
     except UserError as error:
-        _suitable(base, images)  # refused too: no fault of the point, whose trial is given back
+        _suitable(base, None)  # refused too: no fault of the point, whose trial is given back
         return FAILED, str(error)
     try:
         # What a group has too little memory for, each of its trials may have enough for.

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.errors import InvalidRngError
 from jax import lax
 from ml_collections import ConfigDict
 
@@ -81,7 +82,7 @@ def check_cached_stage(
 
     Raises:
       UserError: if the model can't be cut after the stage, if the stage or one before it is
-        trained, or if images are augmented.
+        trained or has dropout, or if images are augmented.
     """
     stage = config.init.cached_stage
     field = f"config field init.cached_stage is {stage}"
@@ -90,8 +91,19 @@ def check_cached_stage(
     if config.augment.to_dict() != default_config().augment.to_dict():
         raise UserError(f"{field} but images are augmented; turn the fields of augment off")
 
+    images = jnp.zeros((2, *image_shape))
+
+    def trained(variables: Tree) -> Any:
+        options = {"train": True, "stage": stage, "mutable": ["batch_stats"]}
+        return model.apply(variables, images, method="features", **options)
+
+    try:
+        jax.eval_shape(trained, variables)
+    except InvalidRngError:
+        raise UserError(f"{field} but dropout changes its features; turn it off") from None
+
     def rest(variables: Tree) -> Tree:
-        images, options = jnp.zeros((2, *image_shape)), {"train": False, "stage": stage}
+        options = {"train": False, "stage": stage}
         features = model.apply(variables, images, method="features", **options)
         return model.init(jax.random.key(0), features, method="classify", **options)["params"]
 

@@ -1,6 +1,7 @@
 """A few steps of a training under jax's profiler."""
 
 import contextlib
+import dataclasses
 import pathlib
 import shlex
 
@@ -16,6 +17,7 @@ from resnet_jax.platform import compute_dtype
 from resnet_jax.runs.folder import read_run
 from resnet_jax.training.devices import Devices, place
 from resnet_jax.training.driver import Trainer
+from resnet_jax.training.features import cache_features
 from resnet_jax.training.task import create_task
 
 DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50
@@ -41,8 +43,11 @@ def print_profile(config: ConfigDict | None, workdir: str) -> None:
     part = split(opened.load(print, None), config.data)["train"]
     train = place(part, task.info, config, devices, is_training=True)
     steps_per_epoch = task.agenda.steps_per_epoch
-    trainer = Trainer(task.network, task.optimizer, devices, steps_per_epoch, train)
-    state = devices.put(task.create_state())
+    network, state = task.network, devices.put(task.create_state())
+    if stage := config.init.cached_stage:
+        train = cache_features(network, state.variables(), train, devices)
+        network = dataclasses.replace(network, stage=stage)
+    trainer = Trainer(network, task.optimizer, devices, steps_per_epoch, train)
     size = trainer.steps_per_dispatch
     _, indices = next(task.order.dispatches(0, size, size))
     rates = np.full(len(indices), config.optimizer.learning_rate, np.float32)

@@ -103,7 +103,8 @@ def initial_state(
         step=jnp.array(0, jnp.int32),
         **evaluated,
         opt_state=optimizer.init(evaluated["params"]),
-        average=jax.tree.map(jnp.copy, evaluated) if averaged else {},
+        # The small steps of an average would be lost in bfloat16.
+        average=jax.tree.map(lambda a: jnp.array(a, jnp.float32), evaluated) if averaged else {},
         metrics=Metrics.empty(),
         skipped=jnp.array(0, jnp.int32),
     )

@@ -24,6 +24,7 @@ def load_model(
     num_classes: int | None = None,
     *,
     weights: str | os.PathLike[str] = "",
+    image_shape: tuple[int, int, int] | None = None,
     **options: Any,
 ) -> tuple[nn.Module, dict[str, Tree]]:
     """Returns a model of the registry and its variables from a file.
@@ -36,6 +37,8 @@ def load_model(
       weights: a `.pth`, `.pt`, `.th` or `.safetensors` file; nothing in it is executed. A name
         without slash and suffix, such as "cifar10", stands for weights that are part of the
         package, see `--list=weights`; an address for those of the hub.
+      image_shape: `(height, width, channels)` of the images; None: as the file says, and of one
+        that does not say it as in `import_torch`.
       **options: options of the model; others are taken from what a file of ours says of itself,
         and a ResNet's stem and a VGG's classifier are found from any file.
 
@@ -51,9 +54,9 @@ def load_model(
     file = TorchFile(find(name, weights))
     if weights == name:
         name = described(file).model
-    info, image_shape = read_info(file), None
+    info = read_info(file)
     if info is not None and info.model == name:
-        image_shape, options = info.input_shape, info.options | options
+        image_shape, options = image_shape or info.input_shape, info.options | options
     shapes = {key: array.shape for key, array in file.tensors.items()}
     implied = implied_options(create_model(name, **options), shapes)
     found = implied.pop("num_classes", 0)

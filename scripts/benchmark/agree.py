@@ -1,9 +1,10 @@
-"""Trains 50 steps on the accelerator and on the CPU, and compares the losses of all steps.
+"""Trains 50 steps on the accelerator and on the CPU, and compares the mean losses so far.
 
   python scripts/benchmark agree
 
 The runs are ordinary ones of the command line, on the bundled images, in float32 with full
-precision. Two more with `deterministic=True` have to have equal bits.
+precision. After each step the mean loss over its epoch so far is compared. Two more runs with
+`deterministic=True` have to have equal bits.
 """
 
 import argparse
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         device = train(given.config, root / "device")
         reference = train(given.config, root / "cpu", {"JAX_PLATFORMS": "cpu"})
         worst = compare(device, reference)
-        print(f"{len(device)} steps on the device and on the CPU: losses within {worst:.1e}")
+        print(f"{len(device)} steps on the device and on the CPU: mean losses within {worst:.1e}")
         pair = [
             train(given.config, root / name, {}, "--config.deterministic=True") for name in "ab"
         ]
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
 def train(
     config: str, folder: pathlib.Path, environment: Mapping[str, str] = {}, *flags: str
 ) -> list[float]:
-    """Returns the loss of each step of a run.
+    """Returns the mean loss over the epoch so far, after each step of a run.
 
     Args:
       config: name of the config.
@@ -86,6 +87,8 @@ def compare(device: Sequence[float], reference: Sequence[float]) -> float:
     for step, (ours, theirs) in enumerate(zip(device, reference, strict=True), 1):
         share = abs(ours - theirs) / theirs
         if share > (EARLY_TOLERANCE if step <= EARLY else TOLERANCE):
-            raise UserError(f"the loss of step {step} is {ours} on the device, {theirs} on the CPU")
+            raise UserError(
+                f"the mean loss after step {step} is {ours} on the device, {theirs} on the CPU"
+            )
         worst = max(worst, share)
     return worst

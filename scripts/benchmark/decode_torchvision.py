@@ -20,7 +20,7 @@ def _torchvision() -> tuple[Any, Any]:
     try:
         import torchvision  # noqa: F401
     except ImportError as error:
-        raise Unavailable("torchvision is not installed; pip install -e .[benchmark]") from error
+        raise Unavailable("torchvision is not installed; pip install -e '.[benchmark]'") from error
     except RuntimeError:
         signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
         torch.library.define("torchvision::nms", signature)

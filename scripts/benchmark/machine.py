@@ -36,8 +36,8 @@ def _count(text: str) -> int:
 
 def _file(text: str) -> pathlib.Path:
     path = pathlib.Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder, or lies in none")
     return path
 
 

@@ -1,6 +1,7 @@
 """PyTorch's side of the training benchmark, a process that `training.py` starts."""
 
 import functools
+import os
 import pathlib
 from typing import Any
 
@@ -101,6 +102,8 @@ class Measurement:
         self.module.to(self.device, memory_format=self.format)  # type: ignore[call-overload]
         self.call: Any = self.module
         if spec["contestant"] == "torch_compile":
+            # What an earlier run compiled is not to be found.
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = f"{spec['weights']}.compiled"
             self.call = torch.compile(self.module)
         images, labels = (torch.from_numpy(array) for array in random_images(spec))
         self.images = (
