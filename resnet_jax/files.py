@@ -1,8 +1,28 @@
 """Files that are there whole or not at all."""
 
+import contextlib
 import errno
 import os
 import pathlib
+from collections.abc import Iterator
+
+from resnet_jax.errors import UserError
+
+
+@contextlib.contextmanager
+def writing(what: object) -> Iterator[None]:
+    """Turns the system's refusal to write something into one line.
+
+    Args:
+      what: the place, as the user would say it.
+
+    Raises:
+      UserError: if it can't be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{what} can't be written: {error.strerror or error}") from error
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:

@@ -36,16 +36,11 @@ def mismatch(template: Any, arrays: Mapping[str, Any]) -> str:
     return ""
 
 
-def map_with_path(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Returns `function(path, *leaves)` as a function of trees."""
-
-    def mapped(tree: Any, *trees: Any) -> Any:
-        def call(path: Any, *leaves: Any) -> Any:
-            return function(_name(path), *leaves)
-
-        return jax.tree_util.tree_map_with_path(call, tree, *trees)
-
-    return mapped
+def map_with_path(function: Callable[..., Any], tree: Any, *trees: Any) -> Any:
+    """Returns a tree of `function(path, *leaves)`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(_name(path), *leaves), tree, *trees
+    )
 
 
 def _name(path: Any) -> str:

@@ -16,7 +16,8 @@ from studies import BETTER, ROWS, STUDIES, Row
 
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.data.published import PUBLISHED
+from resnet_jax.data.datasets import input_shape
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.models.registry import create_model
 from resnet_jax.report.summary import layer_table
 from resnet_jax.runs.terminal import duration
@@ -213,10 +214,7 @@ def _network(name: str, shape: tuple[int, int, int], options: str) -> tuple[int,
 def _size(config: str) -> tuple[int, int]:
     """Returns parameters and multiply-accumulates for an image of a config's model."""
     settings = loaded(config)[0]
-    published = PUBLISHED.get(settings.data.name)
-    shape = published.info.image_shape if published else (32, 32, 3)
-    if settings.data.image_size:
-        shape = (settings.data.image_size, settings.data.image_size, shape[2])
+    shape = input_shape(open_dataset(settings.data).info, settings.data)
     classes = settings.model.num_classes or 10
     options = {"num_classes": classes, **settings.model.options.to_dict()}
     return _network(settings.model.name, shape, json.dumps(options))

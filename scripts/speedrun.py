@@ -50,7 +50,7 @@ from resnet_jax.config import default_config
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.registry import load_dataset
 from resnet_jax.errors import UserError
-from resnet_jax.files import write_atomically
+from resnet_jax.files import write_atomically, writing
 from resnet_jax.platform import compute_dtype, enable_cache, keep_freed_memory, memory_errors
 from resnet_jax.runs.folder import provenance
 
@@ -653,11 +653,9 @@ def _load(source: str, directory: str | None) -> tuple[Examples, Examples, str]:
 
 
 def _write(file: pathlib.Path | None, result: dict[str, Any]) -> None:
-    try:
-        if file:
+    if file:
+        with writing(f"--json {file}"):
             write_atomically(file, f"{json.dumps(result, indent=1)}\n".encode())
-    except OSError as error:
-        raise UserError(f"--json {file} can't be written: {error.strerror}") from None
 
 
 def _resolutions(text: str) -> tuple[int, ...]:

@@ -36,7 +36,9 @@ class Study(NamedTuple):
     rows: tuple[Row, ...]
 
 
+_SMALL = "resnet_small.py:better"
 _TUNING = "resnet_small_tuning.py"
+_TEXTBOOK, _CUSTOM = "resnet_textbook.py", "resnet_custom.py"
 
 
 def _tuned(batch: int, rate: float, shuffle: bool, train: float, test: float) -> Row:
@@ -44,6 +46,12 @@ def _tuned(batch: int, rate: float, shuffle: bool, train: float, test: float) ->
     point = f"{batch}_{rate:g}_{'on' if shuffle else 'off'}"
     reported = f"{train:.2f} / {test:.2f}"
     return Row(f"R5.{point}", f"{_TUNING}:{point}", reported, f"{_TUNING}:better")
+
+
+def _transferred(model: str, reported: str, flag: str = "") -> Row:
+    """Returns the row of a model of R1.f; our recipe is vgg16_bn's but for the flag."""
+    config = f"vgg16_transfer.py:{model}_adam_0.001_10"
+    return Row(f"R1.f.{model}", config, reported, f"vgg16_transfer.py:finetune{flag}")
 
 
 _R5 = tuple(_tuned(*row) for row in load("search/r5_grid").reported.rows)
@@ -59,24 +67,15 @@ STUDIES = (
         "crops and flips.",
         (
             Row("R1.a", "cnn.py", "62", "cnn.py:better"),
-            Row("R1.b", "resnet_small.py:sgd", "80.95", "resnet_small.py:better"),
+            Row("R1.b", "resnet_small.py:sgd", "80.95", _SMALL),
             Row("R1.b.augmented", "resnet_small.py:sgd_augmented", "80.95"),
-            Row("R1.c", "resnet_small.py", "86.18", "resnet_small.py:better"),
+            Row("R1.c", "resnet_small.py", "86.18", _SMALL),
             Row("R1.c.plain", "resnet_small.py:adam_plain", "86.18"),
-            Row(
-                *("R1.d", f"resnet_small.py:dropout {_BFLOAT16}", "86 (average)"),
-                "resnet_small.py:better",
-            ),
+            Row("R1.d", f"resnet_small.py:dropout {_BFLOAT16}", "86 (average)", _SMALL),
             Row("R1.d.plain", f"resnet_small.py:dropout_plain {_BFLOAT16}", "86 (average)"),
             Row("R1.e", "search/r1_grid.py", "its best is R1.c"),
-            Row(
-                *("R1.f.vgg16", "vgg16_transfer.py:vgg16_adam_0.001_10", "89.93"),
-                "vgg16_transfer.py:finetune --config.model.name=vgg16",
-            ),
-            Row(
-                *("R1.f.vgg16_bn", "vgg16_transfer.py:vgg16_bn_adam_0.001_10", "91.03"),
-                "vgg16_transfer.py:finetune",
-            ),
+            _transferred("vgg16", "89.93", " --config.model.name=vgg16"),
+            _transferred("vgg16_bn", "91.03"),
             Row("R1.g.vit", "vit.py"),
             Row("R1.g.optuna", "search/optuna_resnet_small.py --config.base.model.dtype=bfloat16"),
             Row("R1.g.optuna.best", f"resnet_small.py:optuna {_BFLOAT16}"),
@@ -101,29 +100,20 @@ STUDIES = (
         "R3, residual networks against AlexNet",
         "Its log shows the test accuracy every 250 steps: compare with `best`.",
         (
-            Row(
-                *("R3.a", "resnet_textbook.py:alexnet", "about 70"),
-                "resnet_textbook.py:alexnet_better",
-            ),
-            Row("R3.b", "resnet_textbook.py:5", "about 73", "resnet_textbook.py:5_better"),
-            Row(
-                *("R3.c", "resnet_textbook.py:10", "about 76 (76.88)"),
-                "resnet_textbook.py:10_better",
-            ),
-            Row("R3.d.5", "resnet_textbook.py:5_3", 'no figure ("no better")'),
-            Row("R3.d.10", "resnet_textbook.py:10_3", 'no figure ("no better")'),
+            Row("R3.a", f"{_TEXTBOOK}:alexnet", "about 70", f"{_TEXTBOOK}:alexnet_better"),
+            Row("R3.b", f"{_TEXTBOOK}:5", "about 73", f"{_TEXTBOOK}:5_better"),
+            Row("R3.c", f"{_TEXTBOOK}:10", "about 76 (76.88)", f"{_TEXTBOOK}:10_better"),
+            Row("R3.d.5", f"{_TEXTBOOK}:5_3", 'no figure ("no better")'),
+            Row("R3.d.10", f"{_TEXTBOOK}:10_3", 'no figure ("no better")'),
         ),
     ),
     Study(
         "R4, a custom network [1, 1, 1, 4]",
         "Its figure is of validation images, cropped and flipped; ours are of the test set.",
         (
-            Row(
-                *("R4", "resnet_custom.py", "99.5 / 89.75 to 90.24 (validation)"),
-                "resnet_custom.py:better",
-            ),
-            Row("R4.clean", "resnet_custom.py:clean"),
-            Row("R4.skip", "resnet_custom.py:skip"),
+            Row("R4", _CUSTOM, "99.5 / 89.75 to 90.24 (validation)", f"{_CUSTOM}:better"),
+            Row("R4.clean", f"{_CUSTOM}:clean"),
+            Row("R4.skip", f"{_CUSTOM}:skip"),
         ),
     ),
     Study(

@@ -65,7 +65,7 @@ class End:
     @classmethod
     def of(cls, folder: pathlib.Path) -> "End":
         """Reads it; raises if anything is not as its digest says."""
-        checkpoints = Checkpoints(folder / workdir.CHECKPOINTS, 1, read_only=True)
+        checkpoints = Checkpoints(folder / workdir.CHECKPOINTS)
         arrays = checkpoints.read(checkpoints.steps()[0])
         found, bad = records.read(folder / workdir.METRICS)
         if bad or found[-1]["kind"] != "final":

@@ -112,6 +112,14 @@ def _restore_lowerings():
         mlir.register_lowering(primitive, usual, platform="cpu")
 
 
+@pytest.fixture
+def content(monkeypatch):
+    """The bytes of a tiny CIFAR-10, which stands for the true one."""
+    import tiny_cifar10
+
+    return tiny_cifar10.install(monkeypatch.setattr)
+
+
 @pytest.fixture(scope="session")
 def plain_run(tmp_path_factory):
     """The folder, closing record and last state of a finished plain run; only to be read."""

@@ -179,18 +179,6 @@ def test_alternating_flip_shows_every_image_from_both_sides():
     assert abs((first[1:] == first[:-1]).mean() - 0.5) < 5 * 0.5 / 4000**0.5
 
 
-def test_alternating_flip_without_its_key_is_an_error():
-    config = default_config().augment
-    config.flip = "alternating"
-    labels = jnp.zeros(2, jnp.int32)
-    with pytest.raises(ValueError, match="flip_key"):
-        room.augment(
-            *(jax.random.key(0), random_images(2), labels, labels, jnp.int32(0), config, {}),
-            mean=MEAN,
-            num_classes=10,
-        )
-
-
 @pytest.mark.parametrize("side", [1, 7, 8, 16])
 def test_cutout_is_a_square_of_the_mean_centred_anywhere(side):
     images = jnp.full((3000, 32, 32, 3), 0.9)

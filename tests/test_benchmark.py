@@ -12,7 +12,6 @@ import pytest
 from benchmark import __main__ as command_line
 from benchmark import contestants, decode, tables, training
 from benchmark.contestants import Contestant
-from benchmark.worker import Refusal
 from PIL import Image
 
 from resnet_jax.errors import UserError
@@ -33,10 +32,7 @@ class InProcess(Contestant):
     def __init__(self, name, module, spec):
         self.name = name
         spec = json.loads(json.dumps(spec | {"contestant": name}))
-        try:
-            self.started, self.commands = importlib.import_module(module).start(spec)
-        except Refusal as reason:
-            raise UserError(str(reason)) from reason
+        self.started, self.commands = importlib.import_module(module).start(spec)
 
     def tell(self, do, **given):
         begin = time.perf_counter()
@@ -162,7 +158,7 @@ from benchmark import worker
 
 def start(spec):
     if spec["case"] == "refuses":
-        raise worker.Refusal("--peer: no")
+        raise worker.UserError("--peer: no")
     if spec["case"] == "is unavailable":
         raise worker.Unavailable("no compiler")
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(99)"], stdout=-3)

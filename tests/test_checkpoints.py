@@ -197,16 +197,16 @@ def test_every_file_in_every_way(tmp_path, damages):
 def test_what_is_saved_beside_the_state(tmp_path):
     whole = {"format": 1, **RUN, "config": {"seed": 3, "mean": [0.1, 2]}}
     with opened(tmp_path / "c") as (checkpoints, _):
-        assert checkpoints.run() is None
+        assert checkpoints.newest_run() is None
     with opened(saved(tmp_path / "c", 1, 2)) as (checkpoints, _):
-        assert checkpoints.run() == checkpoints.run(1) == whole
+        assert checkpoints.newest_run() == checkpoints.run(1) == whole
         alter_run(checkpoints.directory, 2)
-        assert checkpoints.run() == whole
+        assert checkpoints.newest_run() == whole
         with pytest.raises(DamagedError, match="the digest of run differs"):
             checkpoints.run(2)
         alter_run(checkpoints.directory, 1)
         with pytest.raises(UserError, match=r"no checkpoint in .* can be used; name another"):
-            checkpoints.run()
+            checkpoints.newest_run()
 
 
 FOREIGN = (
@@ -235,7 +235,7 @@ def test_another_format_is_refused_and_kept(tmp_path):
         checkpoints.save(2, make_state(2), RUN | {"format": 2})
         message = f"checkpoint 2 in {directory} has another format than 1, the one of this version"
         checkpoints.wait()
-        for read in (checkpoints.run, lambda: checkpoints.restore_newest(make_state())):
+        for read in (checkpoints.newest_run, lambda: checkpoints.restore_newest(make_state())):
             with pytest.raises(UserError, match=message):
                 read()
         assert checkpoints.steps() == [2, 1]
@@ -270,7 +270,7 @@ def test_of_another_model(tmp_path, template, message):
 def test_reading_changes_nothing(tmp_path):
     directory = saved(tmp_path / "c", 1)
     (directory / "7").mkdir()
-    Checkpoints(directory, 1, read_only=True).close()
+    Checkpoints(directory).close()
     assert {path.name for path in directory.iterdir()} == {"1", "7"}
 
 

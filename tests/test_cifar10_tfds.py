@@ -12,11 +12,6 @@ from resnet_jax.data.download import Unavailable
 from resnet_jax.errors import UserError
 
 
-@pytest.fixture
-def content(monkeypatch):
-    return tiny.install(monkeypatch.setattr)
-
-
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepared")

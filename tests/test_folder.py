@@ -128,7 +128,7 @@ def test_what_orbax_gives_back_is_written_as_it_was(tmp_path, config):
     start(tmp_path, config)
     save(tmp_path, config)
     with contextlib.closing(Checkpoints(tmp_path / "checkpoints", 1)) as checkpoints:
-        assert start(tmp_path, config, checkpoints.run()) == []
+        assert start(tmp_path, config, checkpoints.newest_run()) == []
 
 
 def test_a_torn_line_of_the_log_spoils_no_other(tmp_path, config):

@@ -53,7 +53,7 @@ def trained(tiny, network=None, steps=3):
 
 def changed(before, after):
     """Returns the paths of the leaves that differ."""
-    differ = map_with_path(lambda path, a, b: path if (a != b).any() else "")(before, after)
+    differ = map_with_path(lambda path, a, b: path if (a != b).any() else "", before, after)
     return {path for path in jax.tree.leaves(differ) if path}
 
 

@@ -55,7 +55,7 @@ def scores(workdir):
 def assert_same_end(workdir, reference):
     """Compares the last checkpoint and the records with those of an uninterrupted run."""
     folder, final, state = reference
-    found = Checkpoints(workdir / "checkpoints", keep=2, read_only=True)
+    found = Checkpoints(workdir / "checkpoints")
     assert tiny_run.leaves(found.restore(state, final["step"])) == tiny_run.leaves(state)
     assert tiny_run.records(workdir) == tiny_run.records(folder)
 

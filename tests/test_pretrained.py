@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from resnet_jax.data import cache
+from resnet_jax.data import cache, download
 from resnet_jax.errors import UserError
 from resnet_jax.weights import pretrained
 
@@ -48,9 +48,9 @@ def test_downloaded_once_into_a_folder_of_its_own(host, tmp_path):
 
 def test_two_processes_do_not_append_to_one_part(host, monkeypatch):
     pool = concurrent.futures.ThreadPoolExecutor(4)
-    requests, complete = [], pretrained.complete
+    requests, complete = [], download.complete
     monkeypatch.setattr(
-        pretrained, "complete", lambda *args: (requests.append(args), complete(*args))
+        download, "complete", lambda *args: (requests.append(args), complete(*args))
     )
     paths = {future.result() for future in [pool.submit(fetched) for _ in range(4)]}
     assert [path.read_bytes() for path in paths] == [host.read_bytes()]

@@ -15,10 +15,3 @@ def test_mode_profile(plain_run, tmp_path, capsys):
     assert tiny_run.records(plain_run[0]) == before
     assert main.main(["resnet-jax", "--mode=profile", f"--workdir={tmp_path}"]) == 2
     assert "holds no checkpoint of a run" in capsys.readouterr().err
-
-
-def test_options_of_other_modes_are_refused(tmp_path, capsys):
-    flags = f"--config={tiny_run.CONFIG_FILE}", f"--workdir={tmp_path / 'run'}"
-    for flag, mode in (("--cam", "predict"), ("--top=3", "predict"), ("--output=x", "export")):
-        assert main.main(["resnet-jax", *flags, flag]) == 2
-        assert f"is for --mode={mode} only" in capsys.readouterr().err

@@ -12,7 +12,7 @@ import pytest
 from scipy.io import savemat
 
 from resnet_jax.config import default_config
-from resnet_jax.data import published
+from resnet_jax.data import download, published
 from resnet_jax.data.datasets import DatasetInfo
 from resnet_jax.data.download import Remote
 from resnet_jax.data.published import PUBLISHED, open_published
@@ -101,7 +101,7 @@ def test_a_file_is_fetched_once_and_verified(tmp_path, monkeypatch):
         (Remote(f"{i}.gz", len(c), hashlib.md5(c).hexdigest()),) for i, c in enumerate(IDX)
     )
     fetched = []
-    monkeypatch.setattr(published, "complete", fetch)
+    monkeypatch.setattr(download, "complete", fetch)
     monkeypatch.setattr(
         published, "PUBLISHED", PUBLISHED | {"mnist": PUBLISHED["mnist"]._replace(files=forms)}
     )

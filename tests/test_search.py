@@ -319,7 +319,7 @@ def test_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog, own_pr
 
 
 def newest(folder):
-    checkpoints = Checkpoints(folder / "checkpoints", 1, read_only=True)
+    checkpoints = Checkpoints(folder / "checkpoints")
     return checkpoints.read(checkpoints.steps()[0])
 
 

@@ -240,7 +240,7 @@ def test_a_group_that_is_stopped_goes_on(stopped_search, tmp_path, caplog):
     shutil.copytree(stopped_search, tmp_path, dirs_exist_ok=True)
     assert states(tmp_path) == [RUNNING] * 4
     folders = sorted(tmp_path.glob("trials/*"))
-    saved = [Checkpoints(f / "checkpoints", 1, read_only=True).steps()[0] for f in folders]
+    saved = [Checkpoints(f / "checkpoints").steps()[0] for f in folders]
     assert saved == [6] * 4
     with caplog.at_level(logging.WARNING), jax.log_compiles():
         worker.run_search(config_of(), tmp_path)

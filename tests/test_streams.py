@@ -170,7 +170,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(
     images_of_steps, expected = undisturbed
     assert seen(tmp_path / "seen") == images_of_steps
     assert tiny_run.leaves(state) == tiny_run.leaves(expected)
-    restored = Checkpoints(tmp_path / "run" / "checkpoints", keep=2, read_only=True)
+    restored = Checkpoints(tmp_path / "run" / "checkpoints")
     assert tiny_run.leaves(restored.restore(state, final["step"])) == tiny_run.leaves(expected)
 
 

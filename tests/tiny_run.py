@@ -147,5 +147,5 @@ def leaves(state):
 
 def arrays(workdir):
     """Returns {path: bytes} of the newest checkpoint of a run."""
-    with contextlib.closing(Checkpoints(workdir / "checkpoints", 1, read_only=True)) as found:
+    with contextlib.closing(Checkpoints(workdir / "checkpoints")) as found:
         return {name: a.tobytes() for name, a in found.read(found.steps()[0]).items()}

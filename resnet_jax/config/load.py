@@ -75,8 +75,8 @@ def load(path: str) -> ConfigDict:
       UserError: if there is no such file, or it does not make a config.
     """
     file, _, variant = path.partition(":")
-    files = {f.relative_to(CONFIGS).with_suffix(""): str(f) for f in CONFIGS.rglob("*.py")}
-    named = {name.as_posix(): found for name, found in files.items()}
+    files = CONFIGS.rglob("*.py")
+    named = {f.relative_to(CONFIGS).with_suffix("").as_posix(): str(f) for f in files}
     file = named.get(file, file)
     if not os.path.isfile(file):
         beside = map(str, pathlib.Path(file).parent.glob("*.py"))

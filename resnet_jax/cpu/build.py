@@ -4,7 +4,6 @@ python -m resnet_jax.cpu.build     compiles ahead of time
 """
 
 import ctypes
-import fcntl
 import hashlib
 import os
 import pathlib
@@ -19,7 +18,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jaxlib
 
-from resnet_jax.data.cache import default_cache_dir
+from resnet_jax.data import cache
 from resnet_jax.errors import UserError, pip_line
 from resnet_jax.platform import cpu_features, num_threads
 
@@ -56,21 +55,16 @@ def _built(notify: Callable[[str], None]) -> pathlib.Path:
     """Returns the library's path in the user's cache; compiles it unless it is there."""
     command = _command()
     try:
-        folder = default_cache_dir() / "cpu"
+        path = cache.default_cache_dir() / "cpu" / f"{_key(command)}.so"
+        with cache.using(path.parent):
+            if path.exists():
+                return path
+            with cache.lock(path.parent, notify):
+                if not path.exists():  # another process may have compiled it meanwhile
+                    notify("compiling oneDNN's convolutions for this processor, once (about 10 s)")
+                    _compile(command, path)
     except UserError as error:
         raise Unavailable(str(error)) from None
-    path = folder / f"{_key(command)}.so"
-    try:
-        if path.exists():
-            return path
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one compiles, the others wait
-            if not path.exists():
-                notify("compiling oneDNN's convolutions for this processor, once (about 10 s)")
-                _compile(command, path)
-    except OSError as error:
-        raise Unavailable(f"can't write to {folder}: {error.strerror}") from None
     return path
 
 

@@ -34,7 +34,7 @@ def augment(
     *,
     mean: Floats,
     num_classes: int,
-    flip_key: Array | None = None,
+    flip_key: Array,
 ) -> tuple[Array, Array]:
     """Augments a batch.
 
@@ -48,7 +48,7 @@ def augment(
       strengths: how strongly, by the names in `STRENGTHS`, in place of the config's.
       mean: the colour that erased pixels get, per channel.
       num_classes: number of classes.
-      flip_key: key of the seed and the purpose, the same in every step; alternating flip needs it.
+      flip_key: key of the seed and the purpose, the same in every step, for alternating flips.
 
     Returns:
       Images, float32 of the same shape, and targets, float32 `[batch, num_classes]`.
@@ -61,8 +61,6 @@ def augment(
     if config.flip == "random":
         images = flip_where(jax.random.bernoulli(keys["flip"], shape=labels.shape), images)
     elif config.flip == "alternating":
-        if flip_key is None:
-            raise ValueError("alternating flip needs flip_key")
         images = flip_where(alternating_coin(flip_key, indices, epoch), images)
     if config.policy == "randaugment":
         layers, magnitude = config.policy_layers, strengths["policy_magnitude"]

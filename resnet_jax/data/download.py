@@ -1,6 +1,7 @@
 """Downloads files of known digests; an interrupted download goes on where it stopped."""
 
 import contextlib
+import functools
 import hashlib
 import http.client
 import time
@@ -28,7 +29,7 @@ class Remote(NamedTuple):
 
     Attributes:
       url: its address.
-      size: bytes.
+      size: bytes; 0: its host tells.
       digest: the digest of its content, or how it begins, in hexadecimal.
       algorithm: "md5" or "sha256".
     """
@@ -63,6 +64,8 @@ def complete(remote: Remote, part: Path, progress: Progress) -> None:
       Unavailable: the host is out of reach, or what it sent is not the file.
       UserError: the disk is full; nothing is left then.
     """
+    if not remote.size:
+        remote = remote._replace(size=_remote_size(remote.url))
     size = _size(part, remote)
     while size != remote.size:
         try:
@@ -75,7 +78,7 @@ def complete(remote: Remote, part: Path, progress: Progress) -> None:
             kept = f"; {size // 10**6} MB are kept, run again to go on" if size else ""
             raise Unavailable(f"{remote.url}: {reason}{kept}")
     with part.open("rb") as file:
-        new = lambda: hashlib.new(remote.algorithm, usedforsecurity=False)  # noqa: E731
+        new = functools.partial(hashlib.new, remote.algorithm, usedforsecurity=False)
         found = hashlib.file_digest(file, new).hexdigest()
     if not found.startswith(remote.digest):
         part.unlink()
@@ -83,6 +86,36 @@ def complete(remote: Remote, part: Path, progress: Progress) -> None:
             f"{remote.url} is altered: expected {remote.algorithm.upper()} {remote.digest}, "
             f"found {found}; it is deleted"
         )
+
+
+def fetch(
+    remote: Remote,
+    file: Path,
+    notify: Callable[[str], None],
+    progress: Progress | None,
+    instead: str,
+) -> None:
+    """Downloads a file unless it is there; of several processes one does, and the others wait.
+
+    Args:
+      remote: the file.
+      file: where it is to lie.
+      notify: told if another process fetches it, and of the download if `progress` is None.
+      progress: told about every piece that arrives.
+      instead: what the user can do if its host is out of reach.
+
+    Raises:
+      UserError: it can't be had, or the folder can't be written.
+    """
+    with cache.lock(file.parent, notify):
+        if not file.is_file():  # another process may have fetched it meanwhile
+            part = file.with_name(f"{file.name}.part")
+            try:
+                complete(remote, part, progress or PlainProgress(notify))
+            except Unavailable as error:
+                raise UserError(f"{error}; {instead}") from None
+            with cache.using(file.parent):
+                part.replace(file)
 
 
 def _append(remote: Remote, part: Path, progress: Progress) -> None:
@@ -102,6 +135,12 @@ def _append(remote: Remote, part: Path, progress: Progress) -> None:
                 _write(file, chunk, part)
                 size += len(chunk)
                 progress(url.rpartition("/")[2], size, total)
+
+
+def _remote_size(url: str) -> int:
+    request = urllib.request.Request(url, method="HEAD")
+    with reading(url), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        return int(response.headers["Content-Length"])
 
 
 def _write(file: IO[bytes], chunk: bytes, part: Path) -> None:

@@ -76,8 +76,7 @@ def read_one(path: File, shape: tuple[int, int, int], crop: Crop | None = None) 
     Raises:
       UserError: as `read`.
     """
-    pixels: np.ndarray = _read(path, lambda image: _pixels(image, shape, crop))
-    return pixels
+    return _read(path, lambda image: _pixels(image, shape, crop))
 
 
 def size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -95,8 +94,7 @@ def size(path: str | os.PathLike[str]) -> tuple[int, int]:
             lies = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
         return (image.height, image.width) if lies else image.size
 
-    found: tuple[int, int] = _read(path, upright)
-    return found
+    return _read(path, upright)
 
 
 def unreadable(paths: Sequence[File]) -> list[int]:

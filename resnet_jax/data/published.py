@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import cache, cifar10, originals
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, Notify, Opened
-from resnet_jax.data.download import PlainProgress, Progress, Remote, Unavailable, complete, reading
+from resnet_jax.data.download import Progress, Remote, fetch, reading
 from resnet_jax.errors import UserError
 
 
@@ -48,7 +48,6 @@ def open_published(name: str, config: ConfigDict) -> Opened:
     def load(notify: Notify, progress: Progress | None) -> Dataset:
         named = os.path.expanduser(config.dir)
         root = Path(named) if named else cache.default_cache_dir() / name
-        progress = progress or PlainProgress(notify)
         with reading(root):
             contents = [_content(forms, root, notify, progress) for forms in files]
             train, test = read(contents)
@@ -57,7 +56,9 @@ def open_published(name: str, config: ConfigDict) -> Opened:
     return Opened(info, load)
 
 
-def _content(forms: Sequence[Remote], root: Path, notify: Notify, progress: Progress) -> bytes:
+def _content(
+    forms: Sequence[Remote], root: Path, notify: Notify, progress: Progress | None
+) -> bytes:
     """Returns the content of a file in one of its forms, verified; downloads it if there is none.
 
     Raises:
@@ -67,17 +68,8 @@ def _content(forms: Sequence[Remote], root: Path, notify: Notify, progress: Prog
         if (file := root / _name(form)).is_file():
             return _verified(form, file)
     form, file = forms[0], root / _name(forms[0])
-    with cache.lock(root, notify):
-        if not file.is_file():  # another process may have fetched it meanwhile
-            part = file.with_name(f"{file.name}.part")
-            try:
-                complete(form, part, progress)
-            except Unavailable as error:
-                raise UserError(
-                    f"{error}; name a folder that has {file.name} by --config.data.dir=FOLDER"
-                ) from None
-            with cache.using(root):
-                part.replace(file)
+    instead = f"name a folder that has {file.name} by --config.data.dir=FOLDER"
+    fetch(form, file, notify, progress, instead)
     return _verified(form, file)
 
 

@@ -144,16 +144,12 @@ class _Readers:
         return cifar10_tfds.read(data_dir), f"tensorflow-datasets in {folder}"
 
     def read_archive(self) -> tuple[Batches, str]:
-        archive = cache.prepare(self.downloads) / ARCHIVE.url.rpartition("/")[2]
-        part = archive.with_name(f"{archive.name}.part")
-        if not archive.exists():
-            complete(ARCHIVE, part, self._progress)
-            with cache.using(self._root):
-                part.replace(archive)
+        part = cache.prepare(self.downloads) / f"{ARCHIVE.url.rpartition('/')[2]}.part"
+        complete(ARCHIVE, part, self._progress)
         try:
-            return originals.read(archive), ARCHIVE.url
+            return originals.read(part), ARCHIVE.url
         finally:
-            archive.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
+            part.unlink(missing_ok=True)  # read, it is cached unpacked; unreadable, it is no use
 
     def read_npm(self) -> tuple[Batches, str]:
         archive = cache.prepare(self.downloads) / npm.ARCHIVE_NAME

@@ -1,6 +1,7 @@
 """Where a model looks: Grad-CAM of convolutional networks, attention rollout of transformers."""
 
 import functools
+import itertools
 import os
 import pathlib
 from collections.abc import Callable
@@ -12,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from resnet_jax.errors import UserError
-from resnet_jax.inference.predict import Classifier, Prediction
+from resnet_jax.files import writing
+from resnet_jax.inference.predict import Classifier, Prediction, Watch
 from resnet_jax.models.layers import Function
 from resnet_jax.models.vit import VisionTransformer, attention_weights
 from resnet_jax.training.state import Tree
@@ -101,52 +102,31 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     return Image.fromarray(((1 - strength) * below + strength * colours).astype(np.uint8))
 
 
-class Overlays:
-    """Writes overlays of what speaks for the predicted class into the folder `cam` of a run.
+def overlay_writer(classifier: Classifier, folder: pathlib.Path) -> Watch:
+    """Returns what writes overlays of what speaks for the predicted class of each image of a batch.
 
-    Attributes:
-      folder: where they are, named by the number of the image and the name of its file.
+    Args:
+      classifier: what predicts.
+      folder: where they go, named by the number of the image and the name of its file; it is made.
+
+    Raises:
+      UserError: if the folder can't be made, and from what is returned if a file can't be written.
     """
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    names, numbers = classifier.class_names, itertools.count(1)
+    explain = jax.jit(functools.partial(_explain, classifier.network))
 
-    def __init__(self, classifier: Classifier, workdir: str) -> None:
-        """Makes the folder.
-
-        Args:
-          classifier: what predicts.
-          workdir: the folder of the run, or another one.
-
-        Raises:
-          UserError: if the folder can't be made.
-        """
-        self.folder = pathlib.Path(workdir) / "cam"
-        try:
-            self.folder.mkdir(exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--cam can't write {self.folder}: {error.strerror}") from error
-        self._classifier, self._count = classifier, 0
-        self._explain = jax.jit(functools.partial(_explain, classifier.network))
-
-    def write(self, pixels: np.ndarray, predictions: list[Prediction]) -> None:
-        """Writes the overlays of a batch.
-
-        Args:
-          pixels: uint8 `[images, height, width, channels]`.
-          predictions: their predictions.
-
-        Raises:
-          UserError: if a file can't be written.
-        """
-        names = self._classifier.class_names
+    def write(pixels: np.ndarray, predictions: list[Prediction]) -> None:
         labels = np.array([names.index(found.class_names[0]) for found in predictions])
-        heats = self._explain(self._classifier.variables, pixels, labels)
-        for found, image, heat in zip(predictions, pixels, np.asarray(heats), strict=True):
-            self._count += 1
+        heats = np.asarray(explain(classifier.variables, pixels, labels))
+        for found, image, heat in zip(predictions, pixels, heats, strict=True):
             stem = os.path.splitext(os.path.basename(found.path))[0]
-            path = self.folder / f"{self._count:05}-{stem[:60]}.png"
-            try:
+            path = folder / f"{next(numbers):05}-{stem[:60]}.png"
+            with writing(path):
                 overlay(image, heat).save(path)
-            except OSError as error:
-                raise UserError(f"--cam can't write {path}: {error.strerror}") from error
+
+    return write
 
 
 def _explain(network: Any, variables: Tree, images: jax.Array, labels: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from resnet_jax.errors import UserError, pip_line
-from resnet_jax.files import write_atomically
+from resnet_jax.files import write_atomically, writing
 from resnet_jax.inference.model_card import complete_folder
 from resnet_jax.inference.scores import all_class_names
 from resnet_jax.runs import folder as folders
@@ -75,10 +75,8 @@ def export_stablehlo(
     task, state = restore(workdir, which)
     content = program(task.network, jax.device_get(state.variables()), task.info.image_shape)
     path = pathlib.Path(path)
-    try:
+    with writing(path):
         write_atomically(path, content)
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}") from None
     return path
 
 

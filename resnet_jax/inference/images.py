@@ -46,8 +46,7 @@ def read_batches(
     images = _find(names, on_bad_image)
 
     def read(piece: list[_Image]) -> list[tuple[str, np.ndarray | UserError]]:
-        names = (image if isinstance(image, str) else _STANDARD_INPUT for image in piece)
-        return [(name, _read(image, shape)) for name, image in zip(names, piece, strict=True)]
+        return [(i if isinstance(i, str) else _STANDARD_INPUT, _read(i, shape)) for i in piece]
 
     # A task for each small image would take longer than to read it.
     with concurrent.futures.ThreadPoolExecutor(max(1, num_threads() - 1)) as pool:

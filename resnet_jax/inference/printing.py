@@ -5,13 +5,14 @@ import csv
 import io
 import json
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from resnet_jax.errors import UserError, one_line, unknown
-from resnet_jax.inference.explain import Overlays
+from resnet_jax.inference.explain import overlay_writer
 from resnet_jax.inference.predict import Classifier, Prediction
 from resnet_jax.inference.scores import confusion_matrix, format_confusion
 
@@ -52,7 +53,8 @@ def print_predictions(
         raise unknown("--format", form, _FORMS)
     with contextlib.redirect_stdout(sys.stderr):  # what is said of a damaged checkpoint
         classifier = Classifier.of_weights(weights) if weights else Classifier.of_run(workdir)
-        overlays = Overlays(classifier, workdir) if cam else None
+        folder = pathlib.Path(workdir) / "cam"
+        watch = overlay_writer(classifier, folder) if cam else None
     top = min(top, len(classifier.class_names))
     head, line = _FORMS[form](classifier.class_names, top)
     bad: list[UserError] = []
@@ -63,7 +65,6 @@ def print_predictions(
         print(f"error: {one_line(error)}", file=sys.stderr)
 
     print(head, end="")
-    watch = overlays.write if overlays else None
     with signals as received:
         for found in classifier.predictions(names, on_bad_image, watch):
             print(line(found), flush=True)
@@ -76,8 +77,8 @@ def print_predictions(
         confusion = confusion_matrix(true, predicted, len(classifier.class_names))
         text = format_confusion(confusion, [*map(_printable, classifier.class_names)])
         print(f"\n{text}", file=sys.stdout if form == "table" else sys.stderr)
-    if overlays:
-        print(f"overlays are in {overlays.folder}", file=sys.stderr)
+    if watch:
+        print(f"overlays are in {folder}", file=sys.stderr)
     return 128 + received[0] if received else int(bool(bad))
 
 

@@ -14,8 +14,7 @@ from matplotlib.figure import Figure
 
 from resnet_jax.config.load import changes, default_config, selects
 from resnet_jax.data.datasets import Dataset
-from resnet_jax.errors import UserError, unwritable
-from resnet_jax.files import write_atomically
+from resnet_jax.files import write_atomically, writing
 from resnet_jax.report import comparison, findings, plots
 from resnet_jax.report.findings import Run, TestFindings
 from resnet_jax.runs.terminal import duration
@@ -58,14 +57,10 @@ def write_report(
         drawn = {name: Markup(plots.svg(figure)) for name, figure in figures.items()}
         files = {f"{name}.png": plots.png(figure) for name, figure in figures.items()}
     files[PAGE] = _render(runs, tested, problem, drawn).encode(errors="backslashreplace")
-    try:
+    with writing(folder):
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
             write_atomically(folder / name, content)
-    except OSError as error:
-        if unwritable(error) is None:
-            raise
-        raise UserError(f"the report can't be written to {folder}: {error.strerror}") from error
     return folder / PAGE
 
 
@@ -141,7 +136,8 @@ def _percent(accuracy: float | None) -> str:
 def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
     """Returns the rows of the table of classes."""
     confusion = tested.confusion
-    total = confusion.sum()
+    wrong = confusion.sum(0) + confusion.sum(1) - 2 * confusion.diagonal()
+    accuracies = 100 * (1 - wrong / confusion.sum())
 
     def shown(share: float, of: np.ndarray) -> str:
         return f"{100 * share:.2f}" if of.any() else "-"
@@ -152,12 +148,7 @@ def _classes(run: Run, tested: TestFindings) -> list[dict[str, Any]]:
             "count": int(confusion[label].sum()),
             "precision": shown(tested.precision[label], confusion[:, label]),
             "recall": shown(tested.recall[label], confusion[label]),
-            "accuracy": _one_against_all(confusion, label, total),
+            "accuracy": f"{accuracies[label]:.2f}",
         }
         for label, name in enumerate(run.class_names)
     ]
-
-
-def _one_against_all(confusion: Any, label: int, total: int) -> str:
-    wrong = confusion[label].sum() + confusion[:, label].sum() - 2 * confusion[label, label]
-    return f"{100 * (1 - wrong / total):.2f}"

@@ -51,17 +51,16 @@ class Checkpoints:
     def __init__(
         self,
         directory: pathlib.Path,
-        keep: int,
+        keep: int = 0,
         notify: Callable[[str], None] = print,
-        read_only: bool = False,
     ) -> None:
-        """Opens or creates the folder, and clears away what an interrupted save left there.
+        """Opens the folder; of a run that writes it, makes it and clears away unfinished saves.
 
         Args:
           directory: the folder of the checkpoints.
-          keep: number of newest checkpoints kept; the best is kept beside them.
+          keep: number of newest checkpoints kept, and the best one beside them; 0: the folder is
+            left as it is, a run may be writing to it.
           notify: called with a line for every checkpoint that is passed over.
-          read_only: whether to leave the folder as it is; a run may be writing to it.
 
         Raises:
           UserError: if something else in the folder has the name of a checkpoint.
@@ -69,7 +68,7 @@ class Checkpoints:
         self.directory = directory.absolute()
         self.notify = notify
         self._keep = keep
-        if not read_only:
+        if keep:
             self.directory.mkdir(exist_ok=True)
             self._clear_unfinished()
         self._writer = concurrent.futures.ThreadPoolExecutor(1, "checkpoints")
@@ -81,7 +80,7 @@ class Checkpoints:
         )
         # All of a save has a thread of its own here.
         options = ocp.CheckpointManagerOptions(
-            read_only=read_only,
+            read_only=not keep,
             enable_async_checkpointing=False,
             create=False,
             multiprocessing_options=alone,
@@ -171,8 +170,7 @@ class Checkpoints:
         leaves |= self.read(step, [name for name in leaves if name.partition("/")[0] != without])
         if problem := mismatch(template, leaves):
             raise DamagedError(problem)
-        restored: Tree = with_leaves(template, leaves)
-        return restored
+        return with_leaves(template, leaves)
 
     def restore_newest(self, template: Tree) -> Tree | None:
         """Returns the newest state that is whole; None if nothing was ever saved.
@@ -211,26 +209,26 @@ class Checkpoints:
                 raise DamagedError(f"the digest of {name} differs")
         return arrays
 
-    def run(self, step: int | None = None) -> Run | None:
-        """Returns what was saved beside a state, see `save`; None if nothing was ever saved.
-
-        Args:
-          step: one of `steps()`; None: the newest of which it can be read.
+    def newest_run(self) -> Run | None:
+        """Returns what was saved beside the newest state of which it can be read; None: no state.
 
         Raises:
-          DamagedError: if that of `step` can't be read or was altered.
           UserError: if there are checkpoints but it can be read of none, or it has another format.
         """
-        if step is not None:
-            return self._run(step)
         steps = self.steps()
         for step in steps:
             with contextlib.suppress(DamagedError):
-                return self._run(step)
+                return self.run(step)
         self._refuse(steps)
         return None
 
-    def _run(self, step: int) -> Run:
+    def run(self, step: int) -> Run:
+        """Returns what was saved beside the state of a step; see `save`.
+
+        Raises:
+          DamagedError: if it can't be read or was altered.
+          UserError: if it has another format.
+        """
         run, digests = self._load(step, _RUN, ocp.args.JsonRestore())
         if digests.get(_RUN) != _run_digest(run):
             raise DamagedError(f"the digest of {_RUN} differs")

@@ -129,8 +129,8 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
     saved = None
     if os.path.isdir(os.path.join(path, CHECKPOINTS)):
         directory = pathlib.Path(path) / CHECKPOINTS
-        with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as checkpoints:
-            saved = checkpoints.run()
+        with contextlib.closing(Checkpoints(directory)) as checkpoints:
+            saved = checkpoints.newest_run()
     if saved is None:
         raise UserError(f"--workdir {path} holds no checkpoint of a run")
     return config_lib.validate(saved["config"]), saved["dataset"]

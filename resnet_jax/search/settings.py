@@ -88,8 +88,7 @@ class Search:
             **{f"search.{name}": self.settings[name] for name in kept},
             "seeds": self.seeds,
         }
-        described: dict[str, Any] = json.loads(json.dumps(found))
-        return described
+        return json.loads(json.dumps(found))
 
 
 def _scored(base: ConfigDict, settings: ConfigDict) -> ConfigDict:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from resnet_jax.errors import UserError, pip_line, without_secrets
-from resnet_jax.files import write_atomically
+from resnet_jax.files import write_atomically, writing
 
 Document = dict[str, Any]
 
@@ -34,12 +34,10 @@ def open_storage(workdir: pathlib.Path, address: str) -> "Files | Database":
     """
     if address and not address.startswith(("postgresql://", "postgres://")):
         raise UserError("config field search.storage takes an address postgresql://..., or nothing")
-    try:
+    with writing(f"--workdir {workdir}"):
         workdir.mkdir(parents=True, exist_ok=True)
         if not address:
             return Files(workdir)
-    except OSError as error:
-        raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from None
     return Database(address)
 
 
@@ -71,11 +69,9 @@ class Files:
     def write(self, number: int, document: Document) -> None:
         """Replaces a document; it is there whole or as it was."""
         path = self._path(number)
-        try:
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps(document, allow_nan=False).encode())
-        except OSError as error:
-            raise UserError(f"{path} can't be written: {error.strerror}") from None
 
     def lock(self, number: int, wait: bool = False) -> bool:
         """Takes the lock of a number; returns whether it could be had."""

@@ -199,8 +199,7 @@ class Trainer:
         Returns:
           The images and their labels, of mixed ones those of the larger share.
         """
-        found: Examples = self._augment(self._devices.feed(examples), indices, epoch, step, purpose)
-        return found
+        return self._augment(self._devices.feed(examples), indices, epoch, step, purpose)
 
 
 def _take_steps(

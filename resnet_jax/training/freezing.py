@@ -26,8 +26,8 @@ def stop_frozen(params: Tree, frozen: str) -> Tree:
     if not frozen:
         return params
     return map_with_path(
-        lambda path, leaf: jax.lax.stop_gradient(leaf) if re.search(frozen, path) else leaf
-    )(params)
+        lambda path, leaf: jax.lax.stop_gradient(leaf) if re.search(frozen, path) else leaf, params
+    )
 
 
 @contextlib.contextmanager

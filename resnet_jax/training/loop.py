@@ -65,7 +65,6 @@ def train_and_evaluate(
     workdir: str | os.PathLike[str],
     dataset: Dataset | None = None,
     signals: Signals | None = None,
-    terminal: Terminal | None = None,
 ) -> tuple[Record, TrainState]:
     """Trains a model, or goes on training it, and scores it on the test set.
 
@@ -79,7 +78,6 @@ def train_and_evaluate(
       dataset: the images; None: those that the config's group `data` names.
       signals: entered while there is something to save; gives a sequence of the signals received
         since, and the run stops, saved, after the step that finds one there.
-      terminal: where the run is shown; None: on standard output.
 
     Returns:
       The closing record, with "test_accuracy" and "best_test_accuracy" in percent among others
@@ -90,7 +88,7 @@ def train_and_evaluate(
       Interrupted: if a signal arrived; the state was saved.
     """
     opened = dataset.opened() if dataset else None
-    return train_side_by_side([training(config, workdir, opened, signals, terminal)])[0]
+    return train_side_by_side([training(config, workdir, opened, signals)])[0]
 
 
 def training(
@@ -127,7 +125,7 @@ def training(
             folder / folders.CHECKPOINTS, config.checkpoint.keep, terminal.note
         )
         stack.enter_context(contextlib.closing(checkpoints))
-        info, newest = dataclasses.asdict(opened.info), hosts.share(checkpoints.run)
+        info, newest = dataclasses.asdict(opened.info), hosts.share(checkpoints.newest_run)
         if newest is not None:
             check_extension(task, newest["config"].get("num_epochs"), dict(newest["scores"]))
         folders.begin(folder, config, info, newest, terminal.note, images)

@@ -8,6 +8,7 @@ step: so trainings that differ only in numbers share a program. A number that is
 part off; that decides the structure, and the number is no argument then.
 """
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config.checks import check_options
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.training.update_rules import OPTIMIZERS
-from resnet_jax.trees import map_with_path
+from resnet_jax.trees import map_with_path, named_leaves
 
 # Optimizers that are defined with a weight decay beside the gradient.
 DECOUPLED = frozenset({"adamw", "lamb", "lion", "muon"})
@@ -85,7 +86,9 @@ def _surround(
     """Returns `direction` with everything that all optimizers share."""
     parts = [direction]
     if config.weight_decay:
-        mask = map_with_path(lambda path, _: not re.search(config.no_decay or "(?!)", path))
+        mask = functools.partial(
+            map_with_path, lambda path, _: not re.search(config.no_decay or "(?!)", path)
+        )
         decay = optax.add_decayed_weights(numbers["optimizer.weight_decay"], mask)
         is_decoupled = config.decoupled_weight_decay or config.name in DECOUPLED
         parts = [direction, decay] if is_decoupled else [decay, direction]
@@ -97,8 +100,8 @@ def _surround(
     chain = optax.chain(*parts, _scale_by_learning_rate(rate, config.learning_rate_factors))
     if not config.frozen:
         return chain
-    labels = map_with_path(
-        lambda path, _: "frozen" if re.search(config.frozen, path) else "trained"
+    labels = functools.partial(
+        map_with_path, lambda path, _: "frozen" if re.search(config.frozen, path) else "trained"
     )
     return optax.partition({"trained": chain, "frozen": optax.set_to_zero()}, labels)
 
@@ -108,12 +111,12 @@ def _scale_by_learning_rate(learning_rate: Any, factors: Factors) -> optax.Gradi
         factor = next((f for pattern, f in factors if re.search(pattern, path)), 1.0)
         return -learning_rate * factor * update
 
-    return optax.stateless(lambda updates, params: map_with_path(scale)(updates))
+    return optax.stateless(lambda updates, params: map_with_path(scale, updates))
 
 
 def _check_patterns(config: ConfigDict, params: optax.Params) -> None:
     """Refuses patterns that match no parameter, and a freeze of all of them."""
-    paths = jax.tree.leaves(map_with_path(lambda path, _: path)(params))
+    paths = [path for path, _ in named_leaves(params)]
     patterns = [("no_decay", config.no_decay), ("frozen", config.frozen)]
     patterns += [("learning_rate_factors", pattern) for pattern, _ in config.learning_rate_factors]
     for field, pattern in patterns:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data.datasets import split
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import feed
-from resnet_jax.errors import UserError, unwritable
+from resnet_jax.files import writing
 from resnet_jax.platform import compute_dtype
 from resnet_jax.runs.folder import read_run
 from resnet_jax.training.devices import Devices, place
@@ -54,18 +54,14 @@ def print_profile(config: ConfigDict | None, workdir: str) -> None:
     folder = pathlib.Path(workdir) / "profile"
     numbers = rates, task.hyperparameters, config.seed
     reads = feed(train, [task.order[0]] * (1 + DISPATCHES), 0, 1 + DISPATCHES)
-    try:
+    with writing(f"--workdir {workdir}"):
         folder.mkdir(parents=True, exist_ok=True)
-        state, _, told = trainer.train(state, next(reads), indices, 0, *numbers)
+    state, _, told = trainer.train(state, next(reads), indices, 0, *numbers)
+    jax.block_until_ready(told)
+    with contextlib.closing(reads), jax.profiler.trace(str(folder)):
+        for read in reads:
+            state, _, told = trainer.train(state, read, indices, 0, *numbers)
         jax.block_until_ready(told)
-        with contextlib.closing(reads), jax.profiler.trace(str(folder)):
-            for read in reads:
-                state, _, told = trainer.train(state, read, indices, 0, *numbers)
-            jax.block_until_ready(told)
-    except OSError as error:
-        if unwritable(error) is None:
-            raise
-        raise UserError(f"--workdir {workdir} can't be written: {error.strerror}") from error
     (newest,) = sorted(folder.rglob("*.trace.json.gz"))[-1:]
     print(f"wrote {folder}; it is opened by one of")
     print(f"  xprof --logdir={shlex.quote(str(folder))}    (pip install xprof)")

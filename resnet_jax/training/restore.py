@@ -54,8 +54,8 @@ def restore(workdir: str | os.PathLike[str], which: str) -> tuple[Task, TrainSta
     config, info = folders.read_run(workdir)
     task = create_task(config, DatasetInfo.from_json(info))
     directory = pathlib.Path(workdir) / folders.CHECKPOINTS
-    with contextlib.closing(Checkpoints(directory, 1, read_only=True)) as checkpoints:
-        steps, run = checkpoints.steps(), checkpoints.run()
+    with contextlib.closing(Checkpoints(directory)) as checkpoints:
+        steps, run = checkpoints.steps(), checkpoints.newest_run()
         if which == "best" and selects(config) and run is not None:
             steps = ranked(run["scores"], steps)
         for step in steps:

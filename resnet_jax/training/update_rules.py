@@ -5,6 +5,7 @@ keyword-only parameters of a rule are its options, with PyTorch's defaults where
 Floats may be traced arrays; the constant zero switches a part off.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
@@ -198,7 +199,7 @@ def muon(
         "muon": optax.chain(optax.trace(momentum, nesterov), orthogonalize),
         "adam": adam(beta1=beta1, beta2=beta2, eps=eps),
     }
-    return optax.partition(rules, map_with_path(label))
+    return optax.partition(rules, functools.partial(map_with_path, label))
 
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {

@@ -1,20 +1,11 @@
 """Published weights: torchvision's ImageNet models, downloaded once and checked."""
 
 import os
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
 from resnet_jax.data import cache
-from resnet_jax.data.download import (
-    TIMEOUT,
-    PlainProgress,
-    Progress,
-    Remote,
-    Unavailable,
-    complete,
-    reading,
-)
+from resnet_jax.data.download import Progress, Remote, fetch
 from resnet_jax.errors import UserError
 from resnet_jax.weights import hub
 
@@ -65,29 +56,9 @@ def weights_file(
             f"config field init.weights is 'torchvision', which has no weights for {model}; "
             f"name a file, or take a model of {', '.join(FILES)}"
         )
-    root = cache.default_cache_dir() / "weights"
-    path = root / FILES[model]
+    path = cache.default_cache_dir() / "weights" / FILES[model]
     if not path.is_file():
-        with cache.lock(root, notify):
-            if not path.is_file():  # another process may have fetched it meanwhile
-                part = cache.prepare(root) / f"{path.name}.part"
-                _download(part, path, progress or PlainProgress(notify))
+        remote = Remote(URL + path.name, 0, path.stem.rpartition("-")[2], "sha256")
+        instead = "name a file that you have by --config.init.weights=FILE"
+        fetch(remote, path, notify, progress, instead)
     return path
-
-
-def _download(part: Path, path: Path, progress: Progress) -> None:
-    url, digest = URL + path.name, path.stem.rpartition("-")[2]
-    try:
-        complete(Remote(url, _remote_size(url), digest, "sha256"), part, progress)
-    except Unavailable as error:
-        raise UserError(
-            f"{error}; name a file that you have by --config.init.weights=FILE"
-        ) from None
-    part.replace(path)
-
-
-def _remote_size(url: str) -> int:
-    """Returns the size of a remote file, bytes."""
-    request = urllib.request.Request(url, method="HEAD")
-    with reading(url), urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-        return int(response.headers["Content-Length"])

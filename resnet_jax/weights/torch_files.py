@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from resnet_jax.errors import UserError
-from resnet_jax.files import write_atomically
+from resnet_jax.files import write_atomically, writing
 from resnet_jax.restricted_pickle import Damaged, Refused
 from resnet_jax.weights import torch_pickle
 from resnet_jax.weights.torch_pickle import Tensor
@@ -229,7 +229,5 @@ def write_safetensors(
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: weights are written as .safetensors only; PyTorch reads it too")
     contiguous = {name: np.asarray(array, order="C") for name, array in tensors.items()}
-    try:
+    with writing(path):
         write_atomically(path, save(contiguous, {"format": "pt", **(metadata or {})}))
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}") from None

@@ -12,7 +12,6 @@ import numpy as np
 from benchmark.worker import (
     Answer,
     Commands,
-    Refusal,
     first_steps,
     orders,
     random_images,
@@ -48,7 +47,7 @@ class Measurement:
           spec: what to measure, as `training.py` sends it.
 
         Raises:
-          Refusal: if the peers' weights do not fit our model.
+          UserError: if the peers' weights do not fit our model.
         """
         config = default_config()
         config.model.name, config.model.dtype = spec["model"], spec["dtype"]
@@ -106,7 +105,7 @@ def _weights(spec: Answer, model: nn.Module) -> dict[str, Any] | None:
     try:
         return import_torch(path, model, image_shape=(size, size, 3))
     except UserError as error:
-        raise Refusal(f"--peer: there is no PyTorch module like {spec['model']} here") from error
+        raise UserError(f"--peer: there is no PyTorch module like {spec['model']} here") from error
 
 
 def roofs(dtype: str) -> tuple[float, float]:

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from benchmark.worker import (
     Answer,
     Commands,
-    Refusal,
     Unavailable,
     first_steps,
     orders,
@@ -21,6 +20,7 @@ from benchmark.worker import (
     serve,
     training_commands,
 )
+from resnet_jax.errors import UserError
 
 BLOCKS: dict[str, Any] = {
     "BasicBlock": torch_modules.Basic,
@@ -164,7 +164,7 @@ def start(spec: Answer) -> tuple[Answer, Commands]:
     try:
         measurement = Measurement(spec)
     except KeyError:
-        raise Refusal(f"--peer: there is no PyTorch module like {spec['model']} here") from None
+        raise UserError(f"--peer: there is no PyTorch module like {spec['model']} here") from None
     try:
         said = first_steps(measurement)
     except Exception as error:

@@ -9,12 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from resnet_jax.errors import UserError
+
 Answer = dict[str, Any]
 Commands = Mapping[str, Callable[..., Answer]]
-
-
-class Refusal(Exception):
-    """What is asked for can't be done; the message says why."""
 
 
 class Unavailable(Exception):
@@ -30,7 +28,7 @@ def serve(start: Callable[[Answer], tuple[Answer, Commands]]) -> None:
     """
     try:
         introduction, commands = start(json.loads(sys.stdin.readline()))
-    except Refusal as reason:
+    except UserError as reason:
         return _say({"error": str(reason)})
     except Unavailable as reason:
         return _say({"unavailable": str(reason)})
