@@ -108,18 +108,19 @@ def _optuna(config: ConfigDict) -> None:
 
 def _better(config: ConfigDict) -> None:
     config.model.dtype = "auto"
-    config.num_epochs = 60
+    config.num_epochs = 90
     config.batch_size = 128
-    config.data.val_fraction = 0.1
     config.data.drop_last = True
     config.data.mean = (0.4914, 0.4822, 0.4465)
     config.data.std = (0.2470, 0.2435, 0.2616)
-    config.evaluate.split = "val"
-    config.optimizer.learning_rate = 0.2
-    config.optimizer.weight_decay = 5e-4
+    config.augment.cutout = 8
+    config.evaluate.every_epochs = 0
+    config.evaluate.test_time_augmentation = "mirror"
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 0.02
+    config.optimizer.learning_rate_factors = (("bn|bias|head", 0.1),)
+    config.optimizer.weight_decay = 0.025
     config.optimizer.no_decay = "bn|bias"
-    config.optimizer.options.momentum = 0.9
-    config.optimizer.options.nesterov = True
     config.optimizer.ema_decay = 0.999
     config.schedule.name = "cosine"
     config.schedule.warmup_epochs = 3.0
