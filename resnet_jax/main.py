@@ -121,9 +121,9 @@ def run() -> None:
             platform.show_cursor()
         os._exit(_interrupted("stopped", signal_number, arguments))
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a training outlives its terminal
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, end)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a training outlives its terminal
     try:
         status = main(arguments)
     except Exception:

@@ -2,7 +2,7 @@
 
 python scripts/reproduce.py --rows R1.c,R2.V2.SGD,R5.500_0.01_off --seeds 3
 python scripts/reproduce.py --all --better --budget 2h
-python scripts/reproduce.py --record RUN FILE:VARIANT   keeps the record of a finished run
+python scripts/reproduce.py --record RUN "FILE:VARIANT --config.FIELD=VALUE"   of a finished run
 python scripts/reproduce.py --check                     compares the tables with the records
 
 A row that has a record is not run again; a run that was interrupted goes on. All rows run with the
@@ -26,8 +26,8 @@ from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, reco
 from studies import BETTER, ROWS
 
 from resnet_jax.config.load import changes
-from resnet_jax.errors import UserError, unknown, unwritable
-from resnet_jax.files import write_atomically
+from resnet_jax.errors import UserError, unknown
+from resnet_jax.files import write_atomically, writing
 from resnet_jax.platform import quieten_libraries
 from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records as records_lib
@@ -92,7 +92,7 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
     """Writes the record of a finished run, or of a search, and returns its path.
 
     Raises:
-      UserError: if it is not finished, or of another config, or that of no row.
+      UserError: if it is not finished, or of no row; a run, if it is of another config.
     """
     known = [row.config for row in ROWS] + [*BETTER]
     if config not in known:
@@ -101,11 +101,13 @@ def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
         if not (folder / "ranking.csv").is_file():
             raise UserError(f"the search in {folder} is not finished; start it again")
         path = RESULTS / record_name(config)
-        write_atomically(path, (folder / "ranking.csv").read_bytes())
-        return path
-    record = collect(folder, config)
-    path = RESULTS / record_name(config, record["seed"])
-    write_atomically(path, f"{json.dumps(record, indent=1)}\n".encode())
+        content = (folder / "ranking.csv").read_bytes()
+    else:
+        record = collect(folder, config)
+        path = RESULTS / record_name(config, record["seed"])
+        content = f"{json.dumps(record, indent=1)}\n".encode()
+    with writing(path):
+        write_atomically(path, content)
     return path
 
 
@@ -119,7 +121,8 @@ def _tables() -> dict[pathlib.Path, str]:
 def write_tables() -> None:
     """Writes results/README.md and the README's table anew."""
     for path, text in _tables().items():
-        write_atomically(path, text.encode())
+        with writing(path):
+            write_atomically(path, text.encode())
 
 
 def check() -> list[str]:
@@ -159,7 +162,9 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
         process.terminate()  # it saves its step
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, stop)
+    # A training outlives its terminal, and this does not.
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    handlers = {number: signal.signal(number, stop) for number in numbers}
     try:
         process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
     except subprocess.TimeoutExpired:
@@ -170,6 +175,9 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     except KeyboardInterrupt:
         process.wait()  # it has got a signal too
         raise
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if process.returncode in (130, 143):  # it was interrupted, and so is this
         raise KeyboardInterrupt
     if process.returncode:
@@ -187,8 +195,7 @@ def _chosen(names: str | None, better: bool) -> list[str]:
         if name not in known:
             raise unknown("row", name, known)
     rows = [known[name] for name in wanted]
-    # Searches come last: R1.e alone would take a month.
-    faithful = sorted((row.config for row in rows), key=is_search)
+    faithful = [row.config for row in rows]
     ours = [row.better for row in rows if row.better]
     return list(dict.fromkeys(faithful + ours if better else faithful))
 
@@ -214,8 +221,10 @@ def _execute(given: argparse.Namespace, flags: Sequence[str]) -> int:
     deadline = time.monotonic() + _seconds(given.budget) if given.budget else 0.0
     configs = _chosen(given.rows, given.better)
     failures: list[str] = []
+    pairs = [(config, seed) for seed in range(given.seeds) for config in configs]
     with contextlib.suppress(Spent):
-        for config, seed in ((config, seed) for seed in range(given.seeds) for config in configs):
+        # Searches come last: R1.e alone would take a month.
+        for config, seed in sorted(pairs, key=lambda pair: is_search(pair[0])):
             if (RESULTS / record_name(config, seed)).exists():
                 print(f"{config}, seed {seed}: recorded in results/{record_name(config, seed)}")
             else:
@@ -237,7 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--better", action="store_true", help="our recipes for the rows as well")
     parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0 on")
     parser.add_argument("--budget", help="time after which the run in hand is interrupted")
-    parser.add_argument("--record", nargs=2, metavar=("RUN", "CONFIG"), help="keeps a record")
+    parser.add_argument(
+        "--record",
+        nargs=2,
+        metavar=("RUN", "CONFIG"),
+        help="keeps the record of a run; CONFIG as the table has it",
+    )
     parser.add_argument("--check", action="store_true", help="compares tables and records")
     given, flags = parser.parse_known_args(arguments)
     quieten_libraries()
@@ -250,11 +264,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _execute(given, flags)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if unwritable(error) is None:
-            raise
-        print(f"error: results can't be written: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; the same command goes on", file=sys.stderr)

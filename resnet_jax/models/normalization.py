@@ -211,7 +211,7 @@ class BatchNorm(nn.Module):
           x: [..., features], of any float dtype.
           train: use the statistics of the batch and update the running ones, which needs
             `batch_stats` to be mutable; otherwise use the running ones.
-          shortcut: added to the normalised values, of their shape; None: nothing is.
+          shortcut: added to the normalised values, broadcast to their shape; None: nothing is.
           activation: what follows; None: nothing does. `nn.relu` is computed with the norm.
 
         Returns:

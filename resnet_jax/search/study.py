@@ -142,8 +142,8 @@ class Study:
         base = self.search.base
         try:
             shapes = {shape(configured(base, t.point)) for t in (trial, *group[:1]) if group}
-        except UserError:  # it fails when it is trained, alone
-            return not group
+        except UserError:  # one of them fails when it is trained, alone
+            return False
         return len(shapes) < 2
 
     def _new(self, trials: Sequence[Trial], group: Sequence[Trial]) -> Trial | None:

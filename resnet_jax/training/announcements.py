@@ -50,16 +50,18 @@ def closing(config: ConfigDict, final: Record, folder: pathlib.Path) -> str:
 
     train = final["train_accuracy"]
     training = "" if train is None else f", train accuracy {percent(train)}"
-    chosen = "by the test set itself"
+    chosen = ""
     if config.evaluate.split == "val":
-        chosen = f"by validation, {final['best_score']:.2f} %"
+        chosen = f", chosen by validation, {final['best_score']:.2f} %"
+    elif config.evaluate.every_epochs or config.evaluate.every_steps:
+        chosen = ", chosen by the test set itself"
     command = f"python -m resnet_jax.main --mode=eval --workdir={shlex.quote(str(folder))}"
     return "\n".join(
         [
             f"final   test accuracy {percent(final['test_accuracy'])} after epoch "
             f"{final['epoch']:g}{training}",
             f"best    test accuracy {percent(final['best_test_accuracy'])} after epoch "
-            f"{final['best_epoch']:g}, chosen {chosen}",
+            f"{final['best_epoch']:g}{chosen}",
             f"time    {duration(final['seconds'])} in all",
             f"again   {command}",
         ]
