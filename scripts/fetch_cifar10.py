@@ -30,7 +30,10 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(
+            "interrupted; the same command goes on, or begins anew where npm was fetching",
+            file=sys.stderr,
+        )
         return 130
     print(f"CIFAR-10 is verified: {phrase}; {time.monotonic() - start:.1f} s")
     return 0

@@ -45,7 +45,7 @@ def _tuned(batch: int, rate: float, shuffle: bool, train: float, test: float) ->
     """Returns the row of a point of R5's grid."""
     point = f"{batch}_{rate:g}_{'on' if shuffle else 'off'}"
     reported = f"{train:.2f} / {test:.2f}"
-    return Row(f"R5.{point}", f"{_TUNING}:{point}", reported, f"{_TUNING}:better")
+    return Row(f"R5.{point}", f"{_TUNING}:{point}", reported, _SMALL)
 
 
 def _transferred(model: str, reported: str, flag: str = "") -> Row:

@@ -176,7 +176,7 @@ def test_misfits_are_listed(tmp_path):
     _, path = saved(tmp_path / "a.safetensors", model, change)
     message = refusal(path, model)
     assert f"{path} does not fit the model, by the names of kuangliu or akamaster: " in message
-    assert "missing layer1.0.conv1.weight; " in message
+    assert "missing layer1.0.conv1.weight (nearest: layer1.0.conv1.wieght); " in message
     assert "extra layer1.0.conv1.wieght, surplus; " in message
     assert "; unfit linear.bias int64[10], not float[10], " in message
     assert message.endswith(", layer2.1.bn2.weight float32[9], not float[8]")

@@ -43,9 +43,4 @@ def get_config() -> ConfigDict:
         },
     }
     config.search.select_on_test = True
-    config.reported.columns = (
-        *("optimizer.name", "optimizer.learning_rate", "num_epochs", "batch_size"),
-        *("schedule.name", "test"),
-    )
-    config.reported.rows = (("adam", 0.001, 20, 128, "step", 86.18),)
     return config

@@ -43,7 +43,7 @@ def fetch(
     """Returns the verified batches of CIFAR-10 and a phrase that says where they came from.
 
     Args:
-      source: one of `SOURCES`, but not the sample.
+      source: one of `SOURCES`.
       directory: a folder (or archive) with the original files, or else the cache folder.
       notify: told in plain lines what is passed over and fetched; silent if the data is at hand.
       progress: told about every piece of a download.

@@ -53,7 +53,10 @@ def complete_folder(folder: pathlib.Path, address: str) -> None:
 def _card(info: WeightsInfo, address: str) -> str:
     known = {name: info.provenance.get(name) for name in ("time", "commit", "seed")}
     where = ", ".join(f"{name} {value}" for name, value in known.items() if value is not None)
-    accuracy = "" if info.test_accuracy is None else f" Test accuracy: {info.test_accuracy:.2f} %."
+    mirror = ", mirror images counted in" if info.test_time_augmentation == "mirror" else ""
+    accuracy = ""
+    if info.test_accuracy is not None:
+        accuracy = f" Test accuracy: {info.test_accuracy:.2f} %{mirror}."
     height, width, _ = info.image_shape
     return _CARD.format(
         where=where and f" ({where})",

@@ -14,7 +14,7 @@ from resnet_jax.data.datasets import DatasetInfo, input_shape, split_sizes
 from resnet_jax.data.order import TrainingOrder
 from resnet_jax.data.registry import find_dataset
 from resnet_jax.errors import UserError, shown
-from resnet_jax.models.registry import create_model
+from resnet_jax.models.registry import create_model, model_options
 from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
 from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
@@ -257,6 +257,10 @@ def _create_model(config: ConfigDict) -> nn.Module:
     for name in options.keys() & {"name", "num_classes", "dtype", "remat"}:
         raise UserError(f"config field model.options.{name}: set model.{name} instead")
     name, classes, dtype = config.model.name, config.model.num_classes, config.model.dtype
+    if config.model.remat and "remat" not in model_options(name):
+        raise UserError(
+            f"config field model.remat is for residual networks, not {name}; set it to 0"
+        )
     if config.model.remat:
         options["remat"] = config.model.remat
     return create_model(name, classes, dtype=dtype, **options)

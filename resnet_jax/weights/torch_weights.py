@@ -4,6 +4,7 @@ A kernel of PyTorch is `[out, in, height, width]` or `[out, in]`; ours is `[heig
 or `[in, out]`. `torch_names` has the names.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -169,9 +170,11 @@ def _mismatches(slots: Mapping[str, _Slot], tensors: Mapping[str, np.ndarray]) -
     both = {
         key: (slot.torch_shape(), tensors[key]) for key, slot in slots.items() if key in tensors
     }
+    extra = [key for key in tensors if key not in slots]
+    missing = [key for key in slots if key not in tensors]
     kinds = {
-        "missing": [key for key in slots if key not in tensors],
-        "extra": [key for key in tensors if key not in slots],
+        "missing": [*(key + _nearest(key, extra) for key in missing[:_LISTED]), *missing[_LISTED:]],
+        "extra": extra,
         "unfit": [
             f"{key} {array.dtype}{list(array.shape)}, not float{list(shape)}"
             for key, (shape, array) in both.items()
@@ -179,6 +182,11 @@ def _mismatches(slots: Mapping[str, _Slot], tensors: Mapping[str, np.ndarray]) -
         ],
     }
     return [f"{kind} {_listed(names)}" for kind, names in kinds.items() if names]
+
+
+def _nearest(key: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1)
+    return f" (nearest: {near[0]})" if near else ""
 
 
 def _listed(names: Sequence[str]) -> str:
