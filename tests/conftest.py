@@ -9,6 +9,9 @@ import sys
 
 import pytest
 
+# What users have set for their terminals and networks is nothing for tests.
+_OF_USERS = ("FORCE_COLOR", "TTY_COMPATIBLE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
+
 
 def pytest_configure(config):
     """Sets up compilation before jax is imported; workers and subprocesses inherit it."""
@@ -16,6 +19,7 @@ def pytest_configure(config):
     if hasattr(config, "workerinput"):
         return
     defaults = {
+        "JAX_PLATFORMS": "cpu",  # what is tested are a CPU's bits and lines, also beside a GPU
         # Kept between sessions, until `pytest --cache-clear`.
         "JAX_COMPILATION_CACHE_DIR": str(config.cache.mkdir("compiled")),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -42,6 +46,8 @@ def pytest_collection_finish():
 def quick_programs(tmp_path_factory):
     """The command line compiles nothing of ours, convolutions are XLA's; all programs are kept."""
     with pytest.MonkeyPatch.context() as patch:
+        for name in _OF_USERS:
+            patch.delenv(name, raising=False)
         patch.setattr("resnet_jax.cpu.enable", lambda: False)
         # The command line would keep only what takes long to compile.
         patch.setattr("resnet_jax.platform.enable_cache", lambda: None)

@@ -66,6 +66,8 @@ def postgres_server():
             f"--pwfile={password}",
             "--auth=scram-sha-256",
             "--no-sync",
+            "--locale=C",
+            "--encoding=UTF8",
         ]
         options = {"user": user} if not os.geteuid() else {}
         options |= {"cwd": folder, "check": True, "stdout": subprocess.DEVNULL}

@@ -91,33 +91,29 @@ def test_everything_on_keeps_shape_dtype_and_range_and_depends_on_the_key_alone(
     assert (np.asarray(out) != np.asarray(other)).any(axis=(1, 2, 3)).all()
 
 
-@pytest.mark.parametrize("field", ["crop_padding", "cutout", "erasing", "brightness"])
-def test_each_augmentation_has_a_key_of_its_own(field):
-    """The flip of an image does not depend on what else is switched on."""
-    images = positions(64).at[..., 0].set(0.5).at[..., 2].set(0.5)
-    flips = []
-    for fields in ({}, {field: EVERYTHING[field]}):
-        out, _ = augmented(images, flip="random", **fields)
-        left, right = out[:, 8:-8, 4:14, 1], out[:, 8:-8, 18:28, 1]
-        flips.append(np.median(left, axis=(1, 2)) > np.median(right, axis=(1, 2)))
-    assert (flips[0] == flips[1]).mean() > 0.95
+def test_each_augmentation_has_a_key_of_its_own(monkeypatch):
+    """And keeps it, whatever else is switched on."""
 
+    def note(name, key, images, *_, **__):
+        found[name] = jax.random.key_data(key).tobytes()
+        return images
 
-def test_crop_and_flip_draw_from_different_keys(monkeypatch):
-    drawn = []
-
-    def record(function):
-        def recording(key, *arguments, **options):
-            drawn.append(jax.random.key_data(key).tobytes())
-            return function(key, *arguments, **options)
-
-        return recording
-
-    for name in ("randint", "bernoulli"):
-        monkeypatch.setattr(jax.random, name, record(getattr(jax.random, name)))
-    with jax.disable_jit():
-        augmented(random_images(4), crop_padding=2, flip="random")
-    assert len(set(drawn)) == len(drawn) == 2
+    for name in ("random_crop", "color_jitter", "cutout", "random_erasing"):
+        monkeypatch.setattr(room, name, functools.partial(note, name))
+    monkeypatch.setattr(policies, "randaugment", functools.partial(note, "policy"))
+    mix = lambda key, images, targets, **_: (note("mix", key, images), targets)  # noqa: E731
+    coin = lambda key, shape: note("flip", key, jnp.zeros(shape, bool))  # noqa: E731
+    monkeypatch.setattr(room, "mix", mix)
+    monkeypatch.setattr(jax.random, "bernoulli", coin)
+    seen, four = [], jnp.arange(4)
+    for fields in (EVERYTHING | {"flip": "random"}, {"flip": "random"}):
+        found, config = {}, default_config().augment
+        config.update(fields)
+        arguments = jax.random.key(0), random_images(4), four, four, 0, config, strengths(config)
+        room.augment(*arguments, mean=MEAN, num_classes=10, flip_key=jax.random.key(7))
+        seen.append(found)
+    assert len(set(seen[0].values())) == len(seen[0]) == 7
+    assert seen[1] == {"flip": seen[0]["flip"]}
 
 
 @pytest.mark.parametrize("padding", [2, 4])

@@ -4,11 +4,11 @@ import contextlib
 import importlib
 import json
 import os
-import pathlib
 import time
 
 import numpy as np
 import pytest
+import tiny_run
 from benchmark import __main__ as command_line
 from benchmark import contestants, decode, tables, training
 from benchmark.contestants import Contestant
@@ -54,7 +54,7 @@ def run(monkeypatch, capsys):
 
     monkeypatch.setattr(contestants, "Contestant", InProcess)
     monkeypatch.setattr("resnet_jax.platform.keep_freed_memory", lambda: None)
-    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0})
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {0}, raising=False)
     return call
 
 
@@ -179,18 +179,10 @@ def module(monkeypatch, tmp_path):
     return "small_worker"
 
 
-def state(pid):
-    """Returns the letter that Linux has for what a process does; X: there is none."""
-    try:
-        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except OSError:
-        return "X"
-
-
 def wait_for(pids, states):
     deadline = time.monotonic() + 10
-    while not all(state(pid) in states for pid in pids):
-        assert time.monotonic() < deadline, [state(pid) for pid in pids]
+    while not all(tiny_run.process_state(pid) in states for pid in pids):
+        assert time.monotonic() < deadline, [tiny_run.process_state(pid) for pid in pids]
         time.sleep(0.005)
 
 

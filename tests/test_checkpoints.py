@@ -124,13 +124,13 @@ def test_nothing_saved(tmp_path):
 
 def test_keeps_the_newest_and_the_best(tmp_path):
     with opened(tmp_path / "c", keep=2) as (checkpoints, _):
-        for step in range(1, 7):
+        for step in range(1, 6):
             checkpoints.save(step, make_state(step), RUN, best=2 if step > 1 else None)
         checkpoints.wait()
-        assert checkpoints.steps() == [6, 5, 2]
-        checkpoints.save(7, make_state(7), RUN, best=7)
+        assert checkpoints.steps() == [5, 4, 2]
+        checkpoints.save(6, make_state(6), RUN, best=6)
         checkpoints.wait()
-        assert checkpoints.steps() == [7, 6]
+        assert checkpoints.steps() == [6, 5]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -145,6 +145,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_replaced(tmp_path, damage):
         else:
             assert re.match("checkpoint 3 is damaged: .*; trying the next older one$", *notices)
         assert checkpoints.steps() == [2, 1]
+        if damage not in (flip_a_bit, remove_state):  # one refused and one removed are enough
+            return
         checkpoints.save(3, make_state(3), RUN)
     with opened(directory) as (checkpoints, notices):
         restored = checkpoints.restore_newest(make_state())

@@ -1,6 +1,7 @@
 """Whatever the README, the guides and the notebook show runs, and what they name exists."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import json
@@ -11,8 +12,10 @@ import subprocess
 import sys
 import tomllib
 
+import jax
 import pytest
 import tiny_run
+from flax import linen as nn
 from PIL import Image
 
 import resnet_jax
@@ -37,8 +40,12 @@ def blocks(page, language):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A current folder with the pictures that pages speak of."""
+    """A current folder with the pictures that pages speak of; models are initialised in one go."""
     monkeypatch.chdir(tmp_path)
+    init = nn.Module.init
+    monkeypatch.setattr(
+        nn.Module, "init", lambda self, *a, **k: jax.jit(functools.partial(init, self, **k))(*a)
+    )
     train, test = tiny_run.sample().train, tiny_run.sample().test
     Image.fromarray(test.images[test.labels == 3][0]).resize((256, 256)).save("cat.jpg")
     for label, name in ((3, "cats"), (5, "dogs")):

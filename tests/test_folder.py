@@ -169,13 +169,6 @@ def test_other_errors_are_left_alone(tmp_path, error):
         raise error
 
 
-def test_file_in_place_of_a_folder(tmp_path):
-    (tmp_path / "file").touch()
-    for folder in (tmp_path / "file", tmp_path / "file" / "run"):
-        with pytest.raises(UserError, match="can't be written"), workdir.claim(folder):
-            pass
-
-
 def test_starts_that_say_nothing_are_left_out(tmp_path):
     lines = '{}\n[]\nno JSON\n{"time": "now", "commit": "abc"}\n'
     (tmp_path / "starts.jsonl").write_text(lines)

@@ -53,12 +53,17 @@ def start_both(workdir, *flags, seeds=(0, 0)):
 
 def ends(processes, timeout=120):
     """Returns status, standard output and standard error of each."""
-    found = [process.communicate(timeout=timeout) for process in processes]
+    try:
+        found = [process.communicate(timeout=timeout) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()  # of one that has ended: nothing
     return [(process.returncode, *texts) for process, texts in zip(processes, found, strict=True)]
 
 
-def wait_for_checkpoint(workdir):
+def wait_for_checkpoint(workdir, processes):
     while not any(p.name.isdigit() for p in (workdir / "checkpoints").glob("*")):
+        assert all(process.poll() is None for process in processes), "one ended before it saved"
         time.sleep(0.02)
 
 
@@ -98,7 +103,7 @@ def test_one_process_goes_on_from_a_checkpoint_of_two(undisturbed, tmp_path, cap
 def test_a_signal_to_one_stops_both_and_they_resume(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     processes = start_both(workdir, STREAMED)
-    wait_for_checkpoint(workdir)
+    wait_for_checkpoint(workdir, processes)
     processes[1].send_signal(signal.SIGTERM)
     for status, _, err in ends(processes):
         assert status == 128 + signal.SIGTERM
@@ -112,7 +117,7 @@ def test_a_signal_to_one_stops_both_and_they_resume(undisturbed, tmp_path):
 def test_the_death_of_one_ends_both_and_they_resume(undisturbed, tmp_path):
     workdir = tmp_path / "run"
     processes = start_both(workdir)  # the images are resident
-    wait_for_checkpoint(workdir)
+    wait_for_checkpoint(workdir, processes)
     processes[1].kill()
     (status, _, err), _ = ends(processes, timeout=30)
     assert status == 1

@@ -284,7 +284,10 @@ def test_other_images_are_refused_and_remembered(tmp_path):
         evaluate_run(tmp_path)
 
 
-def test_the_best_is_saved_even_where_no_checkpoint_is_due(tmp_path):
+def test_the_best_is_saved_even_where_no_checkpoint_is_due(tmp_path, monkeypatch):
+    scored, score = [], Evaluator.score
+    noting = lambda *args: scored.append(len(args[2])) or score(*args)  # noqa: E731
+    monkeypatch.setattr(Evaluator, "score", noting)
     config = tiny_run.get_config()
     config.checkpoint.every_epochs = 100
     config.checkpoint.keep = 1
@@ -297,6 +300,7 @@ def test_the_best_is_saved_even_where_no_checkpoint_is_due(tmp_path):
     best = min(found, key=lambda step: (-found[step], step))
     assert best < 12
     assert checkpoints(tmp_path / "run") == [best, 12]
+    assert scored == [160] * 6 + [320] * 2  # the test images at the end alone: last and best
     assert evaluate_run(tmp_path / "run", "best")["step"] == best
     assert final["best_epoch"] == best / 4
 

@@ -66,14 +66,8 @@ IMAGENET_COUNTS = {
     "vit_base_patch16_224": 86_567_656,
 }
 VARIANT_COUNTS = [
-    ("resnet_small", {"dropout_rate": 0.2}, 195_738),
-    ("resnet_textbook", {"stage_sizes": [2, 2, 3, 3]}, 17_079_818),
-    ("resnet_textbook", {"num_convs": 3}, 15_123_146),
-    ("resnet_textbook", {"stage_sizes": [2, 2, 3, 3], "num_convs": 3}, 26_303_882),
     ("vgg16", {"classifier": "cifar"}, 14_719_818),
     ("vgg16_bn", {"classifier": "cifar"}, 14_728_266),
-    # torchvision's 138,357,544 without its last 4,097,000, plus 4096-512 and 512-10
-    ("vgg16", {"classifier": "transfer"}, 138_357_544 - 4_097_000 + 2_097_664 + 5_130),
 ]
 
 
@@ -216,12 +210,6 @@ def test_parameter_count_imagenet(name):
 @pytest.mark.parametrize(("name", "options", "expected"), VARIANT_COUNTS)
 def test_parameter_count_of_variants(name, options, expected):
     assert count(shapes_of(create_model(name, **options))["params"]) == expected
-
-
-def test_layer_counts_of_cnn():
-    params = shapes_of(create_model("cnn"))["params"]
-    expected = {"conv1": 456, "conv2": 2_416, "fc1": 48_120, "fc2": 10_164, "head": 850}
-    assert {name: count(layer) for name, layer in params.items()} == expected
 
 
 def test_layer_counts_of_resnet_small():

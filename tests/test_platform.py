@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -181,3 +182,17 @@ def test_without_a_home_there_is_no_cache_and_a_line_says_so(monkeypatch):
     with pytest.raises(UserError, match="set HOME or XDG_CACHE_HOME"):
         cache.default_cache_dir()
     assert cache.remembered("key", lambda: [3]) == [3]
+
+
+def test_a_second_signal_ends_at_once_and_the_handlers_come_back(monkeypatch):
+    ended, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(os, "kill", lambda pid, number: ended.append(number))
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with platform.stop_signals() as received:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)  # of the same moment
+        assert received == [signal.SIGTERM] and not ended
+        monkeypatch.setattr(platform, "SAME", 0)
+        signal.raise_signal(signal.SIGINT)
+    assert ended == [signal.SIGINT, 128 + signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before

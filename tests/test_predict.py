@@ -45,8 +45,8 @@ def folder(tmp_path_factory):
 def predict(plain_run, capsys):
     """Returns a function that predicts here: (status, lines of stdout, stderr)."""
 
-    def call(*arguments):
-        flags = "--mode=predict", f"--workdir={plain_run[0]}"
+    def call(*arguments, run=plain_run[0]):
+        flags = "--mode=predict", f"--workdir={run}"
         status = main.main(["resnet-jax", *flags, *map(str, arguments)])
         out, err = capsys.readouterr()
         return status, out.splitlines(), err
@@ -145,6 +145,7 @@ def test_folders_that_cannot_be_read_are_named(predict, folder, monkeypatch):
     assert f"error: folder {folder}/automobile can't be read: Permission denied" in err
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
 def test_a_full_disk_under_the_output_is_a_line(folder, plain_run, monkeypatch, capsys):
     with contextlib.suppress(OSError), open("/dev/full", "w") as full:
         monkeypatch.setattr(sys, "stdout", full)
@@ -343,15 +344,16 @@ def test_grad_cam_is_that_of_pytorchs_hooks(tmp_path):
 
 
 def test_overlays_are_written(predict, folder, plain_run, tmp_path):
-    status, _, err = predict("--cam", folder / "airplane" / "png.png")
+    run = shutil.copytree(plain_run[0], tmp_path / "run")
+    status, _, err = predict("--cam", folder / "airplane" / "png.png", run=run)
     assert status == 0
-    (path,) = (plain_run[0] / "cam").iterdir()
+    (path,) = (run / "cam").iterdir()
     assert path.name == "00001-png.png"
     assert str(path.parent) in err
     assert Image.open(path).size == (224, 224)
     longest = tmp_path / f"{83 * '漢'}.png"
     shutil.copy(folder / "airplane" / "png.png", longest)
-    assert predict("--cam", longest)[0] == 0, "the number makes no name too long"
+    assert predict("--cam", longest, run=run)[0] == 0, "the number makes no name too long"
 
 
 def test_an_overlay_is_brightest_where_the_heat_is():

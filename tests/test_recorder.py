@@ -176,9 +176,7 @@ ROW = {"epoch": 1, "num_epochs": 3, "step": 4, "num_steps": 12, "loss": 2.5, "ac
 ROW |= {"images_per_second": 1234.5, "seconds_left": 61.0}
 
 
-def test_plain_lines(monkeypatch):
-    for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
-        monkeypatch.delenv(name, raising=False)
+def test_plain_lines():
     stream = io.StringIO()
     terminal = Terminal("val", stream)
     terminal.note("data [bold]x[/bold] " + "y" * 200)

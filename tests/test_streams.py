@@ -162,7 +162,7 @@ def test_a_run_that_is_stopped_goes_on_with_the_next_image(
     workers = json.loads((tmp_path / "processes").read_text())
     assert len(workers) == count
     deadline = time.monotonic() + 5
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+    while any(tiny_run.process_state(pid) not in "XZ" for pid in workers):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     note_images(tmp_path / "seen", patch=monkeypatch.setattr)

@@ -54,36 +54,6 @@ def test_a_training_starts_from_a_run(plain_run, tmp_path, capsys):
     assert "differs in" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        (
-            ["--mode=export", "--workdir=x"],
-            "--mode=export takes --workdir, the folder of a run, and",
-        ),
-        (["--mode=export", "--output=x.pth"], "--mode=export takes --workdir"),
-        (
-            ["--mode=export", "--workdir=/nowhere", "--output=x.safetensors"],
-            "holds no checkpoint of a run",
-        ),
-        (["--output=x.pth"], "--output is for --mode=export only"),
-        (
-            ["--config.init.weights=nowhere.pth"],
-            "init.weights: there is no file or run nowhere.pth",
-        ),
-    ],
-)
-def test_bad_commands(tmp_path, capsys, flags, message):
-    if "--mode=export" not in flags:
-        flags = [*flags, f"--config={tiny_run.CONFIG_FILE}", f"--workdir={tmp_path / 'run'}"]
-    assert command(*flags) == 2
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.mark.slow
 @needs_checkpoint
 def test_a_published_file_is_used_whole_and_goes_out_as_it_came():

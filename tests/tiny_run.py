@@ -149,3 +149,11 @@ def arrays(workdir):
     """Returns {path: bytes} of the newest checkpoint of a run."""
     with contextlib.closing(Checkpoints(workdir / "checkpoints")) as found:
         return {name: a.tobytes() for name, a in found.read(found.steps()[0]).items()}
+
+
+def process_state(pid):
+    """Returns the letter that Linux has for what a process does; X: there is none."""
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "X"
