@@ -192,6 +192,10 @@ def join(place: Place) -> None:
         ) from None
     for number, handler in handlers.items():
         signal.signal(number, handler)
+    if jax.default_backend() == "gpu":
+        # XLA tunes kernels with all processes, and would wait for the first, which alone keeps
+        # compiled programs, on a host that finds them there.
+        jax.config.update("jax_enable_compilation_cache", False)
     if jax.device_count() != jax.process_count() * jax.local_device_count():
         raise UserError(
             f"the {jax.process_count()} processes of this training have {jax.device_count()} "

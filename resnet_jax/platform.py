@@ -165,16 +165,18 @@ def compute_dtype(wanted: str) -> str:
       UserError: if it is to be bfloat16 and the device would have to emulate it.
     """
     on_cpu = jax.default_backend() == "cpu"
-    has_bfloat16 = not on_cpu or bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # such as 7.5
+    has_bfloat16 = not re.match(r"[1-7]\.", capability)
+    if on_cpu:
+        has_bfloat16 = bool(cpu_features() & {"avx512_bf16", "amx_bf16"})
     if wanted == "bfloat16" and not has_bfloat16:
         raise UserError(
-            "config field model.dtype is 'bfloat16', for which this processor has no instructions "
-            "(AVX-512 BF16, AMX); set it to 'float32', or to 'auto'"
+            "config field model.dtype is 'bfloat16', for which this device has no instructions (a "
+            "CPU's AVX-512 BF16 or AMX, a GPU of compute capability 8); set it to 'float32', or to "
+            "'auto'"
         )
     if wanted == "auto":
-        capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))  # such as 7.5
-        is_slow = on_cpu or bool(re.match(r"[1-7]\.", capability))
-        is_fast = not is_slow or (on_cpu and has_bfloat16 and onednn and jax.device_count() == 1)
+        is_fast = has_bfloat16 and (not on_cpu or (onednn and jax.device_count() == 1))
         return "bfloat16" if is_fast else "float32"
     return wanted
 

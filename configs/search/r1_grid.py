@@ -3,8 +3,8 @@
   python -m resnet_jax.main --mode=search --config=configs/search/r1_grid.py --workdir=runs/r1_grid
 
 These are 560 points without decay and 560 with a third of the learning rate every 8 epochs, which
-is assumed. On a GPU --config.search.parallel_trials=10 trains those that differ in the rate and its
-decay only side by side. A part of them is a search of its own, in another folder:
+is assumed. --config.search.parallel_trials=10 trains those that differ in the rate and its decay
+only side by side. A part of them is a search of its own, in another folder:
 
   --config.space.schedule.name="('constant',)" --config.space.optimizer.name="('adam', 'sgd')"
 

@@ -4,7 +4,7 @@
 
 The report scored the test set once a point, after epoch 50, and named its best by it. So does this
 search: the test set ranks (select_on_test), by its last score. The table at the end has the
-report's figures beside ours. The report's code also lists a learning rate of 0.0001. On a GPU
+report's figures beside ours. The report's code also lists a learning rate of 0.0001.
 --config.search.parallel_trials=6 trains the six points of a batch size side by side.
 
 Measured at 10 of the 50 epochs in bfloat16, with --config.base.num_epochs=10 and

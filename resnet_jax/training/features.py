@@ -42,7 +42,8 @@ def cache_features(
       Examples on the devices, their images in the dtype of the model's computation.
     """
     config = network.config
-    stage, size = config.init.cached_stage, min(config.evaluate.batch_size, len(examples))
+    stage, count = config.init.cached_stage, devices.mesh.size
+    size = -(-min(config.evaluate.batch_size, len(examples)) // count) * count
 
     def features(variables: Tree, examples: Examples, indices: jax.Array) -> jax.Array:
         inputs = network.inputs(examples.at(indices).images)
@@ -58,7 +59,7 @@ def cache_features(
     rows = -(-len(examples) // size) * size  # with what fills the last batch up
     reads = padded_reads(examples, size)
     for start, (indices, _, read) in zip(range(0, rows, size), reads, strict=True):
-        batch = variables, devices.feed(read), indices
+        batch = variables, devices.feed(read), devices.split(indices)
         if images is None:
             like = jax.eval_shape(features, *batch)
             images = devices.put(jnp.zeros((rows, *like.shape[1:]), like.dtype))

@@ -10,8 +10,11 @@ python=${PYTHON:-python}
 export JAX_PLATFORMS=cuda,cpu
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 
+"$python" -c 'import jax; raise SystemExit(jax.default_backend() != "gpu" and "error: jax has no GPU")'
+
 case $part in
 1)
+  "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available() and "error: PyTorch has no GPU")'
   "$python" scripts/benchmark agree
   "$python" scripts/benchmark --model=resnet_small,resnet_v2,resnet18 --batch=512 --dtype=bfloat16 \
     --peer=torch --rounds=5 --json=results/benchmark-gpu.json

@@ -119,7 +119,7 @@ def roofs(dtype: str) -> tuple[float, float]:
     """
     on_cpu = jax.default_backend() == "cpu"
     side, length = (2048, 2**26) if on_cpu else (16384, 2**28)
-    a = jnp.ones((side, side), dtype)
+    a = jax.random.normal(jax.random.key(0), (side, side), dtype)  # ones would cost less power
     product = _best_seconds(jax.jit(lambda a: a @ a), a)
     copy = _best_seconds(jax.jit(lambda x: x + 1), jnp.ones(length, jnp.float32))
     return 2 * side**3 / product, 8 * length / copy

@@ -161,6 +161,7 @@ def start(spec: Answer) -> tuple[Answer, Commands]:
     """Compiles a training; see `benchmark.worker.serve`."""
     torch.set_num_threads(spec["threads"])
     torch.backends.cudnn.benchmark = True  # as XLA tries its kernels too
+    torch.backends.cuda.matmul.allow_tf32 = True  # as XLA's products are; convolutions are anyway
     try:
         measurement = Measurement(spec)
     except KeyError:
