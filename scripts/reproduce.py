@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import results_table
@@ -56,16 +56,8 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     Raises:
       UserError: if it is not finished, or ran another config.
     """
-    settings = workdir.read_run(folder)[0]
-    wanted, (file, *overrides) = results_table.loaded(config)[0], config.split()
-    differ = [
-        path
-        for path, (asked, _) in changes(wanted, settings).items()
-        if not (path == "seed" or _UNTOLD.match(f"--config.{path}") or _OPEN.get(path) == asked)
-    ]
-    if bool(wanted.init.weights) != bool(settings.init.weights):
-        differ.append("init.weights")
-    if differ:
+    settings, (file, *overrides) = workdir.read_run(folder)[0], config.split()
+    if differ := _differing(config, settings):
         raise UserError(f"the run in {folder} is none of {config}: {', '.join(differ)} differs")
     records, bad = records_lib.read(folder / workdir.METRICS)
     if bad:
@@ -80,12 +72,26 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     return {
         "config": file,
         "overrides": overrides,
+        "settings": settings.to_dict(),
         "dtype": settings.model.dtype,
         "seed": settings.seed,
         "starts": [workdir.told(start) for start in starts],
         "final": final,
         "scores": [record for record in records if record["kind"] == "score"],
     }
+
+
+def _differing(config: str, settings: Mapping[str, Any]) -> list[str]:
+    """Returns the fields in which what a run was trained with is not what a config says now."""
+    wanted = results_table.loaded(config)[0]
+    differ = [
+        path
+        for path, (asked, _) in changes(wanted, settings).items()
+        if not (path == "seed" or _UNTOLD.match(f"--config.{path}") or _OPEN.get(path) == asked)
+    ]
+    if bool(wanted.init.weights) != bool(settings["init"]["weights"]):
+        differ.append("init.weights")
+    return differ
 
 
 def keep(folder: pathlib.Path, config: str) -> pathlib.Path:
@@ -126,12 +132,19 @@ def write_tables() -> None:
 
 
 def check() -> list[str]:
-    """Returns what is wrong with the tables: nothing if they are those of the records."""
-    return [
+    """Returns what is wrong: nothing if the tables are of the records, and these of the configs."""
+    wrong = [
         f"{path.relative_to(ROOT)} is not what the records say"
         for path, text in _tables().items()
         if path.read_text() != text
     ]
+    for path in sorted(RESULTS.glob("*-seed*.json")):
+        record = json.loads(path.read_text())
+        if "settings" in record:  # the first records have none
+            config = " ".join([record["config"], *record["overrides"]])
+            if differ := _differing(config, record["settings"]):
+                wrong.append(f"{path.name} is of another {', '.join(differ)} than {config} has")
+    return wrong
 
 
 def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:

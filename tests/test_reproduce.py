@@ -27,7 +27,7 @@ def row(plain_run, monkeypatch, tmp_path):
     return config
 
 
-def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run, row):
+def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run, row, monkeypatch):
     folder, final, _ = plain_run
     path = reproduce.keep(folder, "tiny_run.py --config.num_epochs=3")
     assert path.name == "tiny_run-num_epochs=3-seed0.json"
@@ -35,6 +35,10 @@ def test_a_record_has_the_closing_record_and_the_scores_of_its_run(plain_run, ro
     assert record["final"] == final and len(record["scores"]) == 3
     assert record["config"] == "tiny_run.py" and record["seed"] == 0
     assert record["overrides"] == ["--config.num_epochs=3"]
+    monkeypatch.setattr(reproduce, "_tables", dict)
+    assert reproduce.check() == []
+    row.optimizer.learning_rate *= 2
+    assert "is of another optimizer.learning_rate than tiny_run.py" in reproduce.check()[0]
 
 
 def test_a_record_is_of_a_run_of_its_row(plain_run, row):
