@@ -73,12 +73,8 @@ def get_config(variant: str = "vgg16_adam_0.001_10") -> ConfigDict:
     if variant == "finetune":
         _finetune(config)
         return config
-    model, optimizer, learning_rate, num_epochs = [
-        *SHORT.get(variant, variant).rsplit("_", 3),
-        "",
-        "",
-        "",
-    ][:4]
+    variant = SHORT.get(variant, variant)
+    model, optimizer, learning_rate, num_epochs = [*variant.rsplit("_", 3), "", "", ""][:4]
     config.reported_accuracy = choose(MODELS, model)
     config.model.name = model
     config.optimizer.name = choose(OPTIMIZERS, optimizer)

@@ -31,7 +31,7 @@ def main() -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "interrupted; the same command goes on, or begins anew where npm was fetching",
+            "interrupted; the same command goes on, or by npm anew",
             file=sys.stderr,
         )
         return 130

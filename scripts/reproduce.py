@@ -3,10 +3,11 @@
 python scripts/reproduce.py --rows R1.c,R2.V2.SGD,R5.500_0.01_off --seeds 3
 python scripts/reproduce.py --all --better --budget 2h
 python scripts/reproduce.py --record RUN "FILE:VARIANT --config.FIELD=VALUE"   of a finished run
-python scripts/reproduce.py --check                     compares the tables with the records
+python scripts/reproduce.py --check                     compares tables, records and configs
 
 A row that has a record is not run again; a run that was interrupted goes on. All rows run with the
-first seed before any with the next. Further flags, such as --config.data.dir=DIR, go to the runs.
+first seed before any with the next; searches come last. Further flags, such as
+--config.data.dir=DIR, go to the runs.
 """
 
 import argparse
@@ -25,9 +26,10 @@ import results_table
 from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, record_name
 from studies import BETTER, ROWS
 
-from resnet_jax.config.load import changes
+from resnet_jax.config.load import changes, default_config, leaves
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.files import write_atomically, writing
+from resnet_jax.inference.export import told
 from resnet_jax.platform import quieten_libraries
 from resnet_jax.runs import folder as workdir
 from resnet_jax.runs import records as records_lib
@@ -72,7 +74,7 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     return {
         "config": file,
         "overrides": overrides,
-        "settings": settings.to_dict(),
+        "settings": told(settings),
         "dtype": settings.model.dtype,
         "seed": settings.seed,
         "starts": [workdir.told(start) for start in starts],
@@ -84,10 +86,13 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
 def _differing(config: str, settings: Mapping[str, Any]) -> list[str]:
     """Returns the fields in which what a run was trained with is not what a config says now."""
     wanted = results_table.loaded(config)[0]
+    later = leaves(default_config())  # of a field that came later a record knows nothing
     differ = [
         path
-        for path, (asked, _) in changes(wanted, settings).items()
-        if not (path == "seed" or _UNTOLD.match(f"--config.{path}") or _OPEN.get(path) == asked)
+        for path, (asked, had) in changes(wanted, settings).items()
+        if not (path == "seed" or _UNTOLD.match(f"--config.{path}"))
+        and (path, asked) not in _OPEN.items()
+        and not (had is None and asked == later.get(path))
     ]
     if bool(wanted.init.weights) != bool(settings["init"]["weights"]):
         differ.append("init.weights")
@@ -176,7 +181,7 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
         raise KeyboardInterrupt
 
     # A training outlives its terminal, and this does not.
-    numbers = (signal.SIGTERM, signal.SIGHUP)
+    numbers = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
     handlers = {number: signal.signal(number, stop) for number in numbers}
     try:
         process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
@@ -265,7 +270,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         metavar=("RUN", "CONFIG"),
         help="keeps the record of a run; CONFIG as the table has it",
     )
-    parser.add_argument("--check", action="store_true", help="compares tables and records")
+    parser.add_argument("--check", action="store_true", help="compares tables, records and configs")
     given, flags = parser.parse_known_args(arguments)
     quieten_libraries()
     try:

@@ -38,7 +38,7 @@ STRUCTURES = (
         pytest.param(spec, marks=pytest.mark.slow)
         for spec in (
             *("resnet.py:50", "resnet_custom.py", "resnet_he2015.py:20"),
-            *("resnet_small_tuning.py:better", "vgg16_transfer.py:vgg16_bn_adam_0.001_10"),
+            *("resnet_small_tuning.py", "vgg16_transfer.py:vgg16_bn_adam_0.001_10"),
             *("vit.py", "wide_resnet.py"),
         )
     ),
@@ -70,6 +70,7 @@ ROWS = [
         ("R1.f", f"vgg16_transfer.py:{variant}", count, {"batch_size": 128})
         for variant, count in TRANSFER.items()
     ),
+    ("R1.f", "vgg16_transfer.py:lr3e-3", VGGS["vgg16"], {"optimizer.learning_rate": 3e-3}),
     ("R1.g", "vit.py", 5_362_762, {}),
     ("R2.18", "resnet.py:18", 11_173_962, {"optimizer.learning_rate": 0.1, "num_epochs": 50}),
     ("R2.34", "resnet.py:34", 21_282_122, {"optimizer.learning_rate": 0.05, "num_epochs": 50}),

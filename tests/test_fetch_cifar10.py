@@ -60,4 +60,4 @@ def test_an_interruption_says_how_to_go_on(run, monkeypatch):
 
     monkeypatch.setattr(npm, "fetch", interrupt)
     status, _, err = run()
-    assert status == 130 and err == "interrupted; run the same command again to go on\n"
+    assert status == 130 and err == "interrupted; the same command goes on, or by npm anew\n"

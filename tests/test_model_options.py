@@ -103,3 +103,6 @@ def test_what_the_config_says_of_remat_reaches_the_model():
     config.model.remat = 1
     task = create_task(validate(config), tiny_run.sample().info)
     assert task.network.module.remat == 1
+    config.model.name, config.model.options = "cnn", {}
+    with pytest.raises(UserError, match=r"model\.remat is for residual networks, not cnn"):
+        create_task(validate(config), tiny_run.sample().info)

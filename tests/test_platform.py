@@ -120,6 +120,9 @@ def test_auto_is_float32_on_gpus_without_bfloat16(monkeypatch, capability, found
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax, "local_devices", lambda: [gpu])
     assert platform.compute_dtype("auto") == found
+    if found == "float32":
+        with pytest.raises(UserError, match=r"model\.dtype is 'bfloat16', for which"):
+            platform.compute_dtype("bfloat16")
 
 
 def test_lack_of_memory_is_one_line_and_other_errors_are_themselves():
@@ -186,6 +189,7 @@ def test_without_a_home_there_is_no_cache_and_a_line_says_so(monkeypatch):
 
 def test_a_second_signal_ends_at_once_and_the_handlers_come_back(monkeypatch):
     ended, before = [], signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(platform, "SAME", 600)
     monkeypatch.setattr(os, "kill", lambda pid, number: ended.append(number))
     monkeypatch.setattr(os, "_exit", ended.append)
     with platform.stop_signals() as received:

@@ -52,6 +52,9 @@ def test_a_training_starts_from_a_run(plain_run, tmp_path, capsys):
     other = [*flags[:-1], f"--workdir={tmp_path / 'other'}"]
     assert command(*other, "--config.model.options.num_filters=(16,)") == 2
     assert "differs in" in capsys.readouterr().err
+    missing = f"--workdir={tmp_path / 'none'}"
+    assert command(flags[0], "--config.init.weights=no.pth", missing) == 2
+    assert not (tmp_path / "none").exists()
 
 
 @pytest.mark.slow

@@ -172,12 +172,12 @@ def _describe(workdir: pathlib.Path, task: Task, state: TrainState) -> WeightsIn
         std=config.data.std,
         test_time_augmentation=config.evaluate.test_time_augmentation,
         num_parameters=sum(leaf.size for leaf in jax.tree.leaves(state.variables()["params"])),
-        provenance=provenance | {"seed": config.seed, "config": _told(config)},
+        provenance=provenance | {"seed": config.seed, "config": told(config)},
         test_accuracy=_test_accuracy(workdir, task, int(state.step)),
     )
 
 
-def _told(config: ConfigDict) -> dict[str, Any]:
+def told(config: ConfigDict) -> dict[str, Any]:
     """Returns a config without the folders of this machine."""
     told: dict[str, Any] = config.to_dict()
     told["data"] |= {"dir": "", "name": _without_folders(config.data.name)}

@@ -185,7 +185,7 @@ def _mismatches(slots: Mapping[str, _Slot], tensors: Mapping[str, np.ndarray]) -
 
 
 def _nearest(key: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1)
+    near = difflib.get_close_matches(key, names[:1000], n=1)  # a file may have millions
     return f" (nearest: {near[0]})" if near else ""
 
 
