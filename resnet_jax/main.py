@@ -2,8 +2,7 @@
 
   python -m resnet_jax.main --config=FILE[:VARIANT] [--workdir=DIR] [--config.FIELD=VALUE ...]
   python -m resnet_jax.main --mode=predict --workdir=DIR|--weights=NAME IMAGE|FOLDER|PATTERN|-
-  python -m resnet_jax.main --mode=eval|profile --workdir=DIR
-  python -m resnet_jax.main --mode=report --workdir=DIR [DIR ...]
+  python -m resnet_jax.main --mode=eval|profile|report --workdir=DIR [DIR ... of a report]
   python -m resnet_jax.main --mode=summary|profile --config=FILE
   python -m resnet_jax.main --mode=export --workdir=DIR --output=FILE
   python -m resnet_jax.main --mode=search --config=FILE --workdir=DIR [--config.base.FIELD=VALUE]
