@@ -73,7 +73,7 @@ def test_a_file_names_no_folder_of_the_machine():
     config = tiny_run.get_config()
     config.data.name, config.data.dir = "folder:/home/me/photos/", "/home/me"
     config.init.weights = "/home/me/weights.pth"
-    told = export._told(config)
+    told = export.told(config)
     assert (told["data"]["name"], told["data"]["dir"]) == ("folder:photos", "")
     assert told["init"]["weights"] == "weights.pth"
     names = {"tfds:a/b": "tfds:a/b", "/home/me/a.npz": "a.npz", "cifar10": "cifar10"}

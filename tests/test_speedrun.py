@@ -287,7 +287,7 @@ def test_lookahead_follows_its_definition():
 
 
 def test_flips_alternate_and_every_image_is_taken():
-    recipe = dataclasses.replace(THIN, crop_padding=4, batch_size=10)
+    recipe = dataclasses.replace(THIN, crop_padding=4, batch_size=10, cutout=12)
     images = np.zeros((40, 32, 32, 3), np.uint8)
     batches_of = jax.jit(lambda *args: speedrun.epoch_batches(recipe, *args, images))
     flips, orders = [], []

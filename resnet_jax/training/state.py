@@ -52,7 +52,10 @@ class TrainState(flax.struct.PyTreeNode):
 
     def variables(self) -> dict[str, Tree]:
         """Returns the variables to evaluate: the average if there is one."""
-        return dict(self.average or {"params": self.params, "batch_stats": self.batch_stats})
+        current = {"params": self.params, "batch_stats": self.batch_stats}
+        if not self.average:
+            return current
+        return jax.tree.map(lambda a, b: a.astype(b.dtype), dict(self.average), current)
 
 
 def moving_average(average: Tree, new: Tree, step: jax.Array, decay: jax.Array) -> Tree:

@@ -148,7 +148,8 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     template = create.eval_shape(*start, None)
     _check_memory(template)
     if config.init.cached_stage:
-        check_cached_stage(model, template.variables(), shape, config)
+        variables = {"params": template.params, "batch_stats": template.batch_stats}
+        check_cached_stage(model, variables, shape, config)
     agenda = Agenda(config, order.steps_per_epoch)
     return Task(
         config=config,
