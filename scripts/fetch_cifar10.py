@@ -30,10 +30,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; the same command goes on, or by npm anew",
-            file=sys.stderr,
-        )
+        print("interrupted; the same command goes on, or by npm anew", file=sys.stderr)
         return 130
     print(f"CIFAR-10 is verified: {phrase}; {time.monotonic() - start:.1f} s")
     return 0

@@ -143,12 +143,11 @@ def check() -> list[str]:
         for path, text in _tables().items()
         if path.read_text() != text
     ]
-    for path in sorted(RESULTS.glob("*-seed*.json")):
-        record = json.loads(path.read_text())
-        if "settings" in record:  # the first records have none
-            config = " ".join([record["config"], *record["overrides"]])
-            if differ := _differing(config, record["settings"]):
-                wrong.append(f"{path.name} is of another {', '.join(differ)} than {config} has")
+    for config, runs in Records(RESULTS).by_config.items():
+        for found in runs:  # the first records have no settings
+            if differ := "settings" in found and _differing(config, found["settings"]):
+                name = record_name(config, found["seed"])
+                wrong.append(f"{name} is of another {', '.join(differ)} than {config} has")
     return wrong
 
 

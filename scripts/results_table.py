@@ -55,7 +55,11 @@ _OURS = (
 
 
 class Records:
-    """The records of results/: of runs by their config, and of searches."""
+    """The records of results/: of runs by their config, and of searches.
+
+    Attributes:
+      by_config: the records of runs, those of a config together.
+    """
 
     def __init__(self, folder: pathlib.Path) -> None:
         """Reads them.
@@ -63,17 +67,17 @@ class Records:
         Args:
           folder: where they are.
         """
-        self._runs: dict[str, list[dict[str, Any]]] = {}
+        self.by_config: dict[str, list[dict[str, Any]]] = {}
         self._folder = folder
         for path in sorted(folder.glob("*-seed*.json")):
             record = json.loads(path.read_text())
             if "config" in record:
                 name = " ".join([record["config"], *record["overrides"]])
-                self._runs.setdefault(name, []).append(record)
+                self.by_config.setdefault(name, []).append(record)
 
     def runs(self, config: str) -> list[dict[str, Any]]:
         """Returns the records of a config, one for each seed."""
-        return self._runs.get(config, [])
+        return self.by_config.get(config, [])
 
     def has(self, config: str) -> bool:
         """Returns whether a config was run."""
