@@ -11,7 +11,7 @@ variant   reported test %   ours, final and best test %
 sgd       80.95             82.13 and 82.13, measured with seed 0
 adam      86.18             85.22 and 85.60, measured with seed 0
 dropout   86 (average)      85.17 and 85.49, seed 0 in bfloat16 (plain: 81.92 and 82.26)
-optuna    -                 78.20, the mean of three seeds after 3 epochs; R1.c has 65.79 then
+optuna    -                 78.20, the mean of three seeds after 3 epochs; R1.c, cut there, 65.79
 better    -                 93.05 ± 0.10, three seeds in bfloat16 (92.17 without mirror images)
 
 Words after the variant turn parts on and off: adam_plain, dropout_plain, sgd_augmented,
@@ -27,7 +27,7 @@ and without; name a point by --config.optimizer.name, .optimizer.learning_rate, 
 
 Assumed where the report is silent: the mean and deviation of 0.5 of its baseline; in R1.b momentum
 0.9, batch 5 (the data slide's) and a tenth of the learning rate after 5 epochs; elsewhere a third
-of it every 8 epochs.
+of it every 8 epochs; in R1.e no momentum.
 
 `better` was chosen with a tenth of the training images set aside, which scored the following with
 seed 0. After 20 epochs: SGD 88.08, Muon 89.92; Muon with alternating flips 89.24, with these and

@@ -21,7 +21,8 @@ trained, here as there. Assumed: norms keep their statistics of ImageNet.
 The convolutions are applied once to all images, whose features take 6 GB of the device's memory;
 --config.data.image_size=64 makes that twelve times cheaper and smaller. The weights are
 torchvision's published ones, which are downloaded; name a file that you have by
---config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores hours.
+--config.init.weights=FILE. Expected, not measured yet: a GPU takes minutes, two CPU cores hours,
+and days for `finetune`.
 """
 
 from ml_collections import ConfigDict

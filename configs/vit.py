@@ -5,7 +5,7 @@
 
 The report names the Vision Transformer as future work and gives no recipe or figure: this one is
 ours, with strong augmentation since there is no pre-training. Expected, not measured yet: about
-90 % after 200 epochs; for a GPU, since two CPU cores would take a day.
+90 % after 200 epochs; for a GPU, since two CPU cores would take two days.
 """
 
 from ml_collections import ConfigDict

@@ -8,6 +8,7 @@ the others have half a minute to.
 """
 
 import argparse
+import contextlib
 import math
 import os
 import signal
@@ -53,7 +54,8 @@ def start(
 def show(index: int, lines: IO[str]) -> None:
     """Prints what a process prints, marked."""
     for line in lines:
-        print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # of a closed terminal: to read on keeps it going
+            print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
 
 
 def wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
@@ -81,7 +83,7 @@ def launch(command: Sequence[str], count: int) -> int:
 
         def hand_on(number: int, frame: object) -> None:
             for process in processes:
-                process.send_signal(signal.SIGTERM if number == signal.SIGHUP else number)
+                process.send_signal(number)  # a training goes on when its terminal is closed
 
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         handlers = {number: signal.signal(number, hand_on) for number in numbers}

@@ -134,7 +134,7 @@ STUDIES = (
         "preact_resnet18 tells; He et al. 2016 have none of that depth. transfer.transfer starts "
         "from an export of transfer.pretrain; `resnet_small_transfer.py` has the commands.",
         (
-            Row("He.20", "resnet_he2015.py:20", "91.25", "resnet_he2015.py:20_better"),
+            Row("He.20", "resnet_he2015.py:20", "91.25", f"{_SMALL} --config.model.name=resnet20"),
             Row("He.32", "resnet_he2015.py:32", "92.49"),
             Row("He.44", "resnet_he2015.py:44", "92.83"),
             Row("He.56", "resnet_he2015.py:56", "93.03"),
