@@ -48,12 +48,28 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # Until the folder is on disk too, the new name may be lost.
-    directory = os.open(path.parent, os.O_RDONLY)
+    _sync(path.parent)  # until the folder is on disk too, the new name may be lost
+
+
+def sync(folder: pathlib.Path) -> None:
+    """Returns when a folder, all that is in it, and its own name are on disk.
+
+    Raises:
+      OSError: if they can't be written.
+    """
+    for at, _, names in os.walk(folder):
+        for name in names:
+            _sync(os.path.join(at, name))
+        _sync(at)
+    _sync(folder.parent)
+
+
+def _sync(path: str | os.PathLike[str]) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno != errno.EINVAL:  # some file systems sync no folders
             raise
     finally:
-        os.close(directory)
+        os.close(descriptor)

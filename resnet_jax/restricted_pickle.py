@@ -10,6 +10,7 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+_LONGEST = 100  # values of a tuple
 _LIMIT = 1_000_000  # opcodes, and the largest index into the memo: it makes that many slots
 _NUMBERS = ["NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2"]
 _TEXTS = ["BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"]
@@ -118,6 +119,8 @@ def _check(file: Any, allowed: Mapping[str, Any]) -> None:
                 taken, stack = stack, outer.pop()
             else:
                 taken = [stack.pop() for _ in range(number)][::-1]
+            if len(taken) > _LONGEST and name == "TUPLE":  # functions may copy their arguments
+                raise Damaged(f"it has a tuple of more than {_LONGEST} values")
             if name in _MAKES:
                 stack.append(name)
             else:

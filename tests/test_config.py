@@ -296,6 +296,7 @@ def test_a_name_stands_for_a_file_of_configs(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     by_name = config_lib.load("resnet_v2:adam")
     assert by_name == config_lib.load(f"{config_lib.CONFIGS}/resnet_v2.py:adam")
+    assert by_name == config_lib.load("resnet_v2.py:adam")  # as the tables of results have it
     with pytest.raises(UserError, match="--config resnet_w2 does not exist; did you mean resnet_v"):
         config_lib.load("resnet_w2")
     with pytest.raises(UserError, match=r"nothing\.py does not exist; choose from cifar100, cnn, "):

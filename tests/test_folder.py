@@ -113,15 +113,23 @@ def test_files_are_views_of_the_checkpoint(tmp_path, config, file, content):
 
 def test_reads_the_run_from_its_checkpoint(tmp_path, config):
     start(tmp_path, other(config))
-    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+    with pytest.raises(UserError, match="holds no checkpoint of a run yet"):
         workdir.read_run(tmp_path)
     save(tmp_path, config)
     found, info = workdir.read_run(tmp_path)
     assert differences(found, config) == []
     assert info == INFO | {"mean": [0.5, 1.0]}
     assert start(tmp_path, config, {"config": found.to_dict(), "dataset": info})[1:] == []
-    with pytest.raises(UserError, match="holds no checkpoint of a run"):
+    with pytest.raises(UserError, match="nowhere does not exist"):
         workdir.read_run(tmp_path / "nowhere")
+
+
+def test_a_run_and_a_search_have_folders_of_their_own(tmp_path):
+    (tmp_path / workdir.SEARCH).touch()
+    with pytest.raises(UserError, match="holds a search, whose runs are in trials/"):
+        workdir.read_run(tmp_path)
+    with pytest.raises(UserError, match="holds a search; name another"), workdir.claim(tmp_path):
+        pass
 
 
 def test_what_orbax_gives_back_is_written_as_it_was(tmp_path, config):

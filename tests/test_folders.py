@@ -8,7 +8,7 @@ from PIL import Image
 from tiny_run import get_config
 
 from resnet_jax.config import default_config
-from resnet_jax.data import image_files
+from resnet_jax.data import folders, image_files
 from resnet_jax.data.datasets import split, split_sizes
 from resnet_jax.data.registry import load_dataset, open_dataset
 from resnet_jax.errors import UserError
@@ -73,6 +73,44 @@ def test_a_share_of_a_folder_without_test_images_is_set_aside_once(tmp_path):
     np.testing.assert_array_equal(first.test.images, again.test.images)
     marks = [image[0, 0, 0] for part in (first.train, first.test) for image in part.images]
     assert sorted(marks) == sorted([*range(10), *range(5)])
+
+
+def test_one_more_image_changes_hardly_any_other_of_the_test_images(tmp_path):
+    write(tmp_path, {"amber": 20, "blue": 20})
+    names = lambda: {  # noqa: E731
+        file.relative_to(tmp_path) for file, _ in folders._find(tmp_path, data(tmp_path))[1]["test"]
+    }
+    before = names()
+    Image.new("RGB", (12, 10)).save(tmp_path / "amber" / "another.png")
+    assert len(before) == 8 and len(before - names()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("places", "strange"),
+    [(("Train", "Test"), "Test"), (("train", "valid"), "valid"), (("train", "Val"), "Val")],
+)
+def test_splits_by_other_names_are_no_classes(tmp_path, places, strange):
+    for place in places:
+        write(tmp_path / place, {"amber": 2, "blue": 2})
+    with pytest.raises(UserError, match=f"{strange} would be no split and no class"):
+        open_dataset(data(tmp_path))
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("Train", "bus"):
+        write(tmp_path, {"amber": 2})
+        (tmp_path / "amber").rename(tmp_path / name)
+    assert open_dataset(data(tmp_path)).info.class_names == ("Train", "bus")
+
+
+def test_black_images_are_refused(tmp_path):
+    for name in ("amber", "blue"):
+        (tmp_path / name).mkdir()
+        for index in range(2):
+            pixels = np.full((8, 8), 200, np.uint16)  # of 65,535
+            Image.fromarray(pixels).save(tmp_path / name / f"{index}.png")
+    with pytest.raises(UserError, match="the training images are black; of 16-bit greys"):
+        open_dataset(data(tmp_path))
 
 
 def test_images_of_several_sizes_need_one_to_be_named(tmp_path):

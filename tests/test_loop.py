@@ -280,6 +280,8 @@ def test_other_images_are_refused_and_remembered(tmp_path):
     assert evaluate_run(tmp_path, dataset=dataset)["count"] == 320
     with pytest.raises(UserError, match="run is for 10 classes and 3 channels, the dataset has 2"):
         evaluate_run(tmp_path, dataset=select_classes(dataset, (0, 1)))
+    with pytest.raises(UserError, match="class 0 of the run is 'airplane', of the dataset 'truck'"):
+        evaluate_run(tmp_path, dataset=select_classes(dataset, range(9, -1, -1)))
     with pytest.raises(UserError, match="was trained on 'custom'"):
         evaluate_run(tmp_path)
 
@@ -316,6 +318,7 @@ def test_a_run_that_stops_early_is_finished(tmp_path, monkeypatch):
     assert final["step"] == stopped < 200
     assert stopped in checkpoints(tmp_path / "run")
     monkeypatch.setattr(Trainer, "train", None)  # would fail if called
+    config.num_epochs += 1  # its patience is at an end all the same
     assert train_and_evaluate(config, tmp_path / "run")[0] == final
 
 

@@ -98,6 +98,7 @@ TORCH_CASES = {
         {"weight_decay": 5e-1, "decoupled_weight_decay": True},
     ),
     "radam": ("RAdam", {"weight_decay": 5e-2}, {}, {"weight_decay": 5e-2}),
+    "radam and large eps": ("RAdam", {"eps": 1.0}, {"eps": 1.0}, {}),
     "adamw": ("AdamW", {"weight_decay": 5e-1}, {}, {"weight_decay": 5e-1}),
 }
 
@@ -121,6 +122,12 @@ def test_ten_steps_agree_with_torch(case):
         optimizer.step()
         for tensor, param in zip(tensors, jax.tree.leaves(ours), strict=True):
             np.testing.assert_allclose(param, tensor.detach().numpy(), rtol=0, atol=1e-5)
+
+
+def test_a_pattern_of_muon_that_matches_nothing_is_refused():
+    config = make_config("muon", options={"pattern": "kernal$"})
+    with pytest.raises(UserError, match=r"optimizer\.options\.pattern: pattern 'kernal\$' matches"):
+        build(config).init(make_params())
 
 
 def test_muon_agrees_with_torch():

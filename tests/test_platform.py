@@ -16,7 +16,7 @@ from resnet_jax.config.load import validate
 from resnet_jax.data import cache
 from resnet_jax.errors import UserError
 from resnet_jax.training.loop import train_and_evaluate
-from resnet_jax.training.task import create_task
+from resnet_jax.training.task import check_memory, create_task
 
 FLAGS = "--xla_gpu_exclude_nondeterministic_ops=true --xla_gpu_autotune_level=0"
 
@@ -148,11 +148,12 @@ def test_a_state_too_large_for_device_or_machine_is_refused(monkeypatch, device,
     monkeypatch.setattr(os, "sysconf", lambda name: machine)  # pages and their size
     config = tiny_run.get_config()
     config.model.options.num_filters = (512,)
+    task = create_task(validate(config), tiny_run.sample().info)
     with pytest.raises(UserError, match=rf"take 0\.\d GiB and {short} has 0\.0; take a smaller"):
-        create_task(validate(config), tiny_run.sample().info)
+        check_memory(task)
     monkeypatch.setattr(jax, "local_devices", lambda: [types.SimpleNamespace(memory_stats=dict)])
     monkeypatch.setattr(os, "sysconf", lambda name: 2**30)
-    create_task(validate(config), tiny_run.sample().info)
+    check_memory(task)
 
 
 def test_two_runs_on_a_cpu_give_equal_bits(other_process, tmp_path, onednn):

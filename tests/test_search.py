@@ -27,7 +27,7 @@ from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.records import History
 from resnet_jax.search import sampling, worker
 from resnet_jax.search.settings import Search
-from resnet_jax.search.space import Axis, draw, grid, parse
+from resnet_jax.search.space import Axis, draw, draw_new, grid, parse
 from resnet_jax.search.storage import SEARCH, open_storage
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, standings
@@ -161,6 +161,30 @@ def test_random_points_lie_in_their_ranges_and_are_functions_of_seed_and_number(
     assert draw(axes, 0, 7) == points[7] != draw(axes, 1, 7)
 
 
+def test_random_points_differ_and_come_to_an_end():
+    axes = parse({"batch_size": (1, 2, 3), "data": {"shuffle": (True, False)}})
+    points = [draw_new(axes, 0, index) for index in range(7)]
+    assert sorted(map(json.dumps, points[:6])) == sorted(map(json.dumps, grid(axes)))
+    assert points[6] is None
+    assert points[0] == draw(axes, 0, 0)
+
+
+def test_tpe_keeps_clear_of_points_that_fail():
+    pytest.importorskip("optuna")
+    (axis,) = axes = parse(
+        {"optimizer": {"learning_rate": {"low": 1e-4, "high": 1.0, "log": True}}}
+    )
+    settings = config_of("tpe").search
+    found = []
+    for index in range(30):
+        point = sampling.suggest(axes, settings, standings(found, 1), index)
+        has_failed = point[axis.path] > 0.03
+        score = None if has_failed else 100 * axis.share(point[axis.path])
+        fields = {"state": FAILED if has_failed else DONE, "score": score}
+        found.append(Trial(index, point, 0, 1.0, "here", **fields))
+    assert sum(trial.state == FAILED for trial in found[-10:]) < 10
+
+
 BAD = [
     (["--config.space.optimizer.lerning_rate=(1.0,)"], "did you mean optimizer.learning_rate?"),
     (["--config.space.batch_size=()"], "space.batch_size takes values that differ"),
@@ -177,6 +201,8 @@ BAD = [
     (["--config.search.trials=-1"], "search.trials must be at least 0"),
     (["--config.num_epochs=3"], "unknown config field 'num_epochs'"),
     (["--config.base.num_epoch=3"], "did you mean num_epochs?"),
+    (["--config.base.optimizer.learning_rate=3"], "changes nothing; set --config.space.optimizer"),
+    (["--config.base.seed=3"], "--config.base.seed changes nothing; set --config.seeds"),
     (["--config.base=nowhere.py"], "--config nowhere.py does not exist"),
     (["--config.base.evaluate.split=test"], "search.select_on_test=True"),
     (["--config.search.select_on_test=True"], "base has evaluate.split='val'"),

@@ -141,6 +141,21 @@ def test_the_moving_average_is_of_what_the_step_made():
     assert two.variables() == two.average
 
 
+def test_the_moving_average_counts_updates_where_gradients_are_accumulated():
+    fixture = Fixture(**{"optimizer.ema_decay": 0.9, "optimizer.accumulate_steps": 2})
+    states = [fixture.state]
+    for _ in range(5):
+        states.append(fixture(states[-1])[0])
+    averages = [jax.tree.leaves(state.average["params"]) for state in states]
+    params = [jax.tree.leaves(state.params) for state in states]
+    for first, second, *found in zip(params[2], params[4], *averages, strict=True):
+        np.testing.assert_array_equal(found[1], found[0])
+        np.testing.assert_allclose(found[2], first, rtol=1e-5)
+        np.testing.assert_array_equal(found[3], found[2])
+        np.testing.assert_allclose(found[4], (first + second) / 2, rtol=1e-5)
+        np.testing.assert_array_equal(found[5], found[4])
+
+
 @pytest.mark.parametrize("on_nan", ["stop", "skip"])
 def test_a_step_that_is_not_finite_is_told_and_perhaps_skipped(on_nan):
     fixture = Fixture(**{"on_nan": on_nan, "optimizer.ema_decay": 0.5})

@@ -4,7 +4,6 @@ import argparse
 import hashlib
 import json
 import os
-import pickle
 import random
 import struct
 import subprocess
@@ -318,40 +317,14 @@ def test_places_that_do_not_work(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# Hostile pickles; the generic reader has tests of its own
+# Odd pickles; the generic reader has tests of its own
 
 
-class Call:
-    """Pickles as a call of a function."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
-
-
-def hostile(marker):
-    touch = f"touch {marker}"
-    return {
-        "posix.system": pickle.dumps({"a": Call(os.system, touch)}),
-        "__builtin__.eval": pickle.dumps(Call(eval, f"open({str(marker)!r}, 'w')"), 2),
-        "builtins.getattr": pickle.dumps(Call(getattr, 1, "real")),
-        "subprocess.Popen": pickle.dumps(Call(subprocess.Popen, touch)),
-        "os.system": f"cos\nsystem\n(S'{touch}'\ntR.".encode(),
-        "the pickle opcode INST": b"(ios\nsystem\n.",
-        "torch.storage._load_from_bytes": b"ctorch.storage\n_load_from_bytes\n(C\x01atR.",
-        "torch._utils.os.system": b"\x80\x04\x8c\x0ctorch._utils\x8c\x09os.system\x93.",
-        "numpy.load": b"cnumpy\nload\n(S'/etc/passwd'\ntR.",
-    }
-
-
-@pytest.mark.parametrize("name", hostile("x"))
 @pytest.mark.parametrize("make", [zip_file, lambda data: legacy_start() + data])
-def test_hostile_pickles_are_refused_by_the_global(tmp_path, name, make):
+def test_a_call_in_a_pickle_is_refused_by_its_name(tmp_path, make):
     marker, path = tmp_path / "executed", tmp_path / "a.pth"
-    path.write_bytes(make(hostile(marker)[name]))
-    assert f" asks for {name}," in refusal(path)
+    path.write_bytes(make(f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()))
+    assert " asks for os.system," in refusal(path)
     assert not marker.exists()
 
 

@@ -139,12 +139,14 @@ def check_options(
         if not known:
             raise UserError(f"{kind} {name!r} has no options; remove {option!r}")
         if option not in known:
-            raise unknown(f"option of {kind} {name!r}", option, known)
+            problem = unknown(f"option of {kind} {name!r}", option, known)
+            raise UserError(f"{problem}; --config.{kind}.options={{}} drops those of the config")
         what = f"option {option} of {kind} {name!r}"
         values[option] = checked(what, known[option].annotation, value)
     for option, value in values.items():
         if value is inspect.Parameter.empty:
-            raise UserError(f"{kind} {name!r} needs its option {option}; set {kind}.options")
+            field = f"--config.{kind}.options.{option}"
+            raise UserError(f"{kind} {name!r} needs its option {option}; set {field}")
     return values
 
 

@@ -2,7 +2,8 @@
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -69,18 +70,31 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
                 with config.ignore_type():
                     node[group] = ConfigDict()
             node = node[group]
-    for path in re.findall(r"--?config\.(space\.[\w.]+)=[(\[]", " ".join(own)):
+    for path in re.findall(r"--?config\.(space\.[\w.]+)=[^{]", " ".join(own)):
         *groups, name = path.split(".")
         node = functools.reduce(lambda node, group: node.get(group, {}), groups, config)
-        if isinstance(node.get(name), ConfigDict):  # nor a list where a range is
+        if not {"low", "values"}.isdisjoint(node.get(name) or ()):  # nor a list where a range is
             with config.ignore_type():
                 node[name] = ()
     config = override(config, own, config_lib.check_search_field)
     base = config_lib.load(checked("config field base", str, config.base))
     fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
+    for path in re.findall(r"--?(?:no)?config\.([\w.]+)", " ".join(fields)):
+        if path == "seed" or _has(config.space, path):
+            own_field = "seeds" if path == "seed" else f"space.{path}"
+            raise UserError(f"--config.base.{path} changes nothing; set --config.{own_field}")
     with config.ignore_type():
         config.base = override(base, [arguments[0], *fields])
     return config
+
+
+def _has(group: Any, path: str) -> bool:
+    """Returns whether there is a field of a path."""
+    for name in path.split("."):
+        if not isinstance(group, Mapping | ConfigDict) or name not in group:
+            return False
+        group = group[name]
+    return True
 
 
 def _without_blanks(arguments: list[str]) -> list[str]:

@@ -79,6 +79,8 @@ def load(path: str) -> ConfigDict:
     named = {f.relative_to(CONFIGS).with_suffix("").as_posix(): str(f) for f in files}
     file = named.get(file, file)
     if not os.path.isfile(file):
+        file = named.get(file.removesuffix(".py"), file)
+    if not os.path.isfile(file):
         beside = map(str, pathlib.Path(file).parent.glob("*.py"))
         near = difflib.get_close_matches(file, [*beside, *named])
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(named))}"
@@ -279,6 +281,10 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.score_test is False but evaluate.split is 'test'; set "
             "evaluate.split='val'"
         )
+    for name in ("erasing_scale", "erasing_ratio"):
+        low, high = config.augment[name]
+        if low > high:
+            raise UserError(f"config field augment.{name}: {low:g} is above {high:g}; swap them")
     steering = {
         "evaluate.patience": config.evaluate.patience,
         "schedule.name='plateau'": config.schedule.name == "plateau",

@@ -307,11 +307,12 @@ def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
     if dataset.val is not None:
         return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
     train, counts = dataset.train, _val_counts(dataset.info.train_counts, config.val_fraction)
+    if not any(counts):
+        return {"train": train, "test": dataset.test}
     is_val = set_aside(np.asarray(train.labels), counts, config.split_seed)
     parts = {"train": ~is_val, "val": is_val}
     splits = {name: Examples(train.images[p], train.labels[p]) for name, p in parts.items()}
-    splits["test"] = dataset.test
-    return {name: part for name, part in splits.items() if name != "val" or len(part)}
+    return splits | {"test": dataset.test}
 
 
 def set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:

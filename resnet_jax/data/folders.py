@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import image_files
 from resnet_jax.data.cache import remembered
-from resnet_jax.data.datasets import Opened, set_aside
+from resnet_jax.data.datasets import Opened
 from resnet_jax.data.download import reading
 from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
@@ -19,6 +19,8 @@ SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm"),
 )
+SPLITS = ("train", "val", "test")
+_LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
 Files = list[tuple[Path, int]]
 
 
@@ -71,7 +73,14 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], 
     """Returns class names, files of "train", "test" and perhaps "val", and the number skipped."""
     if not root.is_dir():
         raise UserError(f"config field data.name: there is no folder {root}")
-    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    names = {entry.name for entry in root.iterdir() if entry.is_dir()}
+    like_splits = {name for name in names if name.casefold() in _LIKE_SPLITS}
+    if (unknown := like_splits - {*SPLITS}) and ("train" in names or like_splits == names):
+        raise UserError(
+            f"config field data.name: {root / min(unknown)} would be no split and no class; name "
+            f"the folders {', '.join(SPLITS)}"
+        )
+    found = {name: root / name for name in SPLITS if name in names}
     train = found.get("train", root)
     class_names = sorted(place.name for place in train.iterdir() if place.is_dir())
     if len(class_names) < 2:
@@ -88,7 +97,9 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], 
             folder = place / class_names[min(empty)]
             raise UserError(f"config field data.name: {folder} holds no image")
     if "test" not in parts:
-        parts["test"] = parts.pop("val", []) or _take_test_images(parts, config, class_names)
+        parts["test"] = parts.pop("val", []) or _take_test_images(
+            root, parts, config.test_fraction, class_names
+        )
     return class_names, parts, skipped
 
 
@@ -144,22 +155,29 @@ def _state(files: Sequence[Path]) -> str:
 
 
 def _take_test_images(
-    parts: dict[str, Files], config: ConfigDict, class_names: Sequence[str]
+    root: Path, parts: dict[str, Files], fraction: float, class_names: Sequence[str]
 ) -> Files:
-    """Moves the share `data.test_fraction` of each class from "train"; returns what it took."""
-    labels = np.array([label for _, label in parts["train"]])
-    of_each = np.bincount(labels)
-    counts = [max(1, round(config.test_fraction * count)) for count in of_each]
-    for name, taken, count in zip(class_names, counts, of_each, strict=True):
-        if taken == count:
+    """Moves a share of each class from "train"; returns what it took.
+
+    Which images are taken hangs on their names, so that a further image changes hardly any other.
+    """
+    files, taken = parts["train"], set[Path]()
+    for label, name in enumerate(class_names):
+        members = sorted((_rank(root, file), file) for file, own in files if own == label)
+        count = max(1, round(fraction * len(members)))
+        if count == len(members):
             raise UserError(
-                f"config field data.test_fraction is {config.test_fraction:g}, which leaves none "
-                f"of the images of {name!r} ({count}) to train on; add some, or a folder `test`"
+                f"config field data.test_fraction is {fraction:g}, which leaves none of the images "
+                f"of {name!r} ({count}) to train on; add some, or a folder `test`"
             )
-    is_test = set_aside(labels, counts, config.split_seed)
-    files = parts["train"]
-    parts["train"] = [files[index] for index in np.flatnonzero(~is_test)]
-    return [files[index] for index in np.flatnonzero(is_test)]
+        taken |= {file for _, file in members[:count]}
+    parts["train"] = [pair for pair in files if pair[0] not in taken]
+    return [pair for pair in files if pair[0] in taken]
+
+
+def _rank(root: Path, file: Path) -> bytes:
+    """Returns where a file stands in an order that is as good as random."""
+    return hashlib.sha256(os.fsencode(file.relative_to(root))).digest()
 
 
 def _image_shape(files: Sequence[Path], size: int, state: str) -> tuple[int, int, int]:

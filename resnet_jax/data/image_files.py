@@ -3,9 +3,11 @@
 import concurrent.futures
 import contextlib
 import io
+import itertools
 import os
+import stat
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -116,26 +118,32 @@ def unreadable(paths: Sequence[File]) -> list[int]:
     return [i for i, is_fine in enumerate(_each(is_readable, paths)) if not is_fine]
 
 
-def _each(function: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+def _each(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Returns what a function makes of each item, by as many threads as there are cores to use."""
     from resnet_jax.platform import num_threads  # it brings jax, which no download needs
 
-    with concurrent.futures.ThreadPoolExecutor(num_threads()) as pool:
-        return list(pool.map(function, items))
+    threads = num_threads()
+    size = min(64, -(-len(items) // (8 * threads))) or 1  # a million calls of one would take 2 GB
+    pieces = [items[start : start + size] for start in range(0, len(items), size)]
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        found = pool.map(lambda piece: [function(item) for item in piece], pieces)
+        return list(itertools.chain.from_iterable(found))
 
 
 def _read(file: Any, use: Callable[[Image.Image], Any]) -> Any:
     """Returns what `use` makes of an opened image, or raises UserError for it."""
     path = "in memory" if isinstance(file, io.BytesIO) else file
-    if file is path and not os.path.isfile(path):
-        raise UserError(
-            f"image {path} {'is no file' if os.path.exists(path) else 'does not exist'}"
-        )
     try:
+        if file is path and not stat.S_ISREG(os.stat(path).st_mode):
+            raise UserError(f"image {path} is no file")
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > _PIXEL_LIMIT:
                 raise Image.DecompressionBombError
             return use(image)
+    except UserError:
+        raise
+    except FileNotFoundError:
+        raise UserError(f"image {path} does not exist") from None
     except Image.DecompressionBombError:
         limit = f"{_PIXEL_LIMIT // 10**6} million pixels"
         raise UserError(f"image {path} has more than {limit}; make a smaller copy of it") from None

@@ -99,6 +99,11 @@ def open_parts(
         f"mean and deviation of {digest} {state}",
         lambda: channel_statistics(parts["train"].images[::every].read_all()),
     )
+    if not any(mean):
+        raise UserError(
+            f"{source}: the training images are black; of 16-bit greys the high byte counts, so "
+            "scale them to all 16 bits, or save them with 8"
+        )
     counts = {part: count_labels(of_part, len(class_names)) for part, of_part in labels.items()}
     info = DatasetInfo(
         name=name,

@@ -27,7 +27,6 @@ from resnet_jax.errors import UserError, unknown
 
 def open_cifar10(rest: str, config: ConfigDict) -> Opened:
     """50,000 + 10,000 photographs of 32x32 pixels in 10 classes; data.source says where from."""
-    del rest
     info = _cifar10_info("cifar10", cifar10.MD5, 5_000, 1_000)
 
     def load(notify: Notify, progress: Progress | None) -> Dataset:
@@ -42,11 +41,9 @@ def open_cifar10(rest: str, config: ConfigDict) -> Opened:
 
 def open_sample(rest: str, config: ConfigDict) -> Opened:
     """The 640 + 320 images of CIFAR-10 that the package holds."""
-    del rest, config
     info = _cifar10_info("cifar10_sample", sample.SHA256, *sample.PER_CLASS.values())
 
     def load(notify: Notify, progress: Progress | None) -> Dataset:
-        del notify, progress
         train, test = (Examples(*sample.load(split)) for split in sample.PER_CLASS)
         return Dataset(info, train, test, sample.PHRASE)
 
@@ -55,7 +52,6 @@ def open_sample(rest: str, config: ConfigDict) -> Opened:
 
 def open_npz(path: str, config: ConfigDict) -> Opened:
     """npz:FILE, arrays train_images, train_labels, test_images, test_labels [, class_names]."""
-    del config
     path = os.path.expanduser(path)
     needed = ("train_images", "train_labels", "test_images", "test_labels")
     with reading(f"{path} (config field data.name)"), np.load(path, allow_pickle=False) as file:
@@ -66,7 +62,7 @@ def open_npz(path: str, config: ConfigDict) -> Opened:
     count = 1 + int(labels.max(initial=0)) if labels.dtype.kind in "iu" else 1
     names = np.atleast_1d(arrays.pop("class_names", np.arange(min(count, 1_000_000)))).tolist()
     texts = [n.decode(errors="backslashreplace") if isinstance(n, bytes) else n for n in names]
-    dataset = Dataset.from_arrays(**arrays, class_names=texts, name=path)
+    dataset = Dataset.from_arrays(**arrays, class_names=texts, name=f"npz:{path}")
     return Opened(dataset.info, lambda notify, progress: dataset)
 
 

@@ -57,7 +57,6 @@ class ExampleBatch(Examples):
 
     def at(self, indices: jax.Array) -> Examples:
         """Returns all of them: those of the indices are what a stream has brought."""
-        del indices
         return self
 
 
@@ -228,7 +227,6 @@ def _piece(read: _Reader, plan: Plan, share: Share, parts: int, index: int) -> n
 
 def _end_with_parent(index: int, count: int) -> None:
     """Makes a worker process end when its parent does, however that happens."""
-    del index, count
     parent = multiprocessing.parent_process()
     assert parent is not None
 

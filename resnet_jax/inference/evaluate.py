@@ -46,6 +46,10 @@ def evaluate_run(
     wanted, given = _kind(task.info), _kind(dataset.info)
     if wanted != given:
         raise UserError(f"the run is for {wanted}, the dataset has {given}")
+    names = zip(task.info.class_names, dataset.info.class_names, strict=True)
+    for label, (ours, theirs) in enumerate(names):
+        if ours != theirs:
+            raise UserError(f"class {label} of the run is {ours!r}, of the dataset {theirs!r}")
     return _score(task, state, dataset, batch_size, progress)
 
 

@@ -188,7 +188,7 @@ def told(config: ConfigDict) -> dict[str, Any]:
 
 def _without_folders(name: str) -> str:
     """Returns the name of a dataset without the folders that its own folder or file is in."""
-    kind, colon, path = name.rpartition(":")
+    kind, colon, path = name.partition(":")
     if kind not in ("folder", "npz") and not os.path.isabs(name):
         return name
     return f"{kind}{colon}{os.path.basename(path.rstrip('/'))}"

@@ -166,7 +166,10 @@ def find(
     variables = state.variables()
     filters = _first_filters(run, variables)
     if not run.config.evaluate.score_test:
-        return None, filters, "evaluate.score_test is False: the test set is left alone"
+        problem = "evaluate.score_test is False, so the test set is left alone"
+        return None, filters, f"{problem}; --mode=eval scores it"
+    if run.final is None and run.config.evaluate.split == "val":
+        return None, filters, "the run is not finished, and its test images are for its end"
     try:
         test = (dataset or load_run_dataset(task)).test
     except UserError as error:

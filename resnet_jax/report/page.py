@@ -21,6 +21,7 @@ from resnet_jax.runs.terminal import duration
 
 FOLDER = "report"
 PAGE = "index.html"
+_OF_IMAGES = ("confusion", "reliability", "mistakes", "examples")  # figures
 
 
 def write_report(
@@ -61,6 +62,8 @@ def write_report(
         folder.mkdir(exist_ok=True)
         for name, content in files.items():
             write_atomically(folder / name, content)
+        for name in () if tested else _OF_IMAGES:  # of an earlier report
+            (folder / f"{name}.png").unlink(missing_ok=True)
     return folder / PAGE
 
 
@@ -72,10 +75,13 @@ def _figures(runs: list[Run], tested: TestFindings | None) -> dict[str, Figure]:
         "speed": plots.record_curves(runs, "images_per_second", "training images a second"),
     }
     if tested:
-        figures["confusion"] = plots.confusion_plot(tested.confusion, runs[0].class_names)
-        figures["reliability"] = plots.reliability_diagram(tested.bins, tested.calibration_error)
-        figures["mistakes"] = plots.picture_grid(tested.mistakes)
-        figures["examples"] = plots.picture_grid(tested.examples)
+        of_images = (
+            plots.confusion_plot(tested.confusion, runs[0].class_names),
+            plots.reliability_diagram(tested.bins, tested.calibration_error),
+            plots.picture_grid(tested.mistakes),
+            plots.picture_grid(tested.examples),
+        )
+        figures |= zip(_OF_IMAGES, of_images, strict=True)
     return figures
 
 
@@ -111,7 +117,7 @@ def _results(run: Run) -> dict[str, str]:
     """Returns what the head of the page shows: the numbers of the closing record."""
     final, reported = run.final, run.config.reported_accuracy
     if final is None:
-        return {"state": "not finished"}
+        return _so_far(run)
     shown = {
         "final test accuracy": _percent(final["test_accuracy"]),
         "best test accuracy": _percent(final["best_test_accuracy"]),
@@ -127,6 +133,17 @@ def _results(run: Run) -> dict[str, str]:
     if run.config.evaluate.split != "val":
         del shown["best validation accuracy"]
     return {name: text for name, text in shown.items() if text}
+
+
+def _so_far(run: Run) -> dict[str, str]:
+    """Returns what the head shows of a run that is not finished."""
+    shown = {"state": "not finished"}
+    if trained := run.of("train"):
+        shown["epochs"] = f"{trained[-1]['epoch']:.3g} of {run.config.num_epochs}"
+    if scores := run.of("score"):
+        kind = "validation" if run.config.evaluate.split == "val" else "test"
+        shown[f"last {kind} accuracy"] = _percent(scores[-1]["accuracy"])
+    return shown | {"parameters": f"{run.parameters:,}", "MACs an image": f"{run.macs:,}"}
 
 
 def _percent(accuracy: float | None) -> str:

@@ -18,7 +18,7 @@ from resnet_jax.inference.scores import Bin
 from resnet_jax.report.findings import Pictures, Run
 
 # Colours of Okabe and Ito (2008), which colour-blind people tell apart; markers differ as well.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#868686")
 MARKERS = "os^DvPX"
 _INK = "#333334"  # the page replaces it by the colour of its text
 _STYLE: Any = {
@@ -46,6 +46,7 @@ _STYLE: Any = {
 _MOST_POINTS = 1000
 _MOST_NUMBERS = 20  # classes whose confusion is shown as numbers too
 _MOST_PIXELS = 96
+_LONGEST = 70  # letters of a run's name
 _SHADES = LinearSegmentedColormap.from_list(
     "shades", [(0, 0.447, 0.698, 0), (0, 0.447, 0.698, 0.8)]
 )
@@ -77,18 +78,20 @@ def png(figure: Figure) -> bytes:
 def metric_curves(runs: Sequence[Run], name: str) -> Figure:
     """Returns loss or accuracy of training, validation and test images over the epochs.
 
-    Several runs differ by colour and marker, and their training curves are dashed.
+    Several runs differ by colour and marker, and their training curves are dashed. The legend then
+    names the runs alone.
 
     Args:
       runs: the runs.
       name: "loss" or "accuracy".
     """
     figure, axes = _axes("epoch", "accuracy, %" if name == "accuracy" else "loss")
+    names = _names(runs)
     for index, run in enumerate(runs):
-        prefix = f"{_label(run)}, " if len(runs) > 1 else ""
-        colours = [COLOURS[(index + (n if not prefix else 0)) % len(COLOURS)] for n in range(3)]
+        alone = len(runs) == 1
+        colours = [COLOURS[(index + n * alone) % len(COLOURS)] for n in range(3)]
         train = _of_whole_epochs(run.of("train"))
-        _line(axes, train, name, f"{prefix}train", color=colours[0], linestyle="--")
+        _line(axes, train, name, "train" if alone else "", color=colours[0], linestyle="--")
         split = run.config.evaluate.split
         scores = run.of("score")
         spacing = max(1, len(scores) // 12)
@@ -97,11 +100,11 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
             "markersize": 4,
             "markevery": spacing,
         }
-        label = f"{prefix}{'validation' if split == 'val' else 'test'}"
-        _line(axes, scores, name, label, color=colours[1], **options)
+        label = "validation" if split == "val" else "test"
+        _line(axes, scores, name, label if alone else names[index], color=colours[1], **options)
         if split == "val" and run.final and run.final[f"test_{name}"] is not None:
             place = [run.final["epoch"]], [run.final[f"test_{name}"]]
-            label = f"{prefix}test, at the end"
+            label = "test, at the end" if alone else ""
             axes.plot(*place, "*", color=colours[2], markersize=11, label=label, zorder=3)
     figures = sorted({run.config.reported_accuracy for run in runs} - {0.0})
     for figure_of_report in figures if name == "accuracy" else ():
@@ -121,8 +124,8 @@ def record_curves(runs: Sequence[Run], name: str, label: str) -> Figure:
       label: title of its axis.
     """
     figure, axes = _axes("epoch", label)
-    for index, run in enumerate(runs):
-        _line(axes, run.of("train"), name, _label(run), color=COLOURS[index % len(COLOURS)])
+    for index, (run, own) in enumerate(zip(runs, _names(runs), strict=True)):
+        _line(axes, run.of("train"), name, own, color=COLOURS[index % len(COLOURS)])
     axes.set_ylim(bottom=0)
     if len(runs) > 1:
         _legend(axes)
@@ -223,12 +226,21 @@ def _of_whole_epochs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [record for record in records if record["epoch"] % 1 == 0] or records
 
 
-def _label(run: Run) -> str:
-    return run.name.lstrip("_") or "run"  # matplotlib hides names with an underscore before them
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Returns the names of runs, without what they begin with in common, and shortened."""
+    names = [run.name for run in runs]
+    letters = enumerate(zip(*names, strict=False))
+    common = next((place for place, found in letters if len({*found}) > 1), 0)
+    cut = [name if common < 8 else f"…{name[common - 4 :]}" for name in names]
+    cut = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in cut]
+    return [name.lstrip("_") or "run" for name in cut]  # matplotlib hides those with a _ before
 
 
 def _legend(axes: Axes) -> None:
+    """Puts the legend below the axes, for which the figure grows."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = min(len(labels), 2 if max(map(len, labels), default=0) > 16 else 3)
+    longest = max(map(len, labels), default=0)
+    columns = min(len(labels), 1 if longest > 34 else 2 if longest > 16 else 3)
     if handles and isinstance(axes.figure, Figure):
+        axes.figure.set_figheight(3.4 + 0.17 * max(0, -(-len(labels) // columns) - 2))
         axes.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)

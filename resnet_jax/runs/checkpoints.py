@@ -21,6 +21,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from resnet_jax.errors import UserError, is_passing, unwritable
+from resnet_jax.files import sync
 from resnet_jax.runs.records import is_number
 from resnet_jax.trees import mismatch, named_leaves, with_leaves
 
@@ -124,6 +125,7 @@ class Checkpoints:
         )
         try:
             self._manager.save(step, args=items)
+            sync(self.directory / str(step))  # before older ones go; orbax leaves it to the system
             for old in self.steps()[self._keep :]:
                 if old != best:
                     with contextlib.suppress(OSError):  # a reader has it, on NFS: the next save's

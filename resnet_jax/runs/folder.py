@@ -33,6 +33,7 @@ CHECKPOINTS = "checkpoints"
 EVENTS = "events"
 STARTS = "starts.jsonl"
 LOCK = "lock"
+SEARCH = "search.json"  # of the folder of a search, which is no run's
 
 # What a full or read-only disk says of an open file, whose name it does not say.
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -132,8 +133,17 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
         with contextlib.closing(Checkpoints(directory)) as checkpoints:
             saved = checkpoints.newest_run()
     if saved is None:
-        raise UserError(f"--workdir {path} holds no checkpoint of a run")
+        raise UserError(f"--workdir {path} {_lack(pathlib.Path(path))}")
     return config_lib.validate(saved["config"]), saved["dataset"]
+
+
+def _lack(folder: pathlib.Path) -> str:
+    """Returns what is wrong with a folder that holds no checkpoint."""
+    if not folder.is_dir():
+        return "does not exist"
+    if (folder / SEARCH).exists():
+        return "holds a search, whose runs are in trials/; ranking.md has their numbers"
+    return f"holds no checkpoint of a run{' yet' * (folder / CONFIG).exists()}"
 
 
 def _is_of(folder: pathlib.Path, error: OSError) -> bool:
@@ -146,6 +156,8 @@ def _is_of(folder: pathlib.Path, error: OSError) -> bool:
 
 def _check_kinds(folder: pathlib.Path) -> None:
     """Refuses to write to a pipe, or into a file that a link in the folder of a run points at."""
+    if (folder / SEARCH).exists():
+        raise UserError(f"--workdir {folder} holds a search; name another one for a run")
     for name in (LOCK, CONFIG, DATASET, METRICS, STARTS, CHECKPOINTS, EVENTS):
         path = folder / name
         is_folder = name in (CHECKPOINTS, EVENTS)

@@ -56,18 +56,18 @@ class Recorder:
         self.scores: list[Score] = (
             [(s, accuracy) for s, accuracy in saved["scores"]] if saved else []
         )
+        self._config, self._info, self._terminal = config, info, terminal
         last, count = (step, saved["num_records"]) if saved else (-1, 0)
         is_longer = saved is not None and saved["config"].get("num_epochs") != config.num_epochs
-        self._history = History(
-            folder / folder_lib.METRICS, last, count, terminal.note, reopen=is_longer
-        )
+        # One that its patience ended does not go on.
+        reopen = is_longer and not self.exhausted()
+        self._history = History(folder / folder_lib.METRICS, last, count, terminal.note, reopen)
         self.events: Events | None = None
         self._trackers: list[View] = []
         if hosts.is_first():
             if config.log.tensorboard:
                 self.events = Events(folder / folder_lib.EVENTS, last + 1)
             self._trackers = open_trackers(folder, config)
-        self._config, self._info, self._terminal = config, info, terminal
         self._steps_per_epoch = steps_per_epoch
         seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
         self._clock = _Clock(step, seconds)

@@ -60,7 +60,8 @@ def _parallel(ax: Any, axes: Sequence[Axis], found: Sequence[Standing]) -> None:
     for standing, score in reversed(list(zip(done, scores, strict=True))):
         share = (score - scores.min()) / spread
         heights = [*(_height(axis, standing.point.get(axis.path)) for axis in axes), share]
-        ax.plot(heights, color=(share, 0.2, 1 - share), alpha=0.3 + 0.7 * share)
+        line = [(place, height) for place, height in enumerate(heights) if height is not None]
+        ax.plot(*zip(*line, strict=True), color=(share, 0.2, 1 - share), alpha=0.3 + 0.7 * share)
     for place, axis in enumerate(axes):
         values = axis.values or (axis.low, axis.high)
         for value in values:
@@ -71,10 +72,10 @@ def _parallel(ax: Any, axes: Sequence[Axis], found: Sequence[Standing]) -> None:
     ax.set_title(f"Points, scores from {scores.min():.2f} to {scores.max():.2f} %")
 
 
-def _height(axis: Axis, value: Any) -> float:
-    """Returns where a value lies on its axis, in [0, 1]; nan for one that its point lacks."""
+def _height(axis: Axis, value: Any) -> float | None:
+    """Returns where a value lies on its axis, in [0, 1]; None for one that its point lacks."""
     if value is None:
-        return float("nan")
+        return None
     if axis.values:
         return [label(v) for v in axis.values].index(label(value)) / (len(axis.values) - 1)
     return axis.share(value)

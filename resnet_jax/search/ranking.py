@@ -82,7 +82,7 @@ def _reported(search: Search, found: Sequence[Standing]) -> Rows:
     rows = [[*paths, *titles]]
     for row in given:
         point = dict(zip(paths, row, strict=False))
-        ours = [s for s in found if s.point.items() >= point.items() and s.state == DONE]
+        ours = [s for s in ranked(found) if s.point.items() >= point.items() and s.state == DONE]
         cells = [str(value) for value in point.values()]
         for name, figure in zip(measures, row[len(paths) :], strict=True):
             measured = ours[0].mean(MEASURES[name]) if ours else None

@@ -63,7 +63,7 @@ def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Poin
     done = [
         (np.array([axis.share(s.point[axis.path]) for axis in ranges]), -(s.mean() or 0.0))
         for s in found
-        if s.state == DONE
+        if s.state in (DONE, FAILED)
     ]
     size = evolution.population_size
     for first in range(0, len(done) - size + 1, size):
@@ -160,7 +160,9 @@ def _study(
         if standing.state == DONE:
             study.tell(trial, standing.mean())
         elif standing.state in (PRUNED, FAILED):
-            study.tell(trial, state=states.PRUNED if standing.state == PRUNED else states.FAIL)
+            # TPE keeps clear of what was pruned, and forgets what failed.
+            is_failed = standing.state == FAILED and storage is not None  # to be shown
+            study.tell(trial, state=states.FAIL if is_failed else states.PRUNED)
     return study, trials
 
 

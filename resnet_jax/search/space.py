@@ -1,6 +1,7 @@
 """What a search varies: lists, ranges and conditions; its grid, and points drawn at random."""
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ Point = dict[str, Any]  # values by the paths of their fields
 
 _KEYS = {"values", "low", "high", "log", "when"}
 _MAX_POINTS = 100_000
+_REPEATED = 1000  # points in a row that were drawn before: there are no others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +138,20 @@ def draw(
             drawn = in_list if axis.values else axis.at(chosen)
             point[axis.path] = (given or {}).get(axis.path, drawn)
     return point
+
+
+def draw_new(axes: Sequence[Axis], seed: int, index: int) -> Point | None:
+    """Returns a random point by its place among those that differ; None: there are no more."""
+    seen, repeated = set[str](), 0
+    for number in itertools.count():
+        point = draw(axes, seed, number)
+        repeated = repeated + 1 if (text := json.dumps(point)) in seen else 0
+        seen.add(text)
+        if len(seen) > index:
+            return point
+        if repeated > _REPEATED:
+            return None
+    return None
 
 
 def configured(base: ConfigDict, point: Mapping[str, Any], **fields: Any) -> ConfigDict:

@@ -13,6 +13,7 @@ from typing import Any
 
 from resnet_jax.errors import UserError, pip_line, without_secrets
 from resnet_jax.files import write_atomically, writing
+from resnet_jax.runs import folder as folders
 
 Document = dict[str, Any]
 
@@ -94,7 +95,7 @@ class Files:
 
     def _path(self, number: int) -> pathlib.Path:
         if number == SEARCH:
-            return self._workdir / "search.json"
+            return self._workdir / folders.SEARCH
         return trial_folder(self._workdir, number) / "trial.json"
 
 

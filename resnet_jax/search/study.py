@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError, shown
 from resnet_jax.runs import folder as folders
 from resnet_jax.search import sampling
 from resnet_jax.search.settings import Search
-from resnet_jax.search.space import Point, configured, draw
+from resnet_jax.search.space import Point, configured, draw_new
 from resnet_jax.search.storage import SEARCH, open_storage, trial_folder
 from resnet_jax.search.trials import FAILED, RUNNING, Standing, Trial, ranked, read_trial, standings
 from resnet_jax.training.hyperparameters import shape
@@ -160,6 +160,8 @@ class Study:
                 return None
             siblings = [trial for trial in trials if trial.number // len(search.seeds) == index]
             point = siblings[0].point if siblings else self._point(index, trials)
+            if point is None:
+                return None
             epochs = configured(search.base, point).num_epochs
             trial = Trial(number, point, search.seeds[place], epochs, socket.gethostname())
             if not self._joins(trial, group):
@@ -170,12 +172,12 @@ class Study:
             return trial if is_within else None
         return None
 
-    def _point(self, index: int, trials: Sequence[Trial]) -> Point:
+    def _point(self, index: int, trials: Sequence[Trial]) -> Point | None:
         search, settings = self.search, self.search.settings
         if settings.method == "grid":
             return search.grid[index]
         if settings.method == "random":
-            return draw(search.axes, settings.seed, index)
+            return draw_new(search.axes, settings.seed, index)
         found = standings(trials, len(search.seeds))
         return sampling.suggest(search.axes, settings, found, index)
 

@@ -29,7 +29,7 @@ from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, ranke
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.loop import Signals, training
 from resnet_jax.training.side_by_side import Training, train_side_by_side
-from resnet_jax.training.task import create_task
+from resnet_jax.training.task import check_memory, create_task
 
 _POLL_SECONDS = 1.0
 
@@ -194,7 +194,7 @@ def _suitable(config: ConfigDict, images: Opened | None) -> Opened:
     config.model.dtype = compute_dtype(config.model.dtype)
     opened = images or open_dataset(config.data)
     Devices(jax.devices()).check_batch_size(config.batch_size)
-    create_task(config, opened.info)
+    check_memory(create_task(config, opened.info))
     return opened
 
 

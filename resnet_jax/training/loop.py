@@ -36,7 +36,7 @@ from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.side_by_side import Dispatch, Training, train_side_by_side
 from resnet_jax.training.start import check_same, starting_point, weights
 from resnet_jax.training.state import Metrics, TrainState, not_finite
-from resnet_jax.training.task import Task, check_extension, create_task
+from resnet_jax.training.task import Task, check_extension, check_memory, create_task
 from resnet_jax.trees import named_leaves, with_leaves
 
 Signals = contextlib.AbstractContextManager[Sequence[int]]
@@ -105,6 +105,7 @@ def training(
         check_deterministic()
     opened = opened or open_dataset(config.data)
     task = create_task(config, opened.info)
+    check_memory(task)
     config = task.config
     images = _where_images_are(config, opened.info)
     check_same(config, opened.info.digest, images)
@@ -223,7 +224,7 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
             if stop.wanted():
                 break
         watch.settle()
-        if agenda.log_due(step):
+        if agenda.log_due(step) and int(metrics.accuracy.count):  # 0: all were skipped
             skipped = {"skipped_steps": int(state.skipped)} if config.on_nan == "skip" else {}
             told_means = metrics.means() | skipped
             recorder.training(step, told_means, float(rates[step - 1]), agenda.score_due(step))
@@ -235,9 +236,11 @@ def _train(run: _Run, state: TrainState, signals: Sequence[int]) -> Training[Tra
         if stop.wanted() or agenda.save_due(step) or is_needed:
             _save(run, state)
         if stop.signal:
-            checkpoints.wait()
-            raise Interrupted(f"stopped after step {step:,}, which is saved", stop.signal)
+            break
     checkpoints.wait()
+    for _ in range(2):  # several processes learn what they found when they were asked before
+        if stop.signal or (step and stop.wanted()):
+            raise Interrupted(f"stopped after step {step:,}, which is saved", stop.signal)
     return state
 
 

@@ -71,7 +71,7 @@ def create_optimizer(config: ConfigDict) -> Optimizer:
             tx = optax.MultiSteps(tx, config.accumulate_steps).gradient_transformation()
 
         def init(params: optax.Params) -> optax.OptState:
-            _check_patterns(config, params)
+            _check_patterns(config, options, params)
             return tx.init(params)
 
         return optax.GradientTransformation(init, tx.update)
@@ -114,10 +114,11 @@ def _scale_by_learning_rate(learning_rate: Any, factors: Factors) -> optax.Gradi
     return optax.stateless(lambda updates, params: map_with_path(scale, updates))
 
 
-def _check_patterns(config: ConfigDict, params: optax.Params) -> None:
+def _check_patterns(config: ConfigDict, options: Mapping[str, Any], params: optax.Params) -> None:
     """Refuses patterns that match no parameter, and a freeze of all of them."""
     paths = [path for path, _ in named_leaves(params)]
     patterns = [("no_decay", config.no_decay), ("frozen", config.frozen)]
+    patterns += [("options.pattern", options.get("pattern", ""))]  # Muon's
     patterns += [("learning_rate_factors", pattern) for pattern, _ in config.learning_rate_factors]
     for field, pattern in patterns:
         if pattern and not any(re.search(pattern, path) for path in paths):

@@ -18,7 +18,7 @@ from resnet_jax.runs.folder import read_run
 from resnet_jax.training.devices import Devices, place
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.features import cache_features
-from resnet_jax.training.task import create_task
+from resnet_jax.training.task import check_memory, create_task
 
 DISPATCHES = 3  # a CPU takes a step in each, a GPU up to 50
 
@@ -40,6 +40,7 @@ def print_profile(config: ConfigDict | None, workdir: str) -> None:
     config.model.dtype = compute_dtype(config.model.dtype)
     opened, devices = open_dataset(config.data), Devices()
     task = create_task(config, opened.info)
+    check_memory(task)
     part = split(opened.load(print, None), config.data)["train"]
     train = place(part, task.info, config, devices, is_training=True)
     steps_per_epoch = task.agenda.steps_per_epoch

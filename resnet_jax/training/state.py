@@ -64,7 +64,7 @@ def moving_average(average: Tree, new: Tree, step: jax.Array, decay: jax.Array) 
     Args:
       average: the average before the step.
       new: parameters and statistics after it.
-      step: number of steps before it that were not skipped, int32 scalar.
+      step: number of updates before it, int32 scalar.
       decay: share of the average that is kept, float32 scalar.
     """
     # Until it is as long as its memory, it is the plain mean: the initial weights don't count.

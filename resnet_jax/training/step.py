@@ -132,7 +132,12 @@ def make_train_step(network: Network, optimizer: Optimizer) -> TrainStep:
         average = state.average
         if config.optimizer.ema_decay:
             decay = hyperparameters["optimizer.ema_decay"]
-            average = moving_average(average, new, state.step - state.skipped, decay)
+            count, every = state.step - state.skipped, config.optimizer.accumulate_steps
+            average = moving_average(average, new, count // every, decay)
+            if every > 1:
+                is_update = (count + 1) % every == 0
+                choose = lambda a, b: jnp.where(is_update, a, b)  # noqa: E731
+                average = jax.tree.map(choose, average, state.average)
         told = StepMetrics(loss, optax.tree.norm(grads))
         before = state.replace(step=state.step + 1)
         after = before.replace(

@@ -146,11 +146,15 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     create = _creation(config, model, optimizer, shape)
     start = optimizer.numbers, derive(jax.random.key(config.seed), Purpose.INIT)
     template = create.eval_shape(*start, None)
-    _check_memory(template)
     if config.init.cached_stage:
         variables = {"params": template.params, "batch_stats": template.batch_stats}
         check_cached_stage(model, variables, shape, config)
     agenda = Agenda(config, order.steps_per_epoch)
+    if 0 < agenda.total_steps < config.optimizer.accumulate_steps:
+        raise UserError(
+            f"config field optimizer.accumulate_steps is {config.optimizer.accumulate_steps} but "
+            f"the run has {agenda.total_steps} steps, so nothing would be trained; lower it"
+        )
     return Task(
         config=config,
         info=info,
@@ -215,7 +219,7 @@ def _completed(config: ConfigDict, info: DatasetInfo) -> ConfigDict:
         if len(config.data[name]) != info.image_shape[-1]:
             raise UserError(
                 f"config field data.{name} has {len(config.data[name])} numbers but the images "
-                f"have {info.image_shape[-1]} channels"
+                f"have {info.image_shape[-1]} channels; --config.data.{name}='()' takes the data's"
             )
     return config
 
@@ -267,9 +271,15 @@ def _create_model(config: ConfigDict) -> nn.Module:
     return create_model(name, classes, dtype=dtype, **options)
 
 
-def _check_memory(template: TrainState) -> None:
-    """Refuses a state that can't be held here; to try would take long, or the machine down."""
-    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(template))
+def check_memory(task: Task) -> None:
+    """Refuses a training whose state can't be held here.
+
+    To try would take long, or the machine down.
+
+    Raises:
+      UserError: if it can't.
+    """
+    needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.template))
     device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none
     machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for place, there in (("the device", device), ("this machine", machine)):

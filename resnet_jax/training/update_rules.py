@@ -105,7 +105,6 @@ def nadam(
     def update(
         grads: optax.Updates, state: _NadamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, _NadamState]:
-        del params
         step = state.step + 1
         now, following = momentum(step), momentum(step + 1)
         product = state.product * now
@@ -130,7 +129,7 @@ def radam(
     def update(
         grads: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
-        adaptive, state = averages.update(grads, state, params)
+        _, state = averages.update(grads, state, params)
         step = state.count
         # rho is a small difference of large numbers: 1 - beta2**step has to be exact.
         correction = -jnp.expm1(step * jnp.log1p(-(1 - beta2)))
@@ -139,9 +138,13 @@ def radam(
         rectifier = jnp.sqrt(
             jnp.maximum((rho - 4) * (rho - 2) * longest, 0) / ((longest - 4) * (longest - 2) * rho)
         )
-        plain = jax.tree.map(lambda m: m / (1 - beta1**step), state.mu)
-        direction = jax.tree.map(lambda a, p: jnp.where(rho > 5, rectifier * a, p), adaptive, plain)
-        return direction, state
+
+        def direction(mean: jax.Array, square: jax.Array) -> jax.Array:
+            # As in PyTorch, eps is added to the root of what is not corrected yet.
+            scale = rectifier * jnp.sqrt(correction) / (jnp.sqrt(square) + eps)
+            return mean / (1 - beta1**step) * jnp.where(rho > 5, scale, 1.0)
+
+        return jax.tree.map(direction, state.mu, state.nu), state
 
     return optax.GradientTransformation(averages.init, update)
 

@@ -6,6 +6,7 @@ A model there is a folder with `FILE`, as `resnet_jax.export_torch` writes it.
 import contextlib
 import os
 import pathlib
+import re
 from collections.abc import Iterator
 from types import ModuleType
 
@@ -20,6 +21,14 @@ def is_address(weights: str | os.PathLike[str]) -> bool:
     return os.fspath(weights).startswith(PREFIX)
 
 
+def repository_of(address: str) -> str:
+    """Returns what an address names, or raises UserError if that is no user's."""
+    repository = address.removeprefix(PREFIX)
+    if not re.fullmatch(r"[^/@]+/[^/@]+(@.+)?", repository):
+        raise UserError(f"{address}: an address of the hub is hf://user/name")
+    return repository
+
+
 def fetch(address: str) -> pathlib.Path:
     """Returns the file of weights at an address, which is downloaded once.
 
@@ -29,7 +38,7 @@ def fetch(address: str) -> pathlib.Path:
     Raises:
       UserError: if there is none, the hub is out of reach, or huggingface_hub is missing.
     """
-    repository, _, revision = address.removeprefix(PREFIX).partition("@")
+    repository, _, revision = repository_of(address).partition("@")
     with _hub(address) as hub:
         return pathlib.Path(hub.hf_hub_download(repository, FILE, revision=revision or None))
 
@@ -45,7 +54,7 @@ def publish(folder: pathlib.Path, address: str) -> None:
       UserError: if there is no token, the hub refuses or is out of reach, or huggingface_hub is
         missing.
     """
-    repository = address.removeprefix(PREFIX)
+    repository = repository_of(address)
     with _hub(address) as hub:
         if hub.get_token() is None:
             raise UserError(f"{address} needs a token of the hub; run `hf auth login`")

@@ -33,7 +33,7 @@ def _name(what: str, value: str) -> str:
 
 
 _Name = Annotated[str, _name]
-_Side = Annotated[int, Bounds(1, 100_000)]
+_Side = Annotated[int, Bounds(1, 4096)]
 _Mean = Annotated[float, Bounds(-10, 10)]
 _Deviation = Annotated[float, Bounds(above=0, high=10)]
 _Percent = Annotated[float, Bounds(0, 100)]
@@ -84,7 +84,7 @@ class WeightsInfo:
     def header(self) -> dict[str, str]:
         """Returns it as the metadata of a file."""
         known = {n: value for n, value in dataclasses.asdict(self).items() if value is not None}
-        return {HEADER: json.dumps(known, allow_nan=False)}
+        return {HEADER: json.dumps(known, ensure_ascii=False, allow_nan=False)}
 
 
 def read_info(file: TorchFile) -> WeightsInfo | None:

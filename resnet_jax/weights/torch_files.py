@@ -37,8 +37,8 @@ _SAFETENSORS |= {"I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1", "U8": "u1"}
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _MAX_WRAPPERS = 10
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
-# Neither a date nor a number with zeros before it, such as that of steps.
-_DIGEST = re.compile(r"-(?!20\d\d[01]\d[0-3]\d+\.|0\d+\.)([0-9a-f]{8,64})\.\w+")
+# With a letter among them, since dates and numbers of steps have eight digits too.
+_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8})\.\w+$")
 
 
 class TorchFile:

@@ -49,6 +49,8 @@ def load(file: Any) -> tuple[Any, dict[str, Storage]]:
     storages: dict[str, Storage] = {}
 
     def storage(record: Any) -> Storage:
+        if not isinstance(record, tuple):
+            raise Damaged("it describes a storage wrongly")
         kind, dtype, key, _, size, *view = record
         is_known = kind == "storage" and isinstance(dtype, np.dtype) and isinstance(key, str)
         if not is_known or not _are_whole(size) or any(part is not None for part in view):
