@@ -287,10 +287,10 @@ def test_groups_that_are_none_are_refused_by_name(name):
 def test_flags_take_their_value_after_a_blank_too():
     flags = ["--config.base.batch_size", "60", "--config.base.data.shuffle"]
     flags += ["--config.seeds", "(1,)"]
-    flags += ["--config.base.optimizer.learning_rate=0.2", "--config.space.num_epochs", "(1,)"]
+    flags += ["--config.base.optimizer.gradient_clip=0.2", "--config.space.num_epochs", "(1,)"]
     config = main._parse(["x", "--mode=search", CONFIG, "--workdir=x", *flags]).config
     assert (config.base.batch_size, config.base.data.shuffle, config.seeds) == (60, True, (1,))
-    assert config.base.optimizer.learning_rate == 0.2 and config.space.num_epochs == (1,)
+    assert config.base.optimizer.gradient_clip == 0.2 and config.space.num_epochs == (1,)
 
 
 def test_a_list_takes_the_place_of_a_range_and_a_range_that_of_a_list():

@@ -366,7 +366,7 @@ SHAPES = [
     ((4, (4,), (2,)), "tensor w is larger than its storage"),
     ((2**40, (4,), (1,)), "tensor w is larger than its storage, or that is cut"),
     ((3, (3,), (1,)), "tensor w is larger than its storage, or that is cut"),
-    ((4, (1,) * 200, (1,) * 200), "describes a tensor wrongly"),
+    ((4, (1,) * 200, (1,) * 200), "a tuple of more than 100 values"),
     ((4, (-1,), (1,)), "no whole numbers"),
     ((4, (4,), (-1,)), "no whole numbers"),
     ((4, (4,), (1, 1)), "describes a tensor wrongly"),

@@ -80,7 +80,7 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     base = config_lib.load(checked("config field base", str, config.base))
     fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
     for path in re.findall(r"--?(?:no)?config\.([\w.]+)", " ".join(fields)):
-        if path == "seed" or _has(config.space, path):
+        if path == "seed" or _is_fixed(config.space, path):
             own_field = "seeds" if path == "seed" else f"space.{path}"
             raise UserError(f"--config.base.{path} changes nothing; set --config.{own_field}")
     with config.ignore_type():
@@ -88,13 +88,13 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     return config
 
 
-def _has(group: Any, path: str) -> bool:
-    """Returns whether there is a field of a path."""
+def _is_fixed(space: Any, path: str) -> bool:
+    """Returns whether a space has a field, for all of its points."""
     for name in path.split("."):
-        if not isinstance(group, Mapping | ConfigDict) or name not in group:
+        if not isinstance(space, Mapping | ConfigDict) or name not in space:
             return False
-        group = group[name]
-    return True
+        space = space[name]
+    return not isinstance(space, Mapping | ConfigDict) or "when" not in space
 
 
 def _without_blanks(arguments: list[str]) -> list[str]:
