@@ -183,6 +183,26 @@ def test_a_run_whose_test_set_is_left_alone_has_its_numbers_too(plain_run):
     assert axes.get_legend_handles_labels()[1] == ["train", "validation"]
 
 
+def test_a_legend_names_each_of_several_runs_once(plain_run):
+    one = findings.read(plain_run[0])
+    runs = [altered(one, f"resnet_small-optimizer.learning_rate={n}") for n in range(3)]
+    runs[2].records[:] = runs[2].of("train")  # not scored yet
+    with plots.style():
+        (axes,) = plots.metric_curves(runs, "accuracy").axes
+    assert axes.get_legend_handles_labels()[1] == ["…ate=0", "…ate=1", "…ate=2"]
+    long = [altered(one, f"{n}{'x' * 80}") for n in range(2)]
+    assert {len(name) for name in plots._names(long)} == {70}
+
+
+def test_an_unfinished_run_shows_how_far_it_is_and_leaves_the_test_images_alone(plain_run):
+    run = findings.read(plain_run[0])
+    run.records[:] = [record for record in run.records if record["kind"] != "final"]
+    shown = page_lib._results(run)
+    assert shown["state"] == "not finished" and shown["epochs"] == "3 of 3"
+    assert shown["last validation accuracy"].endswith(" %")
+    assert "not finished" in findings.find(run, plain_run[0], tiny_run.sample())[2]
+
+
 def test_seeds_have_mean_and_deviation(plain_run):
     one = findings.read(plain_run[0])
     accuracies = [10.0, 12.0, 17.0]

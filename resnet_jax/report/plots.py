@@ -90,10 +90,10 @@ def metric_curves(runs: Sequence[Run], name: str) -> Figure:
     for index, run in enumerate(runs):
         alone = len(runs) == 1
         colours = [COLOURS[(index + n * alone) % len(COLOURS)] for n in range(3)]
-        train = _of_whole_epochs(run.of("train"))
-        _line(axes, train, name, "train" if alone else "", color=colours[0], linestyle="--")
+        train, scores = _of_whole_epochs(run.of("train")), run.of("score")
+        label = "train" if alone else "" if scores else names[index]
+        _line(axes, train, name, label, color=colours[0], linestyle="--")
         split = run.config.evaluate.split
-        scores = run.of("score")
         spacing = max(1, len(scores) // 12)
         options: dict[str, Any] = {
             "marker": MARKERS[index % len(MARKERS)],
