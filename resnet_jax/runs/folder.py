@@ -133,17 +133,17 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
         with contextlib.closing(Checkpoints(directory)) as checkpoints:
             saved = checkpoints.newest_run()
     if saved is None:
-        raise UserError(f"--workdir {path} {_lack(pathlib.Path(path))}")
+        raise UserError(f"--workdir {path} {_lack(path)}")
     return config_lib.validate(saved["config"]), saved["dataset"]
 
 
-def _lack(folder: pathlib.Path) -> str:
+def _lack(path: str | os.PathLike[str]) -> str:
     """Returns what is wrong with a folder that holds no checkpoint."""
-    if not folder.is_dir():
+    if not os.path.isdir(path):
         return "does not exist"
-    if (folder / SEARCH).exists():
+    if os.path.exists(os.path.join(path, SEARCH)):
         return "holds a search, whose runs are in trials/; ranking.md has their numbers"
-    return f"holds no checkpoint of a run{' yet' * (folder / CONFIG).exists()}"
+    return f"holds no checkpoint of a run{' yet' * os.path.exists(os.path.join(path, CONFIG))}"
 
 
 def _is_of(folder: pathlib.Path, error: OSError) -> bool:
