@@ -8,6 +8,7 @@ import importlib.metadata
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from resnet_jax import cpu as cpu
     from resnet_jax.config.load import default_config as default_config
     from resnet_jax.data.datasets import Dataset as Dataset
     from resnet_jax.data.datasets import DatasetInfo as DatasetInfo
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from resnet_jax.weights.info import weights_info as weights_info
     from resnet_jax.weights.load import import_torch as import_torch
     from resnet_jax.weights.load import load_model as load_model
+
+    __version__: str
 
 _HOMES = {
     "Dataset": "data.datasets",
@@ -55,11 +58,13 @@ def __dir__() -> list[str]:
     return [*__all__, "__version__", "cpu"]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        return importlib.metadata.version("resnet-flax-cifar")
-    if name == "cpu":
-        return importlib.import_module("resnet_jax.cpu")
-    if name not in _HOMES:
-        raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"resnet_jax.{_HOMES[name]}"), name)
+if not TYPE_CHECKING:  # else every name would be known
+
+    def __getattr__(name: str) -> Any:
+        if name == "__version__":
+            return importlib.metadata.version("resnet-flax-cifar")
+        if name == "cpu":
+            return importlib.import_module("resnet_jax.cpu")
+        if name not in _HOMES:
+            raise AttributeError(f"module 'resnet_jax' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"resnet_jax.{_HOMES[name]}"), name)

@@ -65,9 +65,10 @@ def wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
         if deadline is None and any(process.returncode is not None for process in processes):
             deadline = time.monotonic() + GRACE
         if deadline is not None and time.monotonic() > deadline:
-            print(f"error: a process outlived another for {GRACE} s: killed", file=sys.stderr)
             for process in processes:
                 process.kill()
+            with contextlib.suppress(OSError):  # of a closed terminal
+                print(f"error: a process outlived another for {GRACE} s: killed", file=sys.stderr)
             deadline = math.inf
         time.sleep(0.1)
     return [process.returncode for process in processes]

@@ -45,7 +45,7 @@ epoch, augmented and in mid-training. With several seeds: mean ± deviation of a
 seeds). "our recipe" is the study's own model by our recipe, listed below: longer trainings, and in
 `resnet_small:better` mirror images counted in, which are worth 0.9 points. Of rows not run here the
 time is an estimate for two CPU cores: three times the multiplications of a forward pass, at the
-speed that `benchmark-cpu.json` has for the model of nearest size.
+speed that `benchmark-cpu.json` has for the model of nearest size, or `benchmark-cpu-vit.json`.
 
 [DISCUSSION.md](DISCUSSION.md) says what holds up.
 """

@@ -1,7 +1,9 @@
 """Every model of the registry: counts, gradients, dtypes, sizes, features."""
 
+import copy
 import functools
 import math
+import pickle
 
 import flax.linen as nn
 import jax
@@ -454,3 +456,56 @@ def test_stochastic_depth_drops_branches_of_whole_images(name, options):
     assert len(seen) in (2, 4)
     assert all((dropped.all(1) | ~dropped.any(1)).all() for dropped in seen)
     assert 16 < seen[-1].all(1).sum() < 48
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_a_model_can_be_copied_and_sent_to_other_processes(name):
+    model = create_model(name)
+    assert pickle.loads(pickle.dumps(model)) == copy.deepcopy(model) == model
+
+
+@pytest.mark.parametrize("name", ["cnn", "resnet_small", "vgg16_bn", "vit_tiny"])
+def test_lifted_transforms_take_train_by_its_place(name, narrow_classifiers):
+    model, images = small(name), jnp.zeros((2, 32, 32, 3))
+
+    class Ensemble(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            split = {"params": True, "dropout": True}
+            axes = {"params": 0, "batch_stats": 0}
+            fields = {f: getattr(model, f) for f in model.__dataclass_fields__}
+            fields = {f: v for f, v in fields.items() if f not in ("parent", "name")}
+            lifted = nn.remat(type(model), static_argnums=(2,))
+            many = nn.vmap(lifted, axes, split, in_axes=(None, None), axis_size=3)
+            return many(**fields)(x, False)
+
+    logits, _ = jax.eval_shape(lambda: Ensemble().init_with_output(KEY, images))
+    assert logits.shape == (3, 2, 10)
+
+
+@pytest.mark.parametrize("name", ["cnn", "alexnet", "resnet_small", "vgg16", "vit_tiny"])
+def test_a_batch_may_be_empty(name, narrow_classifiers):
+    model = small(name)
+    variables = shapes_of(model)
+    images = jnp.zeros((0, 32, 32, 3))
+    logits = jax.eval_shape(lambda v: model.apply(v, images, train=False), variables)
+    assert logits.shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("resnet_small", {"stem": "ImageNet"}),
+        ("resnet_small", {"shortcut": "identity"}),
+        ("vgg16", {"classifier": "none"}),
+    ],
+)
+def test_words_that_stand_for_nothing_are_refused_by_the_classes_too(name, fields):
+    with pytest.raises(UserError, match=f"model option {next(iter(fields))}: unknown value"):
+        create_model(name).clone(**fields)
+
+
+def test_numbers_of_numpy_are_taken():
+    model = create_model("resnet_small", np.int64(7), dropout_rate=np.float32(0.5))
+    assert model == create_model("resnet_small", 7, dropout_rate=0.5)
+    assert type(model.num_classes) is int

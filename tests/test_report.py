@@ -191,6 +191,7 @@ def test_a_legend_names_each_of_several_runs_once(plain_run):
         (axes,) = plots.metric_curves(runs, "accuracy").axes
     assert axes.get_legend_handles_labels()[1] == ["…ate=0", "…ate=1", "…ate=2"]
     long = [altered(one, f"{n}{'x' * 80}") for n in range(2)]
+    assert len({*plots._names(long)}) == 2
     assert {len(name) for name in plots._names(long)} == {70}
 
 

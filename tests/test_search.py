@@ -27,7 +27,7 @@ from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.records import History
 from resnet_jax.search import sampling, worker
 from resnet_jax.search.settings import Search
-from resnet_jax.search.space import Axis, draw, draw_new, grid, parse
+from resnet_jax.search.space import Axis, draw, draws, grid, parse
 from resnet_jax.search.storage import SEARCH, open_storage
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, standings
@@ -163,9 +163,8 @@ def test_random_points_lie_in_their_ranges_and_are_functions_of_seed_and_number(
 
 def test_random_points_differ_and_come_to_an_end():
     axes = parse({"batch_size": (1, 2, 3), "data": {"shuffle": (True, False)}})
-    points = [draw_new(axes, 0, index) for index in range(7)]
-    assert sorted(map(json.dumps, points[:6])) == sorted(map(json.dumps, grid(axes)))
-    assert points[6] is None
+    points = [*draws(axes, 0)]
+    assert sorted(map(json.dumps, points)) == sorted(map(json.dumps, grid(axes)))
     assert points[0] == draw(axes, 0, 0)
 
 
@@ -291,6 +290,26 @@ def test_flags_take_their_value_after_a_blank_too():
     config = main._parse(["x", "--mode=search", CONFIG, "--workdir=x", *flags]).config
     assert (config.base.batch_size, config.base.data.shuffle, config.seeds) == (60, True, (1,))
     assert config.base.optimizer.gradient_clip == 0.2 and config.space.num_epochs == (1,)
+
+
+def test_a_field_of_the_base_is_refused_only_where_the_space_has_it_for_all_points():
+    def override(*flags):
+        return override_search(config_lib.load(f"{search_storage.CONFIG_FILE}"), ["x", *flags])
+
+    base = "--config.base.optimizer"
+    assert not override(f"{base}.options={{}}").base.optimizer.options
+    assert override(f"{base}.no_decay=config.seed").base.optimizer.no_decay == "config.seed"
+    with pytest.raises(UserError, match=r"base\.optimizer\.learning_rate changes nothing"):
+        override(f"{base}.learning_rate=0.3")
+
+
+def test_lists_of_lists_and_single_values_take_the_place_of_others():
+    config = config_lib.load(f"{search_storage.CONFIG_FILE}")
+    with config.ignore_type():
+        config.space = {"model": {"options": {"num_filters": ([8, 16], [16, 32])}}, "batch_size": 3}
+    flags = "--config.space.model.options.num_filters=((8,),)"
+    found = override_search(config, ["x", flags])
+    assert found.space.model.options.num_filters == ((8,),)
 
 
 def test_a_list_takes_the_place_of_a_range_and_a_range_that_of_a_list():

@@ -14,6 +14,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import numpy as np
+
 from resnet_jax.errors import UserError, shown, unknown
 
 _KINDS = {
@@ -76,7 +78,8 @@ Factors = tuple[tuple[Pattern, NonNegative], ...]
 def checked(what: str, hint: Any, value: Any) -> Any:
     """Returns a value in the type that an annotation asks for.
 
-    Whole numbers stand for floats, lists for tuples, and names for classes of a `type[Base]`.
+    Whole numbers stand for floats, NumPy's numbers for Python's, lists for tuples, and names for
+    classes of a `type[Base]`.
 
     Args:
       what: what the value is, as the user would say it ("config field seed").
@@ -88,6 +91,7 @@ def checked(what: str, hint: Any, value: Any) -> Any:
     Raises:
       UserError: if the value is not of that type, or out of range.
     """
+    value = value.item() if isinstance(value, np.generic) else value
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _annotated(what, arguments[0], arguments[1:], value)
@@ -140,7 +144,7 @@ def check_options(
             raise UserError(f"{kind} {name!r} has no options; remove {option!r}")
         if option not in known:
             problem = unknown(f"option of {kind} {name!r}", option, known)
-            raise UserError(f"{problem}; --config.{kind}.options={{}} drops those of the config")
+            raise UserError(f"{problem}; --config.{kind}.options={{}} drops those of a config")
         what = f"option {option} of {kind} {name!r}"
         values[option] = checked(what, known[option].annotation, value)
     for option, value in values.items():

@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from absl import flags
@@ -58,7 +58,8 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         `--config.base.` replace fields of the base.
 
     Raises:
-      UserError: if there is no such base or field, or anything else among the arguments.
+      UserError: if there is no such base or field, the search has another value for a field of the
+        base, or there is anything else among the arguments.
     """
     arguments = _without_blanks(arguments)
     of_base = [a for a in arguments if re.match(r"--?(?:no)?config\.base\.", a)]
@@ -73,13 +74,14 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     for path in re.findall(r"--?config\.(space\.[\w.]+)=[^{]", " ".join(own)):
         *groups, name = path.split(".")
         node = functools.reduce(lambda node, group: node.get(group, {}), groups, config)
-        if not {"low", "values"}.isdisjoint(node.get(name) or ()):  # nor a list where a range is
+        if _is_axis(node.get(name)):  # nor a list where a range is
             with config.ignore_type():
                 node[name] = ()
     config = override(config, own, config_lib.check_search_field)
     base = config_lib.load(checked("config field base", str, config.base))
     fields = [argument.replace("config.base.", "config.", 1) for argument in of_base]
-    for path in re.findall(r"--?(?:no)?config\.([\w.]+)", " ".join(fields)):
+    for field in fields:
+        path = re.sub(r"^--?(no)?config\.|=.*$", "", field, flags=re.S)
         if path == "seed" or _is_fixed(config.space, path):
             own_field = "seeds" if path == "seed" else f"space.{path}"
             raise UserError(f"--config.base.{path} changes nothing; set --config.{own_field}")
@@ -91,10 +93,15 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
 def _is_fixed(space: Any, path: str) -> bool:
     """Returns whether a space has a field, for all of its points."""
     for name in path.split("."):
-        if not isinstance(space, Mapping | ConfigDict) or name not in space:
+        if not isinstance(space, ConfigDict) or name not in space:
             return False
         space = space[name]
-    return not isinstance(space, Mapping | ConfigDict) or "when" not in space
+    return "when" not in space if _is_axis(space) else not isinstance(space, ConfigDict)
+
+
+def _is_axis(value: Any) -> bool:
+    """Returns whether a value of a space is a range, or a list with conditions."""
+    return isinstance(value, ConfigDict) and ("low" in value or "values" in value)
 
 
 def _without_blanks(arguments: list[str]) -> list[str]:

@@ -68,8 +68,8 @@ def load(path: str) -> ConfigDict:
     """Returns the config of a file, not yet validated.
 
     Args:
-      path: a Python file with a function `get_config`, or the name of one in `CONFIGS`; after a
-        colon, the variant passed to it.
+      path: a Python file with a function `get_config`, or the name of one in `CONFIGS`, with ".py"
+        or without; after a colon, the variant passed to it.
 
     Raises:
       UserError: if there is no such file, or it does not make a config.

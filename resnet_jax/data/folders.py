@@ -1,6 +1,7 @@
 """Images in folders that are named for their classes, as torchvision's ImageFolder has them."""
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ def open_folder(path: str, config: ConfigDict) -> Opened:
       config: the group `data` of a config.
 
     Raises:
-      UserError: if there is no such folder, a class has no image, `train` lacks a class, or a file
-        is no image that can be read and `data.on_bad_image` is "stop".
+      UserError: if there is no such folder, a split has another name, a class has no image, `train`
+        lacks a class, or a file is no image that can be read and `data.on_bad_image` is "stop".
     """
     root = Path(os.path.expanduser(path))
     with reading(f"the folder {root} (config field data.name)"):
@@ -75,7 +76,8 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], 
         raise UserError(f"config field data.name: there is no folder {root}")
     names = {entry.name for entry in root.iterdir() if entry.is_dir()}
     like_splits = {name for name in names if name.casefold() in _LIKE_SPLITS}
-    if (unknown := like_splits - {*SPLITS}) and ("train" in names or like_splits == names):
+    is_split = "train" in names or len(like_splits) > 1
+    if (unknown := like_splits - {*SPLITS}) and is_split:
         raise UserError(
             f"config field data.name: {root / min(unknown)} would be no split and no class; name "
             f"the folders {', '.join(SPLITS)}"
@@ -159,11 +161,12 @@ def _take_test_images(
 ) -> Files:
     """Moves a share of each class from "train"; returns what it took.
 
-    Which images are taken hangs on their names, so that a further image changes hardly any other.
+    It chooses by the names of the files, so that a further one moves hardly any other.
     """
     files, taken = parts["train"], set[Path]()
-    for label, name in enumerate(class_names):
-        members = sorted((_rank(root, file), file) for file, own in files if own == label)
+    for label, of_class in itertools.groupby(files, lambda pair: pair[1]):
+        members = sorted((_rank(root, file), file) for file, _ in of_class)
+        name = class_names[label]
         count = max(1, round(fraction * len(members)))
         if count == len(members):
             raise UserError(

@@ -16,7 +16,7 @@ from PIL import ExifTags, Image, ImageOps
 from resnet_jax.errors import UserError, is_passing
 
 # Threads read images, and none of them can ignore warnings for itself.
-warnings.filterwarnings("ignore", module=r"PIL\.")
+warnings.filterwarnings("ignore", module=r"PIL\.", append=True)  # a program's own filters win
 
 # Formats whose readers start no other program, as that of PostScript does.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")

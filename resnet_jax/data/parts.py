@@ -89,6 +89,9 @@ def open_parts(
       files: the images of these parts.
       digest: identifies the images.
       state: identifies the files, and changes whenever they do.
+
+    Raises:
+      UserError: if these images are black, or one can't be read.
     """
     parts = {
         part: Examples(Encoded(files[part], np.arange(len(of_part)), image_shape), of_part)

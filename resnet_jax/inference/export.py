@@ -189,9 +189,9 @@ def told(config: ConfigDict) -> dict[str, Any]:
 def _without_folders(name: str) -> str:
     """Returns the name of a dataset without the folders that its own folder or file is in."""
     kind, colon, path = name.partition(":")
-    if kind not in ("folder", "npz") and not os.path.isabs(name):
-        return name
-    return f"{kind}{colon}{os.path.basename(path.rstrip('/'))}"
+    if kind in ("folder", "npz"):
+        return f"{kind}{colon}{os.path.basename(path.rstrip('/'))}"
+    return os.path.basename(name) if os.path.isabs(name) else name
 
 
 def _test_accuracy(workdir: pathlib.Path, task: Task, step: int) -> float | None:

@@ -17,6 +17,7 @@ from flax.typing import Dtype, Initializer
 
 from resnet_jax.config.checks import Bounds, Count
 from resnet_jax.errors import UserError, shown
+from resnet_jax.models.normalization import relu
 
 
 def _floating(what: str, value: Any) -> jnp.dtype:
@@ -42,7 +43,7 @@ Depths = Annotated[tuple[Count, ...], _few]
 Sizes = tuple[Count, ...]
 Activation = Annotated[
     Callable[[jax.Array], jax.Array],
-    {"relu": nn.relu, "gelu": nn.gelu, "silu": nn.silu, "leaky_relu": nn.leaky_relu},
+    {"relu": relu, "gelu": nn.gelu, "silu": nn.silu, "leaky_relu": nn.leaky_relu},
 ]
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's Conv2d and Linear draw by default.
@@ -182,7 +183,7 @@ class StagedClassifier(nn.Module):
 
     stage_sizes: Depths
 
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images to logits.
 
         Args:

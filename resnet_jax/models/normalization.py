@@ -169,6 +169,11 @@ ad.primitive_jvps[normalize_p] = _jvp
 ad.primitive_transposes[normalize_tangent_p] = _transpose
 
 
+def relu(x: jax.Array) -> jax.Array:
+    """The rectifier; modules that have it as a field can be pickled, with `nn.relu` they can't."""
+    return nn.relu(x)
+
+
 class BatchNorm(nn.Module):
     """Batch normalization (Ioffe and Szegedy, 2015) over all axes but the last.
 
@@ -208,11 +213,12 @@ class BatchNorm(nn.Module):
         """Normalises `x`; returns `activation(norm(x) + shortcut)`.
 
         Args:
-          x: [..., features], of any float dtype.
+          x: [batch, ..., features], of any float dtype.
           train: use the statistics of the batch and update the running ones, which needs
             `batch_stats` to be mutable; otherwise use the running ones.
           shortcut: added to the normalised values, broadcast to their shape; None: nothing is.
-          activation: what follows; None: nothing does. `nn.relu` is computed with the norm.
+          activation: what follows; None: nothing does. `nn.relu` and `relu` are computed
+            with the norm.
 
         Returns:
           An array of the shape of `x`, in `dtype`.
@@ -224,15 +230,15 @@ class BatchNorm(nn.Module):
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, features, jnp.float32)
         running_var = self.variable("batch_stats", "var", jnp.ones, features, jnp.float32)
         x, scale, bias = x.astype(dtype), scale.astype(jnp.float32), bias.astype(jnp.float32)
+        if shortcut is not None:  # our kernel reads as much of it as of x
+            shortcut = jnp.broadcast_to(shortcut, x.shape).astype(dtype)
         if train:
-            relu = activation is nn.relu
-            fused: tuple[jax.Array, ...] = ()
-            if relu and shortcut is not None:  # our kernel reads as much of it as of x
-                fused = (jnp.broadcast_to(shortcut, x.shape).astype(dtype),)
+            is_relu = activation in (nn.relu, relu)
+            fused = (shortcut,) if is_relu and shortcut is not None else ()
             # Of what differs between the devices of a shard_map a primitive would not tell.
             varies = any(getattr(jax.typeof(a), "vma", ()) for a in (x, scale, bias, *fused))
             function = normalize if varies else normalize_p.bind
-            norm = functools.partial(function, epsilon=self.epsilon, relu=relu)
+            norm = functools.partial(function, epsilon=self.epsilon, relu=is_relu)
             size, count = self.virtual_batch_size, x.size // x.shape[-1]
             if size and x.shape[0] % size == 0:
                 count = count // x.shape[0] * size
@@ -246,7 +252,7 @@ class BatchNorm(nn.Module):
                 keep = self.momentum
                 running_mean.value = keep * running_mean.value + (1 - keep) * mean
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
-            if relu:
+            if is_relu:
                 return y
         else:
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale

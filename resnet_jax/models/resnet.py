@@ -13,11 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config.checks import Rate
+from resnet_jax.config.checks import Rate, checked
 from resnet_jax.errors import UserError
 from resnet_jax.models import layers
 from resnet_jax.models.layers import Activation, CountOrNone, Depth, Depths, FloatDtype, Sizes
-from resnet_jax.models.normalization import BatchNorm
+from resnet_jax.models.normalization import BatchNorm, relu
 
 ModuleDef = Callable[..., Any]
 
@@ -49,7 +49,7 @@ class ResidualBlock(nn.Module):
     strides: int = 1
     shortcut: Shortcut = "projection"
     num_convs: int = 2
-    activation: Activation = nn.relu
+    activation: Activation = relu
     dropout_rate: float = 0.0
     attention: ModuleDef | None = None
     stochastic_depth_rate: float = 0.0
@@ -119,7 +119,7 @@ class BasicBlock(ResidualBlock):
     """3x3 convolutions, each with a norm; the activation follows the sum."""
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
         shortcut = x if self.same_shape(x) else self.project(x, train=train)
         for index in range(1, self.num_convs + 1):
@@ -136,7 +136,7 @@ class BottleneckBlock(ResidualBlock):
     expansion: ClassVar[int] = 4
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
         shortcut = x if self.same_shape(x) else self.project(x, train=train)
         x = self.conv(self.filters, (1, 1), name="conv1")(x)
@@ -153,7 +153,7 @@ class PreActivationBlock(ResidualBlock):
     pre_activation: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', filters]`."""
         y = self.norm(name="bn1")(x, train=train, activation=self.activation)
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
@@ -171,7 +171,7 @@ class PreActivationBottleneckBlock(ResidualBlock):
     pre_activation: ClassVar[bool] = True
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps `[batch, height, width, channels]` to `[batch, height', width', 4 * filters]`."""
         y = self.norm(name="bn1")(x, train=train, activation=self.activation)
         shortcut = x if self.same_shape(x) else self.project(y, train=train)
@@ -241,13 +241,15 @@ class ResNet(layers.StagedClassifier):
     zero_init_residual: bool = False
     remat: CountOrNone = 0
     virtual_batch_size: CountOrNone = 0
-    activation: Activation = nn.relu
+    activation: Activation = relu
     norm_cls: ModuleDef = BatchNorm
     dtype: FloatDtype = jnp.float32
     param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuses fields that contradict each other."""
+        """Refuses fields that contradict each other, and names that stand for nothing."""
+        for field in ("stem", "shortcut"):
+            checked(f"model option {field}", ResNet.__annotations__[field], getattr(self, field))
         stages = len(self.stage_sizes)
         for field in ("num_filters", "stage_strides"):
             length = len(getattr(self, field))

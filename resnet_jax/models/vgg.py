@@ -1,6 +1,7 @@
 """VGG networks (Simonyan and Zisserman 2015), with and without batch normalization."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -8,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config.checks import Rate
+from resnet_jax.config.checks import Rate, checked
 from resnet_jax.errors import UserError
 from resnet_jax.models import layers
 from resnet_jax.models.layers import CountOrNone, Depths, FloatDtype, Sizes
@@ -59,7 +60,8 @@ class VGG(layers.StagedClassifier):
     param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuses fields that contradict each other."""
+        """Refuses fields that contradict each other, and a classifier that there is not."""
+        checked("model option classifier", VGG.__annotations__["classifier"], self.classifier)
         if len(self.num_filters) != len(self.stage_sizes):
             raise UserError(
                 f"model option num_filters has {len(self.num_filters)} entries but stage_sizes "
@@ -102,7 +104,8 @@ class VGG(layers.StagedClassifier):
                 return x
         pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
         pool = functools.partial(layers.adaptive_avg_pool, size=pool_size)
-        x = layers.Function(pool)(x).reshape(x.shape[0], -1)
+        x = layers.Function(pool)(x)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
         for index, features in enumerate(hidden_sizes, start=1):
             if index == 3:  # new layers start as PyTorch's do
                 dense = functools.partial(layers.Dense, **dtypes)

@@ -1,6 +1,7 @@
 """Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), as timm has it."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -81,7 +82,7 @@ class TransformerBlock(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps tokens `[batch, tokens, width]` to the same shape."""
         dtypes: dict[str, Any] = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         dense = _dense(**dtypes)
@@ -146,7 +147,7 @@ class VisionTransformer(nn.Module):
         super().__post_init__()
 
     @nn.compact
-    def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps images to logits.
 
         Args:
@@ -184,7 +185,8 @@ class VisionTransformer(nn.Module):
         patch_embed = layers.Conv(
             self.hidden_size, (side, side), side, use_bias=True, name="patch_embed", **dtypes
         )
-        x = patch_embed(x).reshape(x.shape[0], -1, self.hidden_size)
+        x = patch_embed(x)
+        x = x.reshape(x.shape[0], math.prod(x.shape[1:3]), self.hidden_size)
         token_init = nn.initializers.normal(1e-6)
         token = self.param("cls_token", token_init, (1, 1, self.hidden_size), self.param_dtype)
         token = jnp.zeros_like(x[:, :1]) + token.astype(self.dtype)  # split over devices as x is

@@ -139,7 +139,7 @@ def _so_far(run: Run) -> dict[str, str]:
     """Returns what the head shows of a run that is not finished."""
     shown = {"state": "not finished"}
     if trained := run.of("train"):
-        shown["epochs"] = f"{trained[-1]['epoch']:.3g} of {run.config.num_epochs}"
+        shown["epochs"] = f"{round(trained[-1]['epoch'], 2):g} of {run.config.num_epochs}"
     if scores := run.of("score"):
         kind = "validation" if run.config.evaluate.split == "val" else "test"
         shown[f"last {kind} accuracy"] = _percent(scores[-1]["accuracy"])

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 from resnet_jax.inference.scores import Bin
 from resnet_jax.report.findings import Pictures, Run
 
-# Colours of Okabe and Ito (2008), which colour-blind people tell apart; markers differ as well.
+# Colours of Okabe and Ito (2008), which colour-blind people tell apart, and a grey; markers differ.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#868686")
 MARKERS = "os^DvPX"
 _INK = "#333334"  # the page replaces it by the colour of its text
@@ -232,7 +232,8 @@ def _names(runs: Sequence[Run]) -> list[str]:
     letters = enumerate(zip(*names, strict=False))
     common = next((place for place, found in letters if len({*found}) > 1), 0)
     cut = [name if common < 8 else f"…{name[common - 4 :]}" for name in names]
-    cut = [name if len(name) <= _LONGEST else f"…{name[1 - _LONGEST :]}" for name in cut]
+    half = _LONGEST // 2
+    cut = [n if len(n) <= _LONGEST else f"{n[:half]}…{n[half + 1 - _LONGEST :]}" for n in cut]
     return [name.lstrip("_") or "run" for name in cut]  # matplotlib hides those with a _ before
 
 

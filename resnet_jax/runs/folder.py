@@ -50,7 +50,7 @@ def claim(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
       The folder.
 
     Raises:
-      UserError: if the folder can't be written, now or later, or is in use.
+      UserError: if the folder can't be written, now or later, is in use, or holds a search.
     """
     folder = pathlib.Path(path)
     try:
@@ -140,7 +140,7 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
 def _lack(path: str | os.PathLike[str]) -> str:
     """Returns what is wrong with a folder that holds no checkpoint."""
     if not os.path.isdir(path):
-        return "does not exist"
+        return "is no folder" if os.path.exists(path) else "does not exist"
     if os.path.exists(os.path.join(path, SEARCH)):
         return "holds a search, whose runs are in trials/; ranking.md has their numbers"
     return f"holds no checkpoint of a run{' yet' * os.path.exists(os.path.join(path, CONFIG))}"

@@ -61,7 +61,10 @@ def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Poin
     center, bounds = np.full(len(ranges), 0.5), np.tile([0.0, 1.0], (len(ranges), 1))
     evolution = cmaes.CMA(mean=center, sigma=1 / 6, bounds=bounds, seed=seed)
     done = [
-        (np.array([axis.share(s.point[axis.path]) for axis in ranges]), -(s.mean() or 0.0))
+        (
+            np.array([axis.share(s.point[axis.path]) for axis in ranges]),
+            -(s.mean() or 0.0) if s.state == DONE else 0.0,
+        )
         for s in found
         if s.state in (DONE, FAILED)
     ]

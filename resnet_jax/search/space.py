@@ -4,7 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ Point = dict[str, Any]  # values by the paths of their fields
 
 _KEYS = {"values", "low", "high", "log", "when"}
 _MAX_POINTS = 100_000
-_REPEATED = 1000  # points in a row that were drawn before: there are no others
+_REPEATED = 1000  # points in a row that were drawn before: hardly any are left
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,18 +140,17 @@ def draw(
     return point
 
 
-def draw_new(axes: Sequence[Axis], seed: int, index: int) -> Point | None:
-    """Returns a random point by its place among those that differ; None: there are no more."""
+def draws(axes: Sequence[Axis], seed: int) -> Iterator[Point]:
+    """Yields random points that differ, until hardly any are left."""
     seen, repeated = set[str](), 0
     for number in itertools.count():
         point = draw(axes, seed, number)
-        repeated = repeated + 1 if (text := json.dumps(point)) in seen else 0
-        seen.add(text)
-        if len(seen) > index:
-            return point
-        if repeated > _REPEATED:
-            return None
-    return None
+        if (text := json.dumps(point)) not in seen:
+            seen.add(text)
+            repeated = 0
+            yield point
+        elif (repeated := repeated + 1) > _REPEATED:
+            return
 
 
 def configured(base: ConfigDict, point: Mapping[str, Any], **fields: Any) -> ConfigDict:

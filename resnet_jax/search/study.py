@@ -14,7 +14,7 @@ from resnet_jax.errors import UserError, shown
 from resnet_jax.runs import folder as folders
 from resnet_jax.search import sampling
 from resnet_jax.search.settings import Search
-from resnet_jax.search.space import Point, configured, draw_new
+from resnet_jax.search.space import Point, configured, draws
 from resnet_jax.search.storage import SEARCH, open_storage, trial_folder
 from resnet_jax.search.trials import FAILED, RUNNING, Standing, Trial, ranked, read_trial, standings
 from resnet_jax.training.hyperparameters import shape
@@ -37,6 +37,7 @@ class Study:
           UserError: if it can't be reached, or is of another search.
         """
         self.search, self.workdir = search, workdir
+        self._draws, self._drawn = draws(search.axes, search.settings.seed), list[Point]()
         if os.path.exists(workdir / folders.CONFIG):
             raise UserError(f"--workdir {workdir} holds a run; name another one for a search")
         self._storage = open_storage(workdir, search.settings.storage)
@@ -177,7 +178,9 @@ class Study:
         if settings.method == "grid":
             return search.grid[index]
         if settings.method == "random":
-            return draw_new(search.axes, settings.seed, index)
+            while len(self._drawn) <= index and (point := next(self._draws, None)):
+                self._drawn.append(point)
+            return self._drawn[index] if index < len(self._drawn) else None
         found = standings(trials, len(search.seeds))
         return sampling.suggest(search.axes, settings, found, index)
 

@@ -6,6 +6,7 @@ header of the safetensors format, under the name `HEADER`.
 
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import typing
@@ -23,7 +24,8 @@ HEADER = "resnet_jax"
 BUNDLED = pathlib.Path(__file__).parent  # of a folder for each dataset, with a file for each model
 DEFAULT = "cifar10"
 
-_LONGEST = 2**20
+_LONGEST = 2**22  # characters
+_PIXELS = 2**24
 
 
 def _name(what: str, value: str) -> str:
@@ -33,7 +35,7 @@ def _name(what: str, value: str) -> str:
 
 
 _Name = Annotated[str, _name]
-_Side = Annotated[int, Bounds(1, 4096)]
+_Side = Annotated[int, Bounds(1, 100_000)]
 _Mean = Annotated[float, Bounds(-10, 10)]
 _Deviation = Annotated[float, Bounds(above=0, high=10)]
 _Percent = Annotated[float, Bounds(0, 100)]
@@ -84,7 +86,7 @@ class WeightsInfo:
     def header(self) -> dict[str, str]:
         """Returns it as the metadata of a file."""
         known = {n: value for n, value in dataclasses.asdict(self).items() if value is not None}
-        return {HEADER: json.dumps(known, ensure_ascii=False, allow_nan=False)}
+        return {HEADER: json.dumps(known, allow_nan=False)}
 
 
 def read_info(file: TorchFile) -> WeightsInfo | None:
@@ -116,6 +118,8 @@ def _from_json(value: Any) -> WeightsInfo:
     info = WeightsInfo(**{n: checked(n, hints[n], value[n]) for n in hints if n in value})
     if not info.class_names:
         raise UserError("class_names is empty")
+    if math.prod(info.input_shape[:2]) > _PIXELS:
+        raise UserError(f"image_shape has more than {_PIXELS:,} pixels")
     if not len(info.mean) == len(info.std) == info.image_shape[-1]:
         raise UserError("mean and std must have a number for each channel of image_shape")
     return info

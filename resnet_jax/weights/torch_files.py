@@ -38,7 +38,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _MAX_WRAPPERS = 10
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 # With a letter among them, since dates and numbers of steps have eight digits too.
-_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8})\.\w+$")
+_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.\w+")
 
 
 class TorchFile:
@@ -58,7 +58,7 @@ class TorchFile:
 
         Raises:
           UserError: if the file can't be read, is damaged, holds no state dict, asks for code to be
-            run, or its SHA-256 is not the one in its name.
+            run, or its SHA-256 is not the one in its name, of 8 or 64 hexadecimal digits.
         """
         self.path, self.metadata = pathlib.Path(path), dict[str, str]()
         try:

@@ -16,7 +16,7 @@ export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 failed=0
 
 try() {  # MINUTES ARGUMENTS OF PYTHON...: interrupted, a training saves its step
-  timeout --signal=INT --kill-after=20s "$1m" "$python" "${@:2}" || failed=1
+  timeout --foreground --signal=INT --kill-after=20s "$1m" "$python" "${@:2}" || failed=1
 }
 
 throughput() {  # MINUTES FILE FLAGS...
