@@ -15,6 +15,7 @@ import tensorstore
 from tiny_run import leaves
 
 from resnet_jax.errors import UserError
+from resnet_jax.runs import checkpoints as checkpoints_lib
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 
 RUN = {"config": {"seed": 3, "mean": (0.1, 2)}, "dataset": {"name": "x"}, "scores": [[1, 50.0]]}
@@ -114,6 +115,18 @@ DAMAGES = (
 def test_restores_every_bit(tmp_path):
     with opened(saved(tmp_path / "c", 1)) as (checkpoints, _):
         assert leaves(checkpoints.restore_newest(make_state(2))) == leaves(make_state(1))
+
+
+def test_a_checkpoint_is_on_disk_before_older_ones_go(tmp_path, monkeypatch):
+    directory, done = saved(tmp_path / "c", 1), []
+    sync = lambda folder: done.append(("sync", folder.name))  # noqa: E731
+    monkeypatch.setattr(checkpoints_lib, "sync", sync)
+    with opened(directory, keep=1) as (checkpoints, _):
+        delete = checkpoints._manager.delete
+        noting = lambda step: (done.append(("delete", str(step))), delete(step))  # noqa: E731
+        monkeypatch.setattr(checkpoints._manager, "delete", noting)
+        checkpoints.save(2, make_state(2), RUN)
+    assert done == [("sync", "2"), ("delete", "1")]
 
 
 def test_nothing_saved(tmp_path):

@@ -62,7 +62,7 @@ def run_in(names, text):
     with contextlib.redirect_stdout(out):
         exec(compile(text, "<docs>", "exec"), names)
     printed = iter(out.getvalue().splitlines())
-    for expected in re.findall(r"^print\(.*\)  # (.*)$", text, re.M):
+    for expected in re.findall(r"^(?:print\(.*)?\)  # (.*)$", text, re.M):
         assert expected in printed, f"{expected!r} is not among what {text!r} printed"
 
 

@@ -167,15 +167,15 @@ def test_steps_in_one_dispatch_give_the_same_bits(variant, optimized_programs, o
     config = tiny_run.get_config(variant)
     config.steps_per_dispatch = 4
     tiny = tiny_run.Tiny(config)
-    indices = tiny.batches(4)
+    indices, rates = tiny.batches(4), np.float32([0.1, 0.02, 0.2, 0.05])
     tiny.trainer.steps_per_dispatch = 1
     one = tiny.state()
     for row in range(4):
-        one, metrics, _ = tiny.take(one, indices[row : row + 1])
+        one, metrics, _ = tiny.take(one, indices[row : row + 1], rates[row])
     tiny.trainer.steps_per_dispatch = 4
-    four, metrics4, _ = tiny.take(tiny.state(), indices)
-    three = tiny.take(tiny.state(), indices[:3])[0]
-    three_and_one = tiny.take(three, indices[3:])[0]  # the same program, fewer of its rows
+    four, metrics4, _ = tiny.take(tiny.state(), indices, rates)
+    three = tiny.take(tiny.state(), indices[:3], rates[:3])[0]
+    three_and_one = tiny.take(three, indices[3:], rates[3:])[0]  # fewer rows of the same program
     assert int(four.step) == 4
     assert tiny_run.leaves(one) == tiny_run.leaves(four) == tiny_run.leaves(three_and_one)
     assert metrics.means() == metrics4.means()

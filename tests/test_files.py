@@ -6,7 +6,7 @@ import stat
 
 import pytest
 
-from resnet_jax.files import write_atomically
+from resnet_jax.files import sync, write_atomically
 
 
 def test_replaces_a_file_and_leaves_nothing_else(tmp_path):
@@ -36,6 +36,17 @@ def test_content_and_name_are_on_disk(tmp_path, monkeypatch):
     )
     write_atomically(tmp_path / "file", b"content")
     assert synced == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
+
+
+def test_a_folder_is_on_disk_with_all_that_is_in_it(tmp_path, monkeypatch):
+    synced, fsync = [], os.fsync
+    monkeypatch.setattr(
+        os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))
+    )
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "file").touch()
+    sync(tmp_path / "a")
+    assert {*synced} == {path.stat().st_ino for path in (tmp_path, *tmp_path.rglob("*"))}
 
 
 def test_follows_no_link(tmp_path):

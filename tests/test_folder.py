@@ -184,6 +184,9 @@ def test_starts_that_say_nothing_are_left_out(tmp_path):
 
 
 def test_the_commit_of_a_checkout_that_holds_other_things_is_not_ours(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)  # of a hook, say
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     git = ["git", "-C", str(tmp_path), "-c", "user.name=x", "-c", "user.email=x"]
     subprocess.run([*git, "init", "-q"], check=True)
     subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "x"], check=True)

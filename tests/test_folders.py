@@ -1,6 +1,7 @@
 """Images in folders: the layouts, the splits, what is refused, and a training with them."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -83,6 +84,34 @@ def test_one_more_image_changes_hardly_any_other_of_the_test_images(tmp_path):
     before = names()
     Image.new("RGB", (12, 10)).save(tmp_path / "amber" / "another.png")
     assert len(before) == 8 and len(before - names()) <= 1
+
+
+def test_the_test_images_of_a_folder_are_the_same_elsewhere(tmp_path):
+    found = []
+    for place in (tmp_path / "here", tmp_path / "there"):
+        if found:
+            shutil.move(tmp_path / "here", place)
+        else:
+            write(place, {"amber": 10, "blue": 5})
+        files = folders._find(place, data(place))[1]["test"]
+        found.append([str(file.relative_to(place)) for file, _ in files])
+        found[-1].append(open_dataset(data(place)).info.digest)
+    assert found[0] == found[1]
+    assert found[0][:-1] == ["amber/1.png", "amber/9.png", "blue/1.png"]
+
+
+def test_a_folder_that_can_not_be_read_is_refused(tmp_path, monkeypatch):
+    write(tmp_path, {"amber": 3, "blue": 3})
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("amber"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cannot read the folder"):
+        open_dataset(data(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pathlib
 import shutil
 import subprocess
 import time
+import zlib
 
 import hostile.config
 import hostile.data
@@ -96,14 +97,15 @@ def test_the_guard_sees(name, room, monkeypatch):
 PARSED = ("command", "override", "config")
 
 
-def is_quick(index, case):
+def is_quick(case):
     """A third of what is parsed and no more, and a twelfth of the rest, are for every day."""
-    return index % (3 if case.category in PARSED else 12) == 0
+    number = zlib.crc32(case.name.encode("utf-8", "surrogatepass"))
+    return number % (3 if case.category in PARSED else 12) == 0
 
 
 QUICK = [
-    pytest.param(case, id=case.name, marks=() if is_quick(index, case) else pytest.mark.slow)
-    for index, case in enumerate(CASES)
+    pytest.param(case, id=case.name, marks=() if is_quick(case) else pytest.mark.slow)
+    for case in CASES
 ]
 
 

@@ -187,6 +187,14 @@ def test_refuses_what_is_no_file(tmp_path):
             images.read([path], (32, 32, 3))
 
 
+def test_what_is_cut_out_has_its_area_its_ratio_and_its_place():
+    crop = images.Crop(0.25, 1.2, 0.0, 1.0)
+    left, top, right, bottom = images._box((80, 60), (40, 20), crop)
+    assert (left, bottom) == (0, 60)
+    assert (right - left) * (bottom - top) == pytest.approx(1200)
+    assert (right - left) / (bottom - top) / 2 == pytest.approx(1.2)
+
+
 def test_what_is_cut_out_lies_in_the_image():
     rng = np.random.default_rng(0)
     for width, height, *crop in rng.random((20_000, 6)):

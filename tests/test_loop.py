@@ -22,6 +22,8 @@ from resnet_jax.runs.tensorboard import Events
 from resnet_jax.training import loop
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.evaluator import Evaluator
+from resnet_jax.training.state import Metrics
+from resnet_jax.training.step import StepMetrics
 from resnet_jax.training.task import check_extension, create_task
 
 # A process that kills itself right after it dispatched a step, with saves still in flight.
@@ -113,6 +115,32 @@ def test_validation_and_the_grid_of_images_are_augmented_as_training_is(tmp_path
     for image, source in zip(shown[0], padded, strict=True):
         crops = (source[y : y + 32, x : x + 32] for y in range(9) for x in range(9))
         assert any((image == c).all() or (image == c[:, ::-1]).all() for c in crops)
+
+
+def test_each_step_gets_its_epoch_its_rate_and_the_seed(tmp_path, monkeypatch):
+    seen = []
+
+    def train(self, state, examples, indices, epoch, rates, numbers, seed):
+        seen.extend((epoch, float(rate), seed) for rate in rates)
+        told = StepMetrics(*np.zeros((2, len(indices)), np.float32))
+        return state.replace(step=state.step + len(indices)), Metrics.empty(), told
+
+    monkeypatch.setattr(Trainer, "train", train)
+    monkeypatch.setattr(loop, "plateau_factor", lambda scores, **_: 0.5 ** len(scores))
+    config = tiny_run.get_config()
+    config.seed, config.steps_per_dispatch, config.schedule.name = 3, 3, "plateau"
+    train_and_evaluate(config, tmp_path)
+    assert seen == [(s // 4, pytest.approx(0.1 * 0.5 ** (s // 4)), 3) for s in range(12)]
+
+
+def test_the_seed_is_that_of_the_weights_and_of_the_order():
+    tasks, config = [], tiny_run.get_config()
+    for config.seed in (0, 1):
+        tasks.append(create_task(config_lib.validate(config), tiny_run.sample().info))
+    first, second = (task.order.epoch(0).tolist() for task in tasks)
+    assert first != second
+    first, second = (np.asarray(t.create_state().params["head"]["kernel"]) for t in tasks)
+    assert (first != second).any()
 
 
 def test_reference_exercises_what_resuming_must_carry_on(rich_run):

@@ -63,10 +63,18 @@ def test_tells_how_far_it_is(tmp_path, npm):
     npm()
     program = tmp_path / "bin" / "npm"
     content = program.read_text()
-    wait = "import time; (target / 'part').write_bytes(bytes(1000)); time.sleep(0.7)\n"
+    go = tmp_path / "go"
+    wait = "import time; (target / 'part').write_bytes(bytes(1000))\n"
+    wait += f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
     program.write_text(content.replace("shutil.copy", f"{wait}shutil.copy"))
     told = []
-    fetched(tmp_path, lambda *progress: told.append(progress))
+
+    def tell(*progress):
+        told.append(progress)
+        if progress[1] == 1000:
+            go.touch()
+
+    fetched(tmp_path, tell)
     assert (room.PACKAGE, 1000, 139_000_000) in told
 
 

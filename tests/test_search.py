@@ -4,14 +4,12 @@ import contextlib
 import csv
 import dataclasses
 import json
-import logging
 import os
 import pathlib
 import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import psycopg
 import pytest
@@ -23,16 +21,13 @@ from resnet_jax import main
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override_search
 from resnet_jax.errors import UserError, without_secrets
-from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.records import History
 from resnet_jax.search import sampling, worker
 from resnet_jax.search.settings import Search
-from resnet_jax.search.space import Axis, draw, draws, grid, parse
+from resnet_jax.search.space import Axis, configured, draw, draws, grid, parse
 from resnet_jax.search.storage import SEARCH, open_storage
 from resnet_jax.search.study import Study
 from resnet_jax.search.trials import DONE, FAILED, PRUNED, RUNNING, Trial, standings
-from resnet_jax.training import hyperparameters
-from resnet_jax.training.loop import train_and_evaluate
 
 CONFIG = f"--config={search_storage.CONFIG_FILE}"
 ROOT = pathlib.Path(__file__).parent.parent
@@ -94,6 +89,7 @@ def fake_training(monkeypatch, score=lambda config: 50.0, drawn=False):
         return DONE, ""
 
     def complete(trial, config, folder, metric):
+        trial.seconds = 1800
         trial.score, trial.curve = score(config), [[2, score(config)]]
 
     monkeypatch.setattr(worker, "_train", train)
@@ -341,35 +337,15 @@ def test_a_missing_extra_is_named_with_the_line_that_installs_it(monkeypatch, me
 # Trials
 
 
-def test_trials_that_differ_in_numbers_compile_one_step(tmp_path, caplog, own_programs):
+def test_trials_that_differ_in_numbers_have_one_program():
     config = config_of("random")
-    config.search.trials = 2
-    config.space.num_epochs = (1,)
     config.space.loss = {"label_smoothing": {"low": 0.01, "high": 0.2}}
     config.space.optimizer.options = {"momentum": {"low": 0.5, "high": 0.9}}
-    study = Study(Search.of(config), tmp_path / "one size")
-    with caplog.at_level(logging.WARNING), jax.log_compiles():
-        worker.run_search(config, tmp_path / "one size")
-        assert compiled_steps(caplog) == 1
-        config.search.trials, config.space.batch_size = 1, (160,)
-        worker.run_search(config, tmp_path / "two sizes")
-    assert compiled_steps(caplog) == 2  # one more for another batch size
-    hyperparameters._programs.clear()
-    trial = study.trials()[1]
-    alone = worker.configured(study.search.base, trial.point, seed=0)
-    train_and_evaluate(alone, tmp_path / "alone")
-    shared, own = (newest(folder) for folder in (study.folder(trial), tmp_path / "alone"))
-    assert shared.keys() == own.keys()
-    assert all((shared[name] == own[name]).all() for name in own)
-
-
-def newest(folder):
-    checkpoints = Checkpoints(folder / "checkpoints")
-    return checkpoints.read(checkpoints.steps()[0])
-
-
-def compiled_steps(caplog):
-    return sum("Compiling jit(_take_steps)" in record.getMessage() for record in caplog.records)
+    search = Search.of(config)
+    points = [draw(search.axes, 0, number) for number in range(2)]
+    points += [points[0] | {"batch_size": 160}]
+    found = [tiny_run.Tiny(configured(search.base, point)).trainer.key for point in points]
+    assert found[0] == found[1] != found[2]
 
 
 def test_a_search_ranks_on_validation_and_scores_the_winner_alone(tmp_path, capsys):
@@ -471,7 +447,7 @@ def test_a_report_is_reproduced_as_it_was_and_stands_beside(tmp_path, monkeypatc
 
 def test_budgets_end_a_search(tmp_path, monkeypatch):
     trained = fake_training(monkeypatch)
-    for field, value, count in (("trials", 3, 3), ("epochs", 5, 2)):
+    for field, value, count in (("trials", 3, 3), ("epochs", 5, 2), ("hours", 1, 2)):
         trained.clear()
         config = config_of()
         config.search[field] = value
@@ -618,6 +594,16 @@ def test_a_dead_workers_trial_is_taken_over_first(address, tmp_path):
     (following,) = other.next()
     other.close()
     assert following.number == 1
+
+
+def test_a_living_workers_trial_is_left_to_it(tmp_path, monkeypatch):
+    study = Study(Search.of(config_of()), tmp_path)
+    assert [trial.number for trial in study.next()] == [0]
+    lock = study._storage.lock
+    others = lambda number, wait=False: number != 0 and lock(number, wait)  # noqa: E731
+    monkeypatch.setattr(study._storage, "lock", others)  # as another worker sees it
+    assert [trial.number for trial in study.next()] == [1]
+    study.close()
 
 
 def test_secrets_are_shown_nowhere(database, tmp_path, monkeypatch, capfd):

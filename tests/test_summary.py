@@ -85,7 +85,7 @@ def test_dropout_is_a_layer_where_it_drops_anything():
     ],
 )
 def test_totals_and_sizes_are_torchsummarys(spec, counts, sizes, capsys):
-    assert main.main(["resnet-jax", "--mode=summary", f"--config=configs/{spec}"]) == 0
+    assert main.main(["resnet-jax", "--mode=summary", f"--config={spec}"]) == 0
     layers = capsys.readouterr().out.split("\n\n")[0].splitlines()
     assert [line.rpartition(": ")[2] for line in layers[-7:]] == counts + sizes
 

@@ -93,9 +93,9 @@ class Tiny:
         return np.concatenate(found)
 
     def take(self, state, indices, rate=0.1, epoch=0, **hyperparameters):
-        """Takes steps in one dispatch: state, metrics, what each step told."""
+        """Takes steps in one dispatch, at one rate or its own: state, metrics, what each told."""
         numbers = self.task.hyperparameters | hyperparameters
-        rates = np.full(len(indices), rate, np.float32)
+        rates = np.broadcast_to(np.float32(rate), len(indices))
         arguments = self.data["train"], indices, epoch, rates, numbers, self.config.seed
         state, metrics, told = self.trainer.train(state, *arguments)
         return state, metrics, jax.tree.map(lambda row: np.asarray(row)[: len(indices)], told)
