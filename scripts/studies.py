@@ -70,6 +70,7 @@ STUDIES = (
             Row("R1.b", "resnet_small.py:sgd", "80.95", _SMALL),
             Row("R1.b.augmented", "resnet_small.py:sgd_augmented", "80.95"),
             Row("R1.c", "resnet_small.py", "86.18", _SMALL),
+            Row("R1.c.cosine", f"resnet_small.py:adam_cosine {_BFLOAT16}", "86.18"),
             Row("R1.c.plain", "resnet_small.py:adam_plain", "86.18"),
             Row("R1.d", f"resnet_small.py:dropout {_BFLOAT16}", "86 (average)", _SMALL),
             Row("R1.d.plain", f"resnet_small.py:dropout_plain {_BFLOAT16}", "86 (average)"),
