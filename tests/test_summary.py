@@ -65,6 +65,21 @@ def test_layers_of_cnn():
     assert layers[0].macs == 28 * 28 * 6 * 5 * 5 * 3
 
 
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [
+        ("resnet_custom", "conv1 bn1 relu conv2 bn2 relu"),
+        ("resnet_custom_skip", "shortcut_conv shortcut_bn conv1 bn1 relu conv2 bn2 relu"),
+        ("resnet_textbook", "shortcut_conv conv1 bn1 relu conv2 bn2 relu"),
+        ("preact_resnet50", "bn1 relu shortcut_conv conv1 bn2 relu conv2 bn3 relu conv3"),
+    ],
+)
+def test_the_layers_of_a_block_that_narrows(name, layers):
+    model = create_model(name, stage_sizes=(1, 1), num_filters=(8, 16))
+    paths = [layer.path.partition("/") for layer in layer_table(model, CIFAR)]
+    assert [own for block, _, own in paths if own and block == "stage2_block1"] == layers.split()
+
+
 def test_dropout_is_a_layer_where_it_drops_anything():
     for rate, count in ((0.0, 51), (0.2, 52)):
         layers = layer_table(create_model("resnet_small", dropout_rate=rate), CIFAR)
