@@ -47,6 +47,8 @@ def test_the_incomplete_last_batch_is_kept_or_left_out():
     assert [len(batch) for batch in steps(order(drop_last=True)).values()] == [8] * 6
     assert [len(batch) for batch in steps(order(batch_size=10)).values()] == [10] * 5
     assert [len(batch) for batch in steps(order(batch_size=64)).values()] == [50]
+    assert order(batch_size=64).images_per_step == 50
+    assert (order().images_per_step, order(drop_last=True).images_per_step) == (50 / 7, 8)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])

@@ -28,7 +28,7 @@ def config():
 def opened(folder, config, stream=None, step=0, saved=None):
     folder.mkdir(exist_ok=True)
     terminal = Terminal(config.evaluate.split, stream or io.StringIO())
-    return Recorder(folder, config, INFO, 4, step, terminal, saved)
+    return Recorder(folder, config, INFO, 4, config.batch_size, step, terminal, saved)
 
 
 def means(accuracy=10.0):

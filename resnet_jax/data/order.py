@@ -43,6 +43,11 @@ class TrainingOrder:
             return self.num_examples // self.batch_size
         return -(-self.num_examples // self.batch_size)
 
+    @property
+    def images_per_step(self) -> float:
+        """Mean number of images in a training step, of which an epoch's last may have fewer."""
+        return min(self.batch_size, self.num_examples / self.steps_per_epoch)
+
     def epoch(self, epoch: int) -> np.ndarray:
         """Returns the order of the images in an epoch, int32 `[num_examples]`, read-only."""
         return _order(self.seed, epoch, self.num_examples, self.shuffle)

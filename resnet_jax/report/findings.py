@@ -47,6 +47,7 @@ class Run:
       records: its records, oldest first.
       layers: the layers of its model.
       starts: when, how and on what each start took place; what can't be read is left out.
+      images_per_step: mean number of images in a training step.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Run:
     records: list[Record]
     layers: list[Layer]
     starts: list[dict[str, Any]]
+    images_per_step: float
 
     def of(self, kind: str) -> list[Record]:
         """Returns the records of a kind."""
@@ -87,7 +89,7 @@ class Run:
         """Time of a training step, the median over the records; None: it was not measured."""
         told = [record.get("images_per_second") for record in self.of("train")]
         speeds = [speed for speed in told if records_lib.is_number(speed) and speed > 0]
-        return 1000 * self.config.batch_size / statistics.median(speeds) if speeds else None
+        return 1000 * self.images_per_step / statistics.median(speeds) if speeds else None
 
 
 class Pictures(NamedTuple):
@@ -142,7 +144,8 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     records, _ = records_lib.read(folder / folders.METRICS)
     layers = layer_table(task.network.module, task.input_shape)
     name = _text(folder.resolve().name)
-    return Run(name, task.config, task.info, records, layers, folders.starts(folder))
+    told = records, layers, folders.starts(folder), task.order.images_per_step
+    return Run(name, task.config, task.info, *told)
 
 
 def find(

@@ -37,6 +37,7 @@ class Recorder:
         config: ConfigDict,
         info: Mapping[str, Any],
         steps_per_epoch: int,
+        images_per_step: float,
         step: int,
         terminal: Terminal,
         saved: Run | None = None,
@@ -48,6 +49,7 @@ class Recorder:
           config: its config.
           info: what is known of its data set, as JSON has it.
           steps_per_epoch: number of training steps in an epoch.
+          images_per_step: mean number of images in one.
           step: number of steps taken so far.
           terminal: where rows are shown.
           saved: what the checkpoint that training resumes from holds beside its state; None:
@@ -68,7 +70,7 @@ class Recorder:
             if config.log.tensorboard:
                 self.events = Events(folder / folder_lib.EVENTS, last + 1)
             self._trackers = open_trackers(folder, config)
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._images_per_step = steps_per_epoch, images_per_step
         seconds = self._history.records[-1]["seconds"] if self._history.records else 0.0
         self._clock = _Clock(step, seconds)
 
@@ -199,7 +201,7 @@ class Recorder:
             "num_steps": num_steps,
             "epoch": -(-step // self._steps_per_epoch),
             "num_epochs": self._config.num_epochs,
-            "images_per_second": self._clock.steps_per_second() * self._config.batch_size,
+            "images_per_second": self._clock.steps_per_second() * self._images_per_step,
             "seconds_left": self._clock.seconds_left(num_steps - step, scores_left),
         }
 

@@ -132,10 +132,8 @@ def training(
         folders.begin(folder, config, info, newest, terminal.note, images)
         dataset = opened.load(terminal.note, terminal.bar)
         state, saved = starting_point(task, folder, checkpoints, terminal)
-        steps_per_epoch = task.agenda.steps_per_epoch
-        recorder = Recorder(
-            *(folder, config, info, steps_per_epoch, int(state.step), terminal, saved)
-        )
+        sizes = task.order.steps_per_epoch, task.order.images_per_step
+        recorder = Recorder(folder, config, info, *sizes, int(state.step), terminal, saved)
         stack.enter_context(contextlib.closing(recorder))
         terminal.note(announcements.opening(task, dataset.source, images, state, folder))
         state = devices.put(state)
