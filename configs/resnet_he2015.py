@@ -1,8 +1,6 @@
 """The CIFAR networks of He et al. 2015, section 4.2: 20, 32, 44, 56 and 110 layers.
 
   python -m resnet_jax.main --config=configs/resnet_he2015.py:20           or 32, 44, 56, 110
-  python -m resnet_jax.main --config=configs/resnet_small.py:better --config.model.name=resnet20
-                                                                          our recipe
 
 depth  parameters   published test %
 20     269,722      91.25
@@ -16,6 +14,10 @@ SGD, learning rate 0.1, a tenth of it after 32,000 and 48,000 of 64,000 steps of
 error falls below 80 %. Channel means are subtracted where the paper has means of pixels, and the
 initialisation is PyTorch's. Expected, not measured yet: the published accuracies; 4 to 17 hours
 on two CPU cores.
+Our recipe is --config=configs/resnet_small.py:better --config.model.name=resnet20
+--config.num_epochs=60, chosen for resnet_small and taken as it is. Measured with seed 0: 93.29 % of
+the test images, each with its mirror image, scored once after 60 epochs of all training images;
+1:32 hours on one core with AVX-512 BF16 beside another training.
 """
 
 from ml_collections import ConfigDict

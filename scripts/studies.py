@@ -38,6 +38,7 @@ class Study(NamedTuple):
 
 _SMALL = "resnet_small.py:better"
 _TUNING = "resnet_small_tuning.py"
+_RESNET20 = f"{_SMALL} --config.model.name=resnet20 --config.num_epochs=60"
 _TEXTBOOK, _CUSTOM = "resnet_textbook.py", "resnet_custom.py"
 
 
@@ -135,7 +136,7 @@ STUDIES = (
         "preact_resnet18 tells; He et al. 2016 have none of that depth. transfer.transfer starts "
         "from an export of transfer.pretrain; `resnet_small_transfer.py` has the commands.",
         (
-            Row("He.20", "resnet_he2015.py:20", "91.25", f"{_SMALL} --config.model.name=resnet20"),
+            Row("He.20", "resnet_he2015.py:20", "91.25", _RESNET20),
             Row("He.32", "resnet_he2015.py:32", "92.49"),
             Row("He.44", "resnet_he2015.py:44", "92.83"),
             Row("He.56", "resnet_he2015.py:56", "93.03"),
