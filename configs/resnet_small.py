@@ -15,10 +15,10 @@ optuna    -                 78.20, the mean of three seeds after 3 epochs; R1.c,
 better    -                 93.05 ± 0.10, three seeds in bfloat16 (92.17 without mirror images)
 
 Words after the variant turn parts on and off: adam_plain, dropout_plain, sgd_augmented,
-grid_decay, grid_plain, adam_cosine, adam_val (scored on a tenth of the training images). The
-report's one data slide shows no augmentation; its network and decay are those of a tutorial that
-pads, crops and flips. Without, `dropout` ends at 81.92: so `adam`, `dropout` and `grid` are
-augmented, `sgd` is plain.
+grid_decay, grid_plain, adam_cosine (in place of the assumed steps), adam_val (scored on a tenth of
+the training images). The report's one data slide shows no augmentation; its network and decay are
+those of a tutorial that pads, crops and flips. Without, `dropout` ends at 81.92: so `adam`,
+`dropout` and `grid` are augmented, `sgd` is plain.
 
 R1.e is SGD, RMSprop, Adagrad, Adadelta, Adam, Adamax and NAdam, at learning rates 0.001, 0.005,
 0.007, 0.01 and 0.05, for 10, 30, 50 and 80 epochs, at batches of 100, 150, 200 and 500, with decay

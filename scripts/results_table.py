@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import itertools
 import json
 import math
 import pathlib
@@ -21,7 +22,7 @@ from resnet_jax.data.registry import open_dataset
 from resnet_jax.models.registry import create_model
 from resnet_jax.report.summary import layer_table
 from resnet_jax.runs.terminal import duration
-from resnet_jax.search.space import draw, grid, parse
+from resnet_jax.search.space import draws, grid, parse
 
 ROOT = pathlib.Path(__file__).parent.parent
 RESULTS = ROOT / "results"
@@ -210,7 +211,7 @@ def loaded(config: str) -> tuple[ConfigDict, float]:
         return settings, settings.num_epochs
     found = override_search(base, ["", *flags])
     axes = parse(found.space.to_dict())
-    drawn = (draw(axes, 0, number) for number in range(found.search.trials))
+    drawn = itertools.islice(draws(axes, found.search.seed), found.search.trials)
     points = grid(axes) if found.search.method == "grid" else drawn
     epochs = sum(point.get("num_epochs", found.base.num_epochs) for point in points)
     return found.base, len(found.seeds) * epochs

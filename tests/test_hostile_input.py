@@ -98,9 +98,9 @@ PARSED = ("command", "override", "config")
 
 
 def is_quick(case):
-    """A third of what is parsed and no more, and a twelfth of the rest, are for every day."""
+    """About a third of what is parsed and no more, and a twelfth of the rest, are for every day."""
     number = zlib.crc32(case.name.encode("utf-8", "surrogatepass"))
-    return number % (3 if case.category in PARSED else 12) == 0
+    return number % 3 == 0 if case.category in PARSED else number % 12 == 5
 
 
 QUICK = [

@@ -464,6 +464,12 @@ def test_a_model_can_be_copied_and_sent_to_other_processes(name):
     assert pickle.loads(pickle.dumps(model)) == copy.deepcopy(model) == model
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "leaky_relu"])
+def test_every_activation_can_be_sent_too(activation):
+    model = create_model("resnet_small", activation=activation)
+    assert pickle.loads(pickle.dumps(model)) == model
+
+
 @pytest.mark.parametrize("name", ["cnn", "resnet_small", "vgg16_bn", "vit_tiny"])
 def test_lifted_transforms_take_train_by_its_place(name, narrow_classifiers):
     model, images = small(name), jnp.zeros((2, 32, 32, 3))

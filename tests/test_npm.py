@@ -65,7 +65,7 @@ def test_tells_how_far_it_is(tmp_path, npm):
     content = program.read_text()
     go = tmp_path / "go"
     wait = "import time; (target / 'part').write_bytes(bytes(1000))\n"
-    wait += f"while not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\n"
+    wait += f"for _ in range(1000): pathlib.Path({str(go)!r}).exists() or time.sleep(0.01)\n"
     program.write_text(content.replace("shutil.copy", f"{wait}shutil.copy"))
     told = []
 

@@ -294,15 +294,15 @@ def test_a_field_of_the_base_is_refused_only_where_the_space_has_it_for_all_poin
 
     base = "--config.base.optimizer"
     assert not override(f"{base}.options={{}}").base.optimizer.options
-    assert override(f"{base}.no_decay=config.seed").base.optimizer.no_decay == "config.seed"
+    assert override(f"{base}.no_decay=-config.seed").base.optimizer.no_decay == "-config.seed"
     with pytest.raises(UserError, match=r"base\.optimizer\.learning_rate changes nothing"):
         override(f"{base}.learning_rate=0.3")
 
 
-def test_lists_of_lists_and_single_values_take_the_place_of_others():
+def test_a_list_of_lists_takes_the_place_of_another():
     config = config_lib.load(f"{search_storage.CONFIG_FILE}")
     with config.ignore_type():
-        config.space = {"model": {"options": {"num_filters": ([8, 16], [16, 32])}}, "batch_size": 3}
+        config.space = {"model": {"options": {"num_filters": ([8, 16], [16, 32])}}}
     flags = "--config.space.model.options.num_filters=((8,),)"
     found = override_search(config, ["x", flags])
     assert found.space.model.options.num_filters == ((8,),)

@@ -302,8 +302,12 @@ def test_the_digest_in_the_name(tmp_path):
     (tmp_path / "a-0123abcd.pth").write_bytes(data)
     message = refusal(tmp_path / "a-0123abcd.pth")
     assert f"its SHA-256 starts with {digest}, not with 0123abcd" in message
-    (tmp_path / "a-20240601.pth").write_bytes(data)  # a date
-    assert_same(TorchFile(tmp_path / "a-20240601.pth").tensors, WEIGHTS)
+    whole = hashlib.sha256(data).hexdigest()
+    for name in (f"a-{whole}.pth", "a-20240601.pth", "a-0123abcd.finetuned.pth"):
+        (tmp_path / name).write_bytes(data)
+        assert_same(TorchFile(tmp_path / name).tensors, WEIGHTS)
+    (tmp_path / f"a-{whole[:-2]}00.pth").write_bytes(data)
+    assert f"starts with {whole}, not with" in refusal(tmp_path / f"a-{whole[:-2]}00.pth")
 
 
 def test_places_that_do_not_work(tmp_path):

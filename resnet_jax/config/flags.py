@@ -64,14 +64,14 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     arguments = _without_blanks(arguments)
     of_base = [a for a in arguments if re.match(r"--?(?:no)?config\.base\.", a)]
     own = [argument for argument in arguments if argument not in of_base]
-    for path in re.findall(r"--?config\.(space\.[\w.]+)\.", " ".join(own)):
+    for path in _paths(r"\.", own):
         node = config
         for group in path.split("."):
             if not isinstance(node.get(group), ConfigDict):  # flags can't set into what is none
                 with config.ignore_type():
                     node[group] = ConfigDict()
             node = node[group]
-    for path in re.findall(r"--?config\.(space\.[\w.]+)=[^{]", " ".join(own)):
+    for path in _paths("=[^{]", own):
         *groups, name = path.split(".")
         node = functools.reduce(lambda node, group: node.get(group, {}), groups, config)
         if _is_axis(node.get(name)):  # nor a list where a range is
@@ -88,6 +88,12 @@ def override_search(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     with config.ignore_type():
         config.base = override(base, [arguments[0], *fields])
     return config
+
+
+def _paths(end: str, arguments: list[str]) -> list[str]:
+    """Returns the paths in the space that flags name before a pattern."""
+    found = (re.match(rf"--?config\.(space\.[\w.]+){end}", argument) for argument in arguments)
+    return [match[1] for match in found if match]
 
 
 def _is_fixed(space: Any, path: str) -> bool:

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import checked
@@ -180,6 +181,8 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
             raise UserError(f"config field {path} is missing; start from default_config()")
         values[path] = checked(f"config field {path}", field.hint, values[path])
         if field.hint is dict:
+            given = values[path].items()
+            values[path] = {n: v.item() if isinstance(v, np.generic) else v for n, v in given}
             _check_writable(path, values[path])
     result = _nested(values).lock()
     _check_relations(result)

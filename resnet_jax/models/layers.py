@@ -41,9 +41,21 @@ def _few(what: str, values: tuple[int, ...]) -> tuple[int, ...]:
 
 Depths = Annotated[tuple[Count, ...], _few]
 Sizes = tuple[Count, ...]
+
+
+def silu(x: jax.Array) -> jax.Array:
+    """As `nn.silu`; it can be pickled, as `relu` can."""
+    return nn.silu(x)
+
+
+def leaky_relu(x: jax.Array) -> jax.Array:
+    """As `nn.leaky_relu`; it can be pickled, as `relu` can."""
+    return nn.leaky_relu(x)
+
+
 Activation = Annotated[
     Callable[[jax.Array], jax.Array],
-    {"relu": relu, "gelu": nn.gelu, "silu": nn.silu, "leaky_relu": nn.leaky_relu},
+    {"relu": relu, "gelu": nn.gelu, "silu": silu, "leaky_relu": leaky_relu},
 ]
 
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)), what PyTorch's Conv2d and Linear draw by default.

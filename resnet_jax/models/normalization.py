@@ -170,7 +170,7 @@ ad.primitive_transposes[normalize_tangent_p] = _transpose
 
 
 def relu(x: jax.Array) -> jax.Array:
-    """The rectifier; modules that have it as a field can be pickled, with `nn.relu` they can't."""
+    """The rectifier; a module that has it as a field can be pickled, which `nn.relu` can't."""
     return nn.relu(x)
 
 

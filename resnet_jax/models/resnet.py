@@ -220,7 +220,7 @@ class ResNet(layers.StagedClassifier):
       param_dtype: dtype of the parameters.
 
     Raises:
-      UserError: if fields contradict each other.
+      UserError: if fields contradict each other, or `stem` or `shortcut` is none of its names.
     """
 
     stage_sizes: Depths
@@ -247,7 +247,7 @@ class ResNet(layers.StagedClassifier):
     param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuses fields that contradict each other, and names that stand for nothing."""
+        """Refuses unknown names, and fields that contradict each other."""
         for field in ("stem", "shortcut"):
             checked(f"model option {field}", ResNet.__annotations__[field], getattr(self, field))
         stages = len(self.stage_sizes)

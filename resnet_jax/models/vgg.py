@@ -47,7 +47,7 @@ class VGG(layers.StagedClassifier):
       param_dtype: dtype of the parameters.
 
     Raises:
-      UserError: if the stages' fields differ in length.
+      UserError: if the stages' fields differ in length, or `classifier` is none of its names.
     """
 
     stage_sizes: Depths
@@ -60,7 +60,7 @@ class VGG(layers.StagedClassifier):
     param_dtype: FloatDtype = jnp.float32
 
     def __post_init__(self) -> None:
-        """Refuses fields that contradict each other, and a classifier that there is not."""
+        """Refuses an unknown classifier, and fields that contradict each other."""
         checked("model option classifier", VGG.__annotations__["classifier"], self.classifier)
         if len(self.num_filters) != len(self.stage_sizes):
             raise UserError(

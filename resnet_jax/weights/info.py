@@ -25,7 +25,7 @@ BUNDLED = pathlib.Path(__file__).parent  # of a folder for each dataset, with a 
 DEFAULT = "cifar10"
 
 _LONGEST = 2**22  # characters
-_PIXELS = 2**24
+_NUMBERS = 2**26  # of an image
 
 
 def _name(what: str, value: str) -> str:
@@ -118,8 +118,8 @@ def _from_json(value: Any) -> WeightsInfo:
     info = WeightsInfo(**{n: checked(n, hints[n], value[n]) for n in hints if n in value})
     if not info.class_names:
         raise UserError("class_names is empty")
-    if math.prod(info.input_shape[:2]) > _PIXELS:
-        raise UserError(f"image_shape has more than {_PIXELS:,} pixels")
+    if math.prod(info.image_shape) > _NUMBERS:
+        raise UserError(f"image_shape has more than {_NUMBERS:,} numbers")
     if not len(info.mean) == len(info.std) == info.image_shape[-1]:
         raise UserError("mean and std must have a number for each channel of image_shape")
     return info

@@ -38,7 +38,7 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _MAX_WRAPPERS = 10
 _PREFIXES = ("module.", "model.", "net.", "_orig_mod.")
 # With a letter among them, since dates and numbers of steps have eight digits too.
-_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.\w+")
+_DIGEST = re.compile(r"-(?=\d*[a-f])([0-9a-f]{8}|[0-9a-f]{64})\.\w+$")
 
 
 class TorchFile:
@@ -170,7 +170,7 @@ class TorchFile:
 def _check_digest(found: str, named: str) -> None:
     if not found.startswith(named):
         raise Damaged(
-            f"its SHA-256 starts with {found[:8]}, not with {named} as its name says; "
+            f"its SHA-256 starts with {found[: len(named)]}, not with {named} as its name says; "
             "fetch it again, or rename it if it was changed on purpose"
         )
 

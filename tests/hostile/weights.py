@@ -220,6 +220,7 @@ def headers():
         "fields": {"extra": 1},
         "channels": {"image_shape": [32, 32, 10**9]},
         "images": {"image_shape": [10**6, 10**6, 3]},
+        "resized": {"image_shape": [99_999, 99_999, 3], "image_size": 32},
         "no_images": {"image_shape": [0, 0, 0]},
         "fractions": {"image_shape": [32.5, 32, 3]},
         "size": {"image_size": 10**9},
