@@ -9,7 +9,7 @@
 
 variant   reported test %   ours, final and best test %
 sgd       80.95             82.13 and 82.13, measured with seed 0
-adam      86.18             85.22 and 85.60, measured with seed 0
+adam      86.18             85.27 ± 0.59 and 85.31 ± 0.61, three seeds
 dropout   86 (average)      85.17 and 85.49, seed 0 in bfloat16 (plain: 81.92 and 82.26)
 optuna    -                 78.20, the mean of three seeds after 3 epochs; R1.c, cut there, 65.79
 better    -                 93.05 ± 0.10, three seeds in bfloat16 (92.17 without mirror images)
@@ -37,7 +37,7 @@ cutout 90.30, at 94.6 %. So the longest training has cutout, which is a guess. I
 and scores the test set once, at its end, each image with its mirror image. R5 reports 89.12 for the
 same network.
 
-Measured: 33 minutes for the 20 epochs of R1.c on two busy CPU cores; 83 minutes for `better`, three
+Measured: 38 minutes for the 20 epochs of R1.c on one of two busy CPU cores; 83 minutes for `better`, three
 runs side by side on two cores with AVX-512 BF16.
 """
 
