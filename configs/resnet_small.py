@@ -37,8 +37,8 @@ cutout 90.30, at 94.6 %. So the longest training has cutout, which is a guess. I
 and scores the test set once, at its end, each image with its mirror image. R5 reports 89.12 for the
 same network.
 
-Measured: 38 minutes for the 20 epochs of R1.c on one of two busy CPU cores; 83 minutes for `better`, three
-runs side by side on two cores with AVX-512 BF16.
+Measured: 38 minutes for the 20 epochs of R1.c on one of two busy CPU cores; 83 minutes for
+`better`, three runs side by side on two cores with AVX-512 BF16.
 """
 
 from ml_collections import ConfigDict
