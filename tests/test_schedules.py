@@ -188,7 +188,7 @@ def test_fractional_step_counts_every_tick():
     ("call", "message"),
     [
         (lambda: rates("cosin"), "unknown schedule 'cosin'; did you mean cosine"),
-        (lambda: rates("step"), "needs its option every_epochs; set schedule.options"),
+        (lambda: rates("step"), "needs its option every_epochs; set --config.schedule"),
         (lambda: rates("step", every_epochs=0), "option every_epochs of schedule 'step' must be"),
         (lambda: rates("milestones", epochs=5), "takes a list, not 5"),
         (lambda: rates("cosine", t_max=5), "unknown option of schedule 'cosine' 't_max'"),
