@@ -8,7 +8,6 @@ the others have half a minute to.
 """
 
 import argparse
-import contextlib
 import math
 import os
 import signal
@@ -21,6 +20,7 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+from resnet_jax.errors import tell
 from resnet_jax.hosts import JOINED, VARIABLES
 
 GRACE = 30  # seconds
@@ -54,8 +54,7 @@ def start(
 def show(index: int, lines: IO[str]) -> None:
     """Prints what a process prints, marked."""
     for line in lines:
-        with contextlib.suppress(OSError):  # of a closed terminal: to read on keeps it going
-            print(f"[{index}] {line}", end="", file=sys.stderr, flush=True)
+        tell(f"[{index}] {line}")
 
 
 def wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
@@ -67,8 +66,7 @@ def wait(processes: Sequence[subprocess.Popen[str]]) -> list[int]:
         if deadline is not None and time.monotonic() > deadline:
             for process in processes:
                 process.kill()
-            with contextlib.suppress(OSError):  # of a closed terminal
-                print(f"error: a process outlived another for {GRACE} s: killed", file=sys.stderr)
+            tell(f"error: a process outlived another for {GRACE} s: killed\n")
             deadline = math.inf
         time.sleep(0.1)
     return [process.returncode for process in processes]

@@ -39,14 +39,14 @@ _INTRODUCTION = """# Results
 This file is written by `python scripts/reproduce.py` from the records beside it, and compared with
 them and the configs by `--check`. Each row is one command, `python -m resnet_jax.main
 --config=configs/CONFIG`, or `python scripts/reproduce.py --rows ROW --seeds 3`, for our recipe of a
-row with `--better`. `final` is the test
-accuracy after the last epoch, `best` that of the best epoch: chosen by validation where there are
-validation images, and else by the test set itself. `train` is the mean over the images of the last
-epoch, augmented and in mid-training. With several seeds: mean ± deviation of a sample (number of
-seeds). "our recipe" is the study's own model by our recipe, listed below: longer trainings, and in
-`resnet_small:better` mirror images counted in, which are worth 0.9 points. Of rows not run here the
-time is an estimate for two CPU cores: three times the multiplications of a forward pass, at the
-speed that `benchmark-cpu.json` has for the model of nearest size, or `benchmark-cpu-vit.json`.
+row with `--better`. `final` is the test accuracy after the last epoch, `best` that of the best
+epoch: chosen by validation where there are validation images, and else by the test set itself.
+`train` is the mean over the images of the last epoch, augmented and in mid-training. With several
+seeds: mean ± deviation of a sample (number of seeds). "our recipe" is the study's own model by our
+recipe, listed below: longer trainings, and in `resnet_small:better` mirror images counted in, which
+are worth 0.9 points. Of rows not run here the time is an estimate for two CPU cores: three times
+the multiplications of a forward pass, at the speed that `benchmark-cpu.json` has for the model of
+nearest size, or `benchmark-cpu-vit.json`.
 
 [DISCUSSION.md](DISCUSSION.md) says what holds up.
 """

@@ -84,6 +84,22 @@ def optimized_programs(usual_bits):
 
 
 @pytest.fixture
+def refuse_folder(monkeypatch):
+    """Returns a function that makes folders of a name such as can't be read, for root too."""
+    scandir = os.scandir
+
+    def refuse(name):
+        def scan(path):
+            if str(path).endswith(name):
+                raise PermissionError(13, "Permission denied", path)
+            return scandir(path)
+
+        monkeypatch.setattr(os, "scandir", scan)
+
+    return refuse
+
+
+@pytest.fixture
 def onednn(own_programs):
     """oneDNN computes convolutions and norms in this test."""
     from resnet_jax.cpu import build, convolutions, norms, products

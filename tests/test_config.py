@@ -217,6 +217,7 @@ def test_validation_returns_a_locked_copy():
         ("seed", -1, "seed must be at least 0"),
         ("data.std", (0.1, 0.0, 0.1), "data.std must be above 0"),
         ("data.mean", "x", "data.mean takes a list"),
+        ("augment.erasing_scale", (0.3, 0.1), "erasing_scale: 0.3 is above 0.1; swap them"),
         ("data.classes", [-1], "data.classes must be at least 0 and at most 999,999, not -1"),
         ("model.dtype", "float16", "config field model.dtype: unknown value 'float16'"),
         ("optimizer.learning_rate", 10**400, "learning_rate takes a number"),

@@ -29,20 +29,22 @@ def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch, call):
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_content_and_name_are_on_disk(tmp_path, monkeypatch):
-    synced, fsync = [], os.fsync
+@pytest.fixture
+def synced(monkeypatch):
+    """The inodes of what is synced, in order."""
+    found, fsync = [], os.fsync
     monkeypatch.setattr(
-        os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))
+        os, "fsync", lambda number: (found.append(os.fstat(number).st_ino), fsync(number))
     )
+    return found
+
+
+def test_content_and_name_are_on_disk(tmp_path, synced):
     write_atomically(tmp_path / "file", b"content")
     assert synced == [(tmp_path / "file").stat().st_ino, tmp_path.stat().st_ino]
 
 
-def test_a_folder_is_on_disk_with_all_that_is_in_it(tmp_path, monkeypatch):
-    synced, fsync = [], os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda number: (synced.append(os.fstat(number).st_ino), fsync(number))
-    )
+def test_a_folder_is_on_disk_with_all_that_is_in_it(tmp_path, synced):
     (tmp_path / "a" / "b").mkdir(parents=True)
     (tmp_path / "a" / "b" / "file").touch()
     sync(tmp_path / "a")

@@ -100,16 +100,9 @@ def test_the_test_images_of_a_folder_are_the_same_elsewhere(tmp_path):
     assert found[0][:-1] == ["amber/1.png", "amber/9.png", "blue/1.png"]
 
 
-def test_a_folder_that_can_not_be_read_is_refused(tmp_path, monkeypatch):
+def test_a_folder_that_can_not_be_read_is_refused(tmp_path, refuse_folder):
     write(tmp_path, {"amber": 3, "blue": 3})
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("amber"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+    refuse_folder("amber")
     with pytest.raises(UserError, match="cannot read the folder"):
         open_dataset(data(tmp_path))
 

@@ -131,15 +131,8 @@ def test_linked_folders_are_searched_once(predict, folder, tmp_path):
     assert len(linked) == len(alone) > 0
 
 
-def test_folders_that_cannot_be_read_are_named(predict, folder, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("automobile"):
-            raise PermissionError(13, "Permission denied", path)
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
+def test_folders_that_cannot_be_read_are_named(predict, folder, refuse_folder):
+    refuse_folder("automobile")
     status, lines, err = predict("--format=json", folder)
     assert (status, len(lines)) == (1, 6)
     assert f"error: folder {folder}/automobile can't be read: Permission denied" in err

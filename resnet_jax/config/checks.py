@@ -91,7 +91,7 @@ def checked(what: str, hint: Any, value: Any) -> Any:
     Raises:
       UserError: if the value is not of that type, or out of range.
     """
-    value = value.item() if isinstance(value, np.generic) else value
+    value = _plain(value)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return _annotated(what, arguments[0], arguments[1:], value)
@@ -114,7 +114,7 @@ def checked(what: str, hint: Any, value: Any) -> Any:
         raise UserError(f"{what} takes {_KINDS[hint]}, not {shown(value)}")
     if hint is float and not math.isfinite(value):
         raise UserError(f"{what} must be a finite number, not {value}")
-    return value
+    return {name: _plain(item) for name, item in value.items()} if hint is dict else value
 
 
 def check_options(
@@ -152,6 +152,10 @@ def check_options(
             field = f"--config.{kind}.options.{option}"
             raise UserError(f"{kind} {name!r} needs its option {option}; set {field}")
     return values
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _annotated(what: str, hint: Any, metadata: tuple[Any, ...], value: Any) -> Any:

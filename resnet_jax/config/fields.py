@@ -4,6 +4,7 @@ import dataclasses
 from typing import Annotated, Any, Literal
 
 from resnet_jax.config.checks import Bounds, Count, Factors, Pattern, Rate, Share
+from resnet_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,13 @@ def _number(low: float, high: float) -> Any:
     return Annotated[float, Bounds(low, high)]
 
 
+def _rising(what: str, ends: tuple[float, float]) -> tuple[float, float]:
+    low, high = ends
+    if low > high:
+        raise UserError(f"{what}: {low:g} is above {high:g}; swap them")
+    return ends
+
+
 _SEED = _STEPS = _whole(0, 2**31)
 _EPOCHS = _whole(0, 100_000)
 _SIDE = _whole(0, 1024)
@@ -38,9 +46,9 @@ _Label = Annotated[int, Bounds(0, 999_999)]
 _Shift = Annotated[float, Bounds(-10, 10)]
 _Scale = Annotated[float, Bounds(above=0, high=10)]
 _Part = Annotated[float, Bounds(above=0, high=1)]
-_Area = tuple[_Part, _Part]
+_Area = Annotated[tuple[_Part, _Part], _rising]
 _Side = Annotated[float, Bounds(above=0, high=100)]
-_Ratio = tuple[_Side, _Side]
+_Ratio = Annotated[tuple[_Side, _Side], _rising]
 _Source = Literal["auto", "folder", "cache", "tfds", "archive", "npm"]
 _Dtype = Literal["float32", "bfloat16", "auto"]
 _OnFault = Literal["stop", "skip"]

@@ -15,7 +15,6 @@ import traceback
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.checks import checked
@@ -181,8 +180,6 @@ def validate(config: Mapping[str, Any]) -> ConfigDict:
             raise UserError(f"config field {path} is missing; start from default_config()")
         values[path] = checked(f"config field {path}", field.hint, values[path])
         if field.hint is dict:
-            given = values[path].items()
-            values[path] = {n: v.item() if isinstance(v, np.generic) else v for n, v in given}
             _check_writable(path, values[path])
     result = _nested(values).lock()
     _check_relations(result)
@@ -284,10 +281,6 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.score_test is False but evaluate.split is 'test'; set "
             "evaluate.split='val'"
         )
-    for name in ("erasing_scale", "erasing_ratio"):
-        low, high = config.augment[name]
-        if low > high:
-            raise UserError(f"config field augment.{name}: {low:g} is above {high:g}; swap them")
     steering = {
         "evaluate.patience": config.evaluate.patience,
         "schedule.name='plateau'": config.schedule.name == "plateau",

@@ -309,13 +309,13 @@ def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
     train, counts = dataset.train, _val_counts(dataset.info.train_counts, config.val_fraction)
     if not any(counts):
         return {"train": train, "test": dataset.test}
-    is_val = set_aside(np.asarray(train.labels), counts, config.split_seed)
+    is_val = _set_aside(np.asarray(train.labels), counts, config.split_seed)
     parts = {"train": ~is_val, "val": is_val}
     splits = {name: Examples(train.images[p], train.labels[p]) for name, p in parts.items()}
     return splits | {"test": dataset.test}
 
 
-def set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
+def _set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
     """Returns which examples are set aside, bool `[examples]`: so many of each class, at random.
 
     Args:

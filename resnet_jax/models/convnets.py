@@ -1,13 +1,13 @@
 """The plain convolutional networks that two of the reports compare residual networks with."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resnet_jax.config.checks import Count, Rate
 from resnet_jax.models import layers
@@ -53,7 +53,7 @@ class CNN(nn.Module):
             x = layers.Function(nn.relu)(conv(x))
             x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
             self.sow("intermediates", f"stage{stage}", x)
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        x = lax.collapse(x, 1)
         dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
         for name, features in (("fc1", 120), ("fc2", 84)):
             x = layers.Function(nn.relu)(dense(features, name=name)(x))
@@ -112,7 +112,7 @@ class AlexNet(nn.Module):
             if index in pooled_stages:
                 x = layers.Function(functools.partial(layers.max_pool, window=2))(x)
                 self.sow("intermediates", pooled_stages[index], x)
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        x = lax.collapse(x, 1)
         dense: Callable[..., layers.Dense] = functools.partial(layers.Dense, **dtypes)
         for index, features in enumerate(self.hidden_sizes, start=1):
             dropout = nn.Dropout(self.dropout_rate, deterministic=not train, name=f"dropout{index}")

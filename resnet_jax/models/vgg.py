@@ -1,13 +1,13 @@
 """VGG networks (Simonyan and Zisserman 2015), with and without batch normalization."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from resnet_jax.config.checks import Rate, checked
 from resnet_jax.errors import UserError
@@ -104,8 +104,7 @@ class VGG(layers.StagedClassifier):
                 return x
         pool_size, hidden_sizes = CLASSIFIERS[self.classifier]
         pool = functools.partial(layers.adaptive_avg_pool, size=pool_size)
-        x = layers.Function(pool)(x)
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:]))
+        x = lax.collapse(layers.Function(pool)(x), 1)
         for index, features in enumerate(hidden_sizes, start=1):
             if index == 3:  # new layers start as PyTorch's do
                 dense = functools.partial(layers.Dense, **dtypes)

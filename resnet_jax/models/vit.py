@@ -1,7 +1,6 @@
 """Vision Transformer (Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words"), as timm has it."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
+from jax import lax
 
 from resnet_jax.config.checks import Count, Rate
 from resnet_jax.errors import UserError
@@ -185,8 +185,7 @@ class VisionTransformer(nn.Module):
         patch_embed = layers.Conv(
             self.hidden_size, (side, side), side, use_bias=True, name="patch_embed", **dtypes
         )
-        x = patch_embed(x)
-        x = x.reshape(x.shape[0], math.prod(x.shape[1:3]), self.hidden_size)
+        x = lax.collapse(patch_embed(x), 1, 3)
         token_init = nn.initializers.normal(1e-6)
         token = self.param("cls_token", token_init, (1, 1, self.hidden_size), self.param_dtype)
         token = jnp.zeros_like(x[:, :1]) + token.astype(self.dtype)  # split over devices as x is

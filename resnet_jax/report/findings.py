@@ -144,8 +144,15 @@ def read(workdir: str | os.PathLike[str]) -> Run:
     records, _ = records_lib.read(folder / folders.METRICS)
     layers = layer_table(task.network.module, task.input_shape)
     name = _text(folder.resolve().name)
-    told = records, layers, folders.starts(folder), task.order.images_per_step
-    return Run(name, task.config, task.info, *told)
+    return Run(
+        name=name,
+        config=task.config,
+        info=task.info,
+        records=records,
+        layers=layers,
+        starts=folders.starts(folder),
+        images_per_step=task.order.images_per_step,
+    )
 
 
 def find(

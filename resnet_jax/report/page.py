@@ -127,8 +127,7 @@ def _results(run: Run) -> dict[str, str]:
         "test loss": "" if final["test_loss"] is None else f"{final['test_loss']:.4f}",
         "epochs": f"{final['epoch']:g}, the best {final['best_epoch']:g}",
         "time": duration(final["seconds"]),
-        "parameters": f"{run.parameters:,}",
-        "MACs an image": f"{run.macs:,}",
+        **_sizes(run),
     }
     if run.config.evaluate.split != "val":
         del shown["best validation accuracy"]
@@ -143,7 +142,11 @@ def _so_far(run: Run) -> dict[str, str]:
     if scores := run.of("score"):
         kind = "validation" if run.config.evaluate.split == "val" else "test"
         shown[f"last {kind} accuracy"] = _percent(scores[-1]["accuracy"])
-    return shown | {"parameters": f"{run.parameters:,}", "MACs an image": f"{run.macs:,}"}
+    return shown | _sizes(run)
+
+
+def _sizes(run: Run) -> dict[str, str]:
+    return {"parameters": f"{run.parameters:,}", "MACs an image": f"{run.macs:,}"}
 
 
 def _percent(accuracy: float | None) -> str:

@@ -60,7 +60,7 @@ def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Poin
     ranges = [axis for axis in axes if not (axis.values or axis.when)]
     center, bounds = np.full(len(ranges), 0.5), np.tile([0.0, 1.0], (len(ranges), 1))
     evolution = cmaes.CMA(mean=center, sigma=1 / 6, bounds=bounds, seed=seed)
-    done = [
+    known = [
         (
             np.array([axis.share(s.point[axis.path]) for axis in ranges]),
             -(s.mean() or 0.0) if s.state == DONE else 0.0,
@@ -69,8 +69,8 @@ def _evolved(axes: Sequence[Axis], seed: int, found: Sequence[Standing]) -> Poin
         if s.state in (DONE, FAILED)
     ]
     size = evolution.population_size
-    for first in range(0, len(done) - size + 1, size):
-        evolution.tell(done[first : first + size])
+    for first in range(0, len(known) - size + 1, size):
+        evolution.tell(known[first : first + size])
     drawn = evolution.ask()
     return {axis.path: axis.at(float(share)) for axis, share in zip(ranges, drawn, strict=True)}
 
