@@ -94,7 +94,7 @@ STUDIES = (
             Row("R2.152", "resnet.py:152", "94.96 / 90.85", "resnet.py:152_better"),
             Row("R2.V1.SGD", "resnet_v1.py", "89.55 / 86.45", "resnet_v1.py:better"),
             Row("R2.V1.Adam", "resnet_v1.py:adam", "94.82 / 88.42", "resnet_v1.py:better"),
-            Row("R2.V2.SGD", "resnet_v2.py", "99.81 / 94.21", "resnet_v2.py:better"),
+            Row("R2.V2.SGD", f"resnet_v2.py {_BFLOAT16}", "99.81 / 94.21", "resnet_v2.py:better"),
             Row("R2.V2.Adam", "resnet_v2.py:adam", "98.13 / 90.98", "resnet_v2.py:better"),
         ),
     ),
