@@ -13,7 +13,7 @@ batch  rate   shuffle on     shuffle off     batch  rate   shuffle on     shuffl
 100    0.01   95.54 / 88.30  95.87 / 88.16   1000   0.001  90.17 / 85.29  90.67 / 85.30
 500    0.01   95.34 / 87.87  95.81 / 89.12
 
-The test set was scored once, after epoch 50: compare with `final`. The report calls the network
+The report scored the test set once, after epoch 50: compare with `final`. It calls the network
 ResNet-18, and names 88.30 as its best where its own table has 89.12. Its code also lists a learning
 rate of 0.0001.
 Expected, not measured yet: these accuracies. 50 epochs are about 48 minutes on two CPU cores and

@@ -6,7 +6,7 @@ import errno
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 # What the system says of a place that can't be written, such as a full disk.
 _UNWRITABLE = (
@@ -57,6 +57,15 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 def pip_line(extra: str) -> str:
     """Returns the command that installs an extra of this package."""
     return f"pip install 'resnet-flax-cifar[{extra}]'"
+
+
+@contextlib.contextmanager
+def needing(extra: str, what: str) -> Iterator[None]:
+    """Tells in one line how to install what is missing of an extra, and what for."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise UserError(f"{what} needs {error.name}: {pip_line(extra)}") from None
 
 
 def unwritable(error: BaseException) -> int | None:

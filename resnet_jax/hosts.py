@@ -22,8 +22,8 @@ import numpy as np
 from flax.serialization import msgpack_restore, msgpack_serialize
 from jax.experimental.multihost_utils import broadcast_one_to_all, sync_global_devices
 
-from resnet_jax.errors import UserError, one_line
-from resnet_jax.platform import SAME
+from resnet_jax.errors import UserError, one_line, tell
+from resnet_jax.platform import SAME, show_cursor
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 # The numbers of processes that programs which start them tell; jax finds the rest.
@@ -126,9 +126,11 @@ def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL if now > first + SAME else number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    stops = signal.SIGINT, signal.SIGTERM
+    for number in stops:
         signal.signal(number, hand_on)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    show_cursor()  # the child, whose output is a file, can't
     told.setblocking(False)
     with contextlib.suppress(BlockingIOError):
         if status < 0 and (word := told.recv(1)):
@@ -137,10 +139,12 @@ def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
         _print_lost(f" (libraries say more in {noise})")
         return 1
     more = f" (libraries say more in {noise})"
-    if status >= 0 or status == -signal.SIGKILL:
+    if status >= 0 or -status in (signal.SIGKILL, *stops):
         noise.unlink(missing_ok=True)
         more = ""
-    if status < 0:
+    if -status in stops:  # while it waited for the others
+        tell("stopped before the first step; the same command again resumes\n")
+    elif status < 0:
         print(f"error: this process was killed by signal {-status}{more}", file=sys.stderr)
     return status if status >= 0 else 128 - status
 

@@ -44,7 +44,7 @@ from ml_collections import ConfigDict
 from resnet_jax import errors
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.errors import Interrupted, UserError, one_line, pip_line, tell, unknown
+from resnet_jax.errors import Interrupted, UserError, needing, one_line, tell, unknown
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC):
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:  # who reads the output has seen enough
@@ -185,10 +185,8 @@ def _train(settings: "_Settings") -> None:
 
 
 def _report(settings: "_Settings") -> None:
-    try:
+    with needing("report", "a report"):
         from resnet_jax.report.page import write_report
-    except ModuleNotFoundError as error:
-        raise UserError(f"a report needs {error.name}: {pip_line('report')}") from None
 
     print(f"report  {write_report([settings.workdir, *settings.paths])}")
 

@@ -36,11 +36,9 @@ def mismatch(template: Any, arrays: Mapping[str, Any]) -> str:
     return ""
 
 
-def map_with_path(function: Callable[..., Any], tree: Any, *trees: Any) -> Any:
-    """Returns a tree of `function(path, *leaves)`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(_name(path), *leaves), tree, *trees
-    )
+def map_with_path(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """Returns a tree of `function(path, leaf)`."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_name(path), leaf), tree)
 
 
 def _name(path: Any) -> str:

@@ -1,6 +1,6 @@
 """Runs any rows of the published studies, and writes results/README.md from the records.
 
-python scripts/reproduce.py --rows R1.c,R2.V2.SGD,R5.500_0.01_off --seeds 3
+python scripts/reproduce.py --rows R1.b.augmented,R5.500_0.01_off --seeds 3
 python scripts/reproduce.py --all --better --budget 2h
 python scripts/reproduce.py --record RUN "FILE:VARIANT --config.FIELD=VALUE"   of a finished run
 python scripts/reproduce.py --check                     compares tables, records and configs
@@ -173,10 +173,9 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
         *(*own, *mode, *flags, f"--workdir={folder}"),
     ]
     print(f"== {config}, seed {seed}", flush=True)
-    process = subprocess.Popen(command, cwd=ROOT)
+    process = subprocess.Popen(command, cwd=ROOT, process_group=0)  # its signals come from here
 
     def stop(number: int, frame: object) -> None:
-        process.terminate()  # it saves its step
         raise KeyboardInterrupt
 
     # A training outlives its terminal, and this does not.
@@ -184,14 +183,13 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
     handlers = {number: signal.signal(number, stop) for number in numbers}
     try:
         process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
-    except subprocess.TimeoutExpired:
+    except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         process.send_signal(signal.SIGINT)  # it saves its step
         process.wait()
+        if isinstance(error, KeyboardInterrupt):
+            raise
         print("the budget is spent; the same command goes on", file=sys.stderr)
         raise Spent from None
-    except KeyboardInterrupt:
-        process.wait()  # it has got a signal too
-        raise
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -38,8 +38,9 @@ _INTRODUCTION = """# Results
 
 This file is written by `python scripts/reproduce.py` from the records beside it, and compared with
 them and the configs by `--check`. Each row is one command, `python -m resnet_jax.main
---config=configs/CONFIG`, or `python scripts/reproduce.py --rows ROW --seeds 3`, for our recipe of a
-row with `--better`. `final` is the test accuracy after the last epoch, `best` that of the best
+--config=configs/CONFIG`, for a search with `--mode=search --workdir=FOLDER`; or `python
+scripts/reproduce.py --rows ROW --seeds 3`, which runs what has no record yet, with `--better` our
+recipe of the row too. `final` is the test accuracy after the last epoch, `best` that of the best
 epoch: chosen by validation where there are validation images, and else by the test set itself.
 `train` is the mean over the images of the last epoch, augmented and in mid-training. With several
 seeds: mean ± deviation of a sample (number of seeds). "our recipe" is the study's own model by our
@@ -234,13 +235,13 @@ def _size(config: str) -> tuple[int, int]:
 
 
 @functools.cache
-def _speeds(file: str) -> dict[int, float]:
+def _speeds(file: str, dtype: str) -> dict[int, float]:
     """Returns the FLOP/s of training on a CPU, by the multiply-accumulates of an image."""
     rows = json.loads((RESULTS / file).read_text())["training"]
     return {
         _network(row["model"], (32, 32, 3), "{}")[1]: row["flops"]
         for row in rows
-        if row["contestant"] == OURS and row["dtype"] == "float32"
+        if row["contestant"] == OURS and row["dtype"] == dtype
     }
 
 
@@ -248,7 +249,8 @@ def _cost(config: str) -> str:
     """Returns how long all runs of a row would take two CPU cores, about."""
     settings, epochs = loaded(config)
     family = "-vit" if settings.model.name.startswith("vit") else ""
-    macs, speeds = _size(config)[1], _speeds(f"benchmark-cpu{family}.json")
+    dtype = settings.model.dtype.replace("auto", "float32")
+    macs, speeds = _size(config)[1], _speeds(f"benchmark-cpu{family}.json", dtype)
     nearest = min(speeds, key=lambda known: abs(math.log(known / macs)))
     if settings.init.cached_stage:  # one forward pass for all epochs
         seconds = 2 * macs * 60_000 / speeds[nearest]

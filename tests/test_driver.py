@@ -76,7 +76,7 @@ def test_evaluation_is_exact_for_any_batch_size(tiny):
 
 def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     variables = tiny.state().variables()
-    images = np.asarray(tiny.data["test"].images[:50])
+    images = tiny.dataset.test.at(np.arange(50))
     whole = tiny.evaluator.probabilities(variables, images, 50)
     parts = tiny.evaluator.probabilities(variables, images, 20)
     assert whole.shape == parts.shape == (50, 10)
@@ -84,7 +84,7 @@ def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     np.testing.assert_allclose(whole.sum(axis=1), 1, rtol=1e-5)
     before = tiny.evaluator._classify._cache_size()
     for count in (40, 30):
-        tiny.evaluator.probabilities(variables, images[:count], 20)
+        tiny.evaluator.probabilities(variables, images.at(np.arange(count)), 20)
     assert tiny.evaluator._classify._cache_size() == before
 
 
@@ -97,7 +97,7 @@ def test_weights_are_handed_to_the_devices_once(tiny, monkeypatch):
 
     monkeypatch.setattr(tiny.evaluator, "_classify", classify_and_note)
     variables = jax.tree.map(np.asarray, tiny.state().variables())
-    tiny.evaluator.probabilities(variables, tiny.dataset.test.images[:50], 20)
+    tiny.evaluator.probabilities(variables, tiny.dataset.test.at(np.arange(50)), 20)
     assert len(given) == 3
     for leaves in zip(*given, strict=True):
         assert isinstance(leaves[0], jax.Array)

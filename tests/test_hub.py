@@ -29,10 +29,10 @@ def hub(tmp_path, monkeypatch):
         shutil.copytree(folder_path, root / repo_id, dirs_exist_ok=True)
 
     def hf_hub_download(repo_id, name, revision):
-        assert revision is None
+        assert revision in (None, "v1")
         if not (root / repo_id).is_dir():
             raise huggingface_hub.errors.LocalEntryNotFoundError("404\nno such repository")
-        return root / repo_id / name
+        return root / repo_id / (revision or "") / name
 
     monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
     repository = types.SimpleNamespace(repo_id="me/tiny")
@@ -56,6 +56,8 @@ def test_an_exported_run_is_loaded_by_its_address(hub, plain_run, capsys):
     jax.tree.map(np.testing.assert_array_equal, variables, run.variables)
     assert weights_file(ADDRESS, "resnet_small", print) == hub / "me/tiny/model.safetensors"
     assert Classifier.of_weights(ADDRESS).class_names == run.info.class_names
+    old = shutil.copytree(hub / "me/tiny", hub / "me/tiny/v1") / "model.safetensors"
+    assert weights_file(f"{ADDRESS}@v1", "resnet_small", print) == old
 
 
 def test_the_folder_says_what_the_model_is(hub, plain_run):

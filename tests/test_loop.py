@@ -217,6 +217,15 @@ def test_parameters_of_half_precision_are_saved_and_restored_as_such(tmp_path):
     assert {a.dtype.name for a in jax.tree.leaves(found)} == {"float32"}
 
 
+def test_a_run_goes_on_in_the_dtype_that_it_began_in(plain_run, tmp_path, monkeypatch):
+    # As where it began on several devices, and goes on on one.
+    monkeypatch.setattr(loop, "compute_dtype", lambda dtype: dtype.replace("auto", "bfloat16"))
+    config = tiny_run.get_config()
+    config.model.dtype = "auto"
+    workdir = shutil.copytree(plain_run[0], tmp_path / "run")
+    assert train_and_evaluate(config, workdir)[0] == plain_run[1]
+
+
 def test_finished_run_is_left_as_it_is(rich_run, tmp_path, monkeypatch):
     workdir = tmp_path / "run"
     shutil.copytree(rich_run[0], workdir)

@@ -147,6 +147,21 @@ def gradients_at(model, variables):
     return jax.device_get(jit(jax.value_and_grad(loss))(params, rest, images))
 
 
+@pytest.mark.parametrize("name", ["cnn", "alexnet", "resnet_small", "preact_resnet18", "vit_tiny"])
+def test_ranks_are_promoted_by_name(name):
+    model = small(name)
+    images = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.float32)
+
+    def loss(variables, images, train):
+        logits, _ = model.apply(variables, images, train, rngs={"dropout": KEY}, mutable=True)
+        return logits.sum()
+
+    with jax.numpy_rank_promotion("raise"):
+        for train in (True, False):
+            gradient = jax.grad(functools.partial(loss, train=train))
+            jax.jit(gradient).lower(shapes_of(model), images)
+
+
 def assert_gradients(model):
     value, grads = gradients(model)
     assert np.isfinite(value)

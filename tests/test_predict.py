@@ -347,6 +347,8 @@ def test_overlays_are_written(predict, folder, plain_run, tmp_path):
     longest = tmp_path / f"{83 * '漢'}.png"
     shutil.copy(folder / "airplane" / "png.png", longest)
     assert predict("--cam", longest, run=run)[0] == 0, "the number makes no name too long"
+    status, _, err = predict("--cam", tmp_path, run=run)
+    assert status == 2 and "cam, which is in " in err, "overlays would have overlays"
 
 
 def test_an_overlay_is_brightest_where_the_heat_is():

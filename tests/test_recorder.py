@@ -1,8 +1,10 @@
 """What a run records and shows."""
 
+import contextlib
 import io
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -255,3 +257,16 @@ def test_a_training_outlives_who_reads_what_it_prints():
         process.stderr.close()
         process.communicate(b"\n")
         assert process.returncode == 0 and file.read() == b"done"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_a_training_outlives_a_full_disk_of_its_output(monkeypatch):
+    with open("/dev/full", "w") as full, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", full)
+        terminal = Terminal()
+        terminal.note("one")
+        terminal.note("two")
+        terminal.close()
+    no_space = pytest.raises(OSError, match="No space left")
+    with contextlib.suppress(OSError), open("/dev/full", "w") as full, no_space:  # nor can it close
+        Terminal(stream=full).note("what a trial of a search keeps")

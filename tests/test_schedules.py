@@ -199,6 +199,7 @@ def test_fractional_step_counts_every_tick():
             "option anneal of schedule 'one_cycle' takes one of",
         ),
         (lambda: rates("plateau", patience=1.5), "takes a whole number, not 1.5"),
+        (lambda: rates("milestones", epochs=(1, 2), factor=1e300), "rate beyond all numbers"),
         (lambda: rates("cosine", warmup_epochs=12.0), "schedule.warmup_epochs is 12 of num_epochs"),
     ],
 )

@@ -20,9 +20,10 @@ from ml_collections import ConfigDict
 from resnet_jax import main
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override_search
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import UserError, without_secrets
 from resnet_jax.runs.records import History
-from resnet_jax.search import sampling, worker
+from resnet_jax.search import sampling, settings, worker
 from resnet_jax.search.settings import Search
 from resnet_jax.search.space import Axis, configured, draw, draws, grid, parse
 from resnet_jax.search.storage import SEARCH, open_storage
@@ -361,7 +362,7 @@ def test_a_search_ranks_on_validation_and_scores_the_winner_alone(tmp_path, caps
     assert [bool(row["test"]) for row in rows] == [True, False, False, False]
     assert "config.num_epochs" not in rows[0]  # it does not vary
     assert f"{rows[0]['score']}" in (tmp_path / "ranking.md").read_text()
-    assert "the test set was scored for the winner alone" in out
+    assert "the test set is scored for the winner alone" in out
     for number in range(4):
         records = tiny_run.records(tmp_path / "trials" / f"{number:04}")
         assert records[-1]["kind"] == "final" and records[-1]["test_accuracy"] is None
@@ -471,7 +472,7 @@ def test_a_trial_that_diverges_fails_and_the_others_go_on(tmp_path):
 @pytest.mark.parametrize(
     "space",
     [
-        {"optimizer": {"options": {"momentum": (0.9, 0.0), "nesterov": (False, True)}}},
+        {"optimizer": {"options": {"momentum": (0.0, 0.9), "nesterov": (True, False)}}},
         {"data": {"classes": ((0, 1), (0, 12))}},
     ],
 )
@@ -482,6 +483,27 @@ def test_what_is_refused_ends_no_search_side_by_side(tmp_path, monkeypatch, spac
     config.space = space
     worker.run_search(config, str(tmp_path))
     assert len(trained) == (8 if "optimizer" in space else 4)
+
+
+def test_points_are_ranked_where_test_images_can_not_be_read(tmp_path, monkeypatch):
+    def fail(*_):
+        raise UserError("they are gone")
+
+    fake_training(monkeypatch)
+    monkeypatch.setattr(worker, "evaluate_run", fail)
+    with pytest.raises(UserError, match="they are gone"):
+        worker.run_search(config_of(), str(tmp_path))
+    assert len(list(csv.DictReader((tmp_path / "ranking.csv").open()))) == 4
+
+
+def test_a_search_goes_on_with_the_same_images_alone(tmp_path, monkeypatch):
+    fake_training(monkeypatch)
+    worker.run_search(config_of(), str(tmp_path))
+    opened = open_dataset(config_of().base.data)
+    other = opened._replace(info=dataclasses.replace(opened.info, digest="other"))
+    monkeypatch.setattr(settings, "open_dataset", lambda config: other)
+    with pytest.raises(UserError, match=r"is of another search: images was .*, is 'other'"):
+        worker.run_search(config_of(), str(tmp_path))
 
 
 def test_a_search_whose_trials_all_diverge_says_so(tmp_path, capsys):

@@ -18,6 +18,7 @@ from PIL import Image
 
 from resnet_jax import evaluate_run, train_and_evaluate
 from resnet_jax.config import default_config
+from resnet_jax.data import parts
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.order import TrainingOrder
 from resnet_jax.data.parts import Encoded
@@ -197,7 +198,8 @@ def test_cached_features_are_those_of_resident_images():
         np.testing.assert_array_equal(whole, streamed)
 
 
-def test_image_files_are_cropped_at_random_by_seed_epoch_and_index(images):
+def test_image_files_are_cropped_at_random_by_seed_epoch_and_index(images, monkeypatch):
+    monkeypatch.setattr(parts, "_AT_ONCE", 2)
     config = folder_config(images)
     config.augment.resized_crop = 0.25
     examples = load_dataset(config.data).train

@@ -138,6 +138,7 @@ def test_wrappers_and_prefixes(tmp_path, is_zip, wrapper):
         "best_tensor": torch.tensor(1.0),
         "args": argparse.Namespace(lr=0.1),
         "optimizer": optimizer.state_dict(),
+        "scheduler": torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 7]).state_dict(),
         wrapper: torch.nn.DataParallel(module).state_dict(),
     }
     torch.save(checkpoint, tmp_path / "a.pth", _use_new_zipfile_serialization=is_zip)

@@ -106,12 +106,13 @@ def load(path: str) -> ConfigDict:
     return config
 
 
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns the config as one dict of dotted paths; open fields keep their dict.
+def flatten(config: Mapping[str, Any], prefix: str = "", whole: bool = True) -> dict[str, Any]:
+    """Returns the config as one dict of dotted paths.
 
     Args:
       config: a config, or the dict of one read from JSON.
       prefix: path of `config` itself, with its final dot.
+      whole: whether open fields keep their dict.
     """
     if isinstance(config, ConfigDict):
         try:
@@ -121,8 +122,8 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in config.items():
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and not _is_open(path):
-            flat |= flatten(value, f"{path}.")
+        if isinstance(value, Mapping) and not (whole and _is_open(path)):
+            flat |= flatten(value, f"{path}.", whole)
         else:
             flat[path] = dict(value) if isinstance(value, Mapping) else value
     return flat
@@ -221,10 +222,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[A
 
 def leaves(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values of a config as JSON has them, by paths, those of open fields too."""
-    found: dict[str, Any] = {}
-    for path, value in _plain(flatten(config)).items():
-        is_open = isinstance(value, dict)
-        found |= {f"{path}.{name}": v for name, v in value.items()} if is_open else {path: value}
+    found: dict[str, Any] = _plain(flatten(config, whole=False))
     return found
 
 

@@ -80,7 +80,7 @@ class Examples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def at(self, indices: jax.Array) -> "Examples":
+    def at(self, indices: jax.Array | np.ndarray) -> "Examples":
         """Returns those of some indices, integers `[batch]`."""
         return Examples(self.images[indices], self.labels[indices])
 

@@ -113,11 +113,8 @@ def _streams(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, IO[byte
                 yield name, stream
 
 
-class _Array:
+class _Array(restricted_pickle.Ignored):
     """Stands for `numpy.ndarray`; its content is turned into numbers only if it is asked for."""
-
-    def __init__(self, *_: Any) -> None:
-        pass
 
     def __setstate__(self, state: Any) -> None:
         self._state = state

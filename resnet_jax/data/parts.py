@@ -20,6 +20,8 @@ from resnet_jax.data.datasets import (
 from resnet_jax.data.image_files import Crop, File
 from resnet_jax.errors import UserError
 
+_AT_ONCE = 4096  # files, of which a dataset of tfds holds the contents while they are decoded
+
 
 class Files(Protocol):
     """Image files by index, or their contents; other processes are sent it by pickle."""
@@ -63,7 +65,12 @@ class Encoded:
 
     def read_all(self) -> np.ndarray:
         """Returns all images as `read` does, by many threads."""
-        return image_files.read([self.files[int(i)] for i in self.chosen], self.image_shape)
+        images = np.empty((len(self), *self.image_shape), np.uint8)
+        for start in range(0, len(self), _AT_ONCE):
+            part = self.chosen[start : start + _AT_ONCE]
+            files = [self.files[int(index)] for index in part]
+            images[start : start + len(part)] = image_files.read(files, self.image_shape)
+        return images
 
 
 def open_parts(

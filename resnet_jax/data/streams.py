@@ -55,7 +55,7 @@ def is_resident(info: DatasetInfo, config: ConfigDict) -> bool:
 class ExampleBatch(Examples):
     """The examples of one batch; on the host the images are those that its process reads."""
 
-    def at(self, indices: jax.Array) -> Examples:
+    def at(self, indices: jax.Array | np.ndarray) -> Examples:
         """Returns all of them: those of the indices are what a stream has brought."""
         return self
 

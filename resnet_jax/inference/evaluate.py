@@ -4,10 +4,11 @@ import contextlib
 import os
 
 from resnet_jax.config.load import selects
-from resnet_jax.data.datasets import Dataset, DatasetInfo
+from resnet_jax.data.datasets import Dataset, DatasetInfo, input_shape
 from resnet_jax.data.download import Progress
-from resnet_jax.data.registry import load_dataset
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import UserError
+from resnet_jax.models.registry import variable_shapes
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.terminal import Terminal
 from resnet_jax.training.devices import Devices, place
@@ -38,19 +39,31 @@ def evaluate_run(
 
     Raises:
       UserError: if there is no run, no checkpoint that can be used, or no data; if the data that
-        the config names is not what the run was trained on; or if the dataset has other classes or
-        channels.
+        the config names is not what the run was trained on; or if the dataset has other classes,
+        channels or sizes than the model can take.
     """
     task, state = restore(workdir, which)
     dataset = dataset or load_run_dataset(task, progress)
-    wanted, given = _kind(task.info), _kind(dataset.info)
+    check_suits(task, dataset.info)
+    return _score(task, state, dataset, batch_size, progress)
+
+
+def check_suits(task: Task, info: DatasetInfo) -> None:
+    """Refuses images of other classes, channels or sizes than a run's model can take."""
+    wanted, given = _kind(task.info), _kind(info)
     if wanted != given:
         raise UserError(f"the run is for {wanted}, the dataset has {given}")
-    names = zip(task.info.class_names, dataset.info.class_names, strict=True)
+    names = zip(task.info.class_names, info.class_names, strict=True)
     for label, (ours, theirs) in enumerate(names):
         if ours != theirs:
             raise UserError(f"class {label} of the run is {ours!r}, of the dataset {theirs!r}")
-    return _score(task, state, dataset, batch_size, progress)
+    shape, module = input_shape(info, task.config.data), task.network.module
+    if variable_shapes(module, shape) != variable_shapes(module, task.input_shape):
+        (height, width, _), (rows, columns, _) = task.input_shape, shape
+        raise UserError(
+            f"the run's model takes images of {height}x{width} pixels, the dataset's are "
+            f"{rows}x{columns}"
+        )
 
 
 def _kind(info: DatasetInfo) -> str:
@@ -79,9 +92,9 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
     Raises:
       UserError: if there is no data, or what the config names is not what the run was trained on.
     """
-    dataset = load_dataset(task.config.data, print, progress)
-    if dataset.info.digest != task.info.digest:
-        if dataset.info.name == task.info.name:
+    opened = open_dataset(task.config.data)
+    if opened.info.digest != task.info.digest:
+        if opened.info.name == task.info.name:
             raise UserError(
                 f"the images of {task.info.name!r} have changed since the run was trained; restore "
                 "them, or give those of then as `dataset`, from Python"
@@ -90,7 +103,7 @@ def load_run_dataset(task: Task, progress: Progress | None = None) -> Dataset:
             f"the run was trained on {task.info.name!r}, which its config does not name; give "
             "these images as `dataset`, from Python"
         )
-    return dataset
+    return opened.load(print, progress)
 
 
 def print_scores(workdir: str) -> None:

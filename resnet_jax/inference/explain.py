@@ -4,7 +4,6 @@ import functools
 import itertools
 import os
 import pathlib
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -148,12 +147,7 @@ def _call(
     """Returns logits and all maps of a model, of which one has an offset added to it."""
     maps: list[jax.Array] = []
 
-    def add_offset(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
+    def add_offset(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output = call(*args, **kwargs)
         if context.method_name != "__call__" or output.ndim != 4 or _is_pool(context.module):
             return output

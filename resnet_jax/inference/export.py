@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from resnet_jax.errors import UserError, pip_line
+from resnet_jax.errors import UserError, needing
 from resnet_jax.files import write_atomically, writing
 from resnet_jax.inference.model_card import complete_folder
 from resnet_jax.inference.scores import all_class_names
@@ -99,10 +99,8 @@ def program(network: Network, variables: Tree, image_shape: Sequence[int]) -> by
     (batch,) = jax.export.symbolic_shape("batch")
     images = jax.ShapeDtypeStruct((batch, *image_shape), jnp.uint8)
     exported = jax.export.export(classify, platforms=("cpu", "cuda", "tpu"))(images)
-    try:
+    with needing("export", "--mode=export"):
         return bytes(exported.serialize())
-    except ModuleNotFoundError as error:
-        raise UserError(f"--mode=export needs {error.name}: {pip_line('export')}") from None
 
 
 def export_hub(workdir: str | os.PathLike[str], address: str, which: str = "best") -> str:

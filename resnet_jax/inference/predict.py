@@ -8,6 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import default_config
+from resnet_jax.data.datasets import Examples
 from resnet_jax.errors import UserError
 from resnet_jax.inference.images import Name, OnBadImage, read_batches
 from resnet_jax.inference.scores import all_class_names
@@ -176,10 +177,9 @@ class Classifier:
           pixels: uint8 `[images, height, width, channels]`.
         """
         # Batches are filled up to a power of two, so that few programs serve.
-        count = len(pixels)
-        size = min(self._batch_size, 1 << (count - 1).bit_length())
-        filled = np.pad(pixels, ((0, -count % size), (0, 0), (0, 0), (0, 0)))
-        return self._evaluator.probabilities(self.variables, filled, size)[:count]
+        size = min(self._batch_size, 1 << (len(pixels) - 1).bit_length())
+        examples = Examples(pixels, np.zeros(len(pixels), np.int32))
+        return self._evaluator.probabilities(self.variables, examples, size)
 
     def _prediction(self, name: str, row: np.ndarray) -> Prediction:
         order = np.argsort(-row, kind="stable")

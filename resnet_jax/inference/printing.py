@@ -55,6 +55,12 @@ def print_predictions(
         classifier = Classifier.of_weights(weights) if weights else Classifier.of_run(workdir)
         folder = pathlib.Path(workdir) / "cam"
         watch = overlay_writer(classifier, folder) if cam else None
+    for name in filter(os.path.isdir, names if cam else ()):
+        if folder.resolve().is_relative_to(pathlib.Path(name).resolve()):
+            raise UserError(
+                f"--cam writes into {folder}, which is in {name}: give the images by a pattern, "
+                "such as '*.jpg', or from another folder"
+            )
     top = min(top, len(classifier.class_names))
     head, line = _FORMS[form](classifier.class_names, top)
     bad: list[UserError] = []

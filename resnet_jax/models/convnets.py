@@ -11,7 +11,7 @@ from jax import lax
 
 from resnet_jax.config.checks import Count, Rate
 from resnet_jax.models import layers
-from resnet_jax.models.layers import CountOrNone, FloatDtype, Sizes
+from resnet_jax.models.layers import CountOrNone, FloatDtype
 
 
 class CNN(nn.Module):
@@ -81,7 +81,7 @@ class AlexNet(nn.Module):
 
     num_classes: CountOrNone = 10
     num_filters: tuple[Count, Count, Count, Count, Count] = (64, 192, 384, 256, 256)
-    hidden_sizes: Sizes = (4096, 4096)
+    hidden_sizes: tuple[Count, Count] = (4096, 4096)
     dropout_rate: Rate = 0.5
     dtype: FloatDtype = jnp.float32
     param_dtype: FloatDtype = jnp.float32

@@ -118,7 +118,7 @@ class Conv(nn.Module):
             padding=((self.padding, self.padding), (self.padding, self.padding)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-        return y if bias is None else y + bias
+        return y if bias is None else y + jax.lax.broadcast_to_rank(bias, y.ndim)
 
 
 class Dense(nn.Module):
@@ -146,7 +146,8 @@ class Dense(nn.Module):
         bias_init = self.bias_init or torch_bias_init(x.shape[-1])
         bias = self.param("bias", bias_init, (self.features,), self.param_dtype)
         x, kernel, bias = promote_dtype(x, kernel, bias, dtype=self.dtype)
-        return x @ kernel + bias
+        y = x @ kernel
+        return y + jax.lax.broadcast_to_rank(bias, y.ndim)
 
 
 class Function(nn.Module):

@@ -41,8 +41,10 @@ def normalize(
     x32 = x.astype(jnp.float32)
     count = x.size // x.shape[-1]
     mean = _sum(x32) / count
-    var = _sum(jnp.square(x32 - mean)) / count
-    y = (x32 - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    rows = functools.partial(lax.broadcast_to_rank, rank=x.ndim)
+    centred = x32 - rows(mean)
+    var = _sum(jnp.square(centred)) / count
+    y = centred * rows(lax.rsqrt(var + epsilon) * scale) + rows(bias)
     for other in shortcut:
         y = y + other.astype(jnp.float32)
     return (nn.relu(y) if relu else y).astype(x.dtype), mean, var
@@ -84,7 +86,8 @@ def normalize_gradient(
         dy = jnp.where(y[0] > 0, dy, 0)
     dy32 = dy.astype(jnp.float32)
     count = x.size // x.shape[-1]
-    centred = x.astype(jnp.float32) - mean
+    rows = functools.partial(lax.broadcast_to_rank, rank=x.ndim)
+    centred = x.astype(jnp.float32) - rows(mean)
     rstd = lax.rsqrt(var + epsilon)
     dbias = _sum(dy32)
     dscale = _sum(dy32 * centred) * rstd
@@ -92,7 +95,7 @@ def normalize_gradient(
     factor = rstd * scale
     slope = (2 * dvar - factor * rstd * dscale) / count
     offset = (dmean - factor * dbias) / count
-    dx = factor * dy32 + slope * centred + offset
+    dx = rows(factor) * dy32 + rows(slope) * centred + rows(offset)
     return (dx.astype(x.dtype), dscale, dbias, *([dy] if shortcut else []))
 
 
@@ -256,7 +259,8 @@ class BatchNorm(nn.Module):
                 return y
         else:
             factor = lax.rsqrt(running_var.value + self.epsilon) * scale
-            y = (x.astype(jnp.float32) - running_mean.value) * factor + bias
+            rows = functools.partial(lax.broadcast_to_rank, rank=x.ndim)
+            y = (x.astype(jnp.float32) - rows(running_mean.value)) * rows(factor) + rows(bias)
             y = y.astype(dtype)
         if shortcut is not None:
             y = y + shortcut

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config.checks import Rate, checked
+from resnet_jax.config.checks import Bounds, Rate, checked
 from resnet_jax.errors import UserError
 from resnet_jax.models import layers
 from resnet_jax.models.layers import Activation, CountOrNone, Depth, Depths, FloatDtype, Sizes
@@ -260,6 +260,8 @@ class ResNet(layers.StagedClassifier):
                 )
         if self.num_convs != 2 and not issubclass(self.block_cls, BasicBlock):
             raise UserError("model option num_convs is for block_cls BasicBlock only")
+        convs = self.num_convs * sum(self.stage_sizes)
+        Bounds(high=2_000)("model options num_convs times stage_sizes, added up,", convs)
         if self.block_dropout_rate and not self.block_cls.pre_activation:
             raise UserError("model option block_dropout_rate is for pre-activation blocks only")
         if self.shortcut == "none" and (self.stochastic_depth_rate or self.zero_init_residual):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from resnet_jax.data import streams
 from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
 from resnet_jax.errors import UserError
-from resnet_jax.inference.evaluate import load_run_dataset
+from resnet_jax.inference.evaluate import check_suits, load_run_dataset
 from resnet_jax.inference.scores import (
     Bin,
     all_class_names,
@@ -173,6 +173,8 @@ def find(
       UserError: if there is no checkpoint that can be used.
     """
     task, state = restore(workdir, "best")
+    if dataset:
+        check_suits(task, dataset.info)
     variables = state.variables()
     filters = _first_filters(run, variables)
     if not run.config.evaluate.score_test:
@@ -191,15 +193,9 @@ def find(
 
 def _findings(task: Task, variables: Tree, test: Examples, names: Sequence[str]) -> TestFindings:
     devices, labels = Devices(), np.asarray(test.labels)
-    evaluator = Evaluator(task.network, devices)
-    variables = devices.put(variables)
     examples = place(test, task.info, task.config, devices)
     size = min(task.config.evaluate.batch_size, len(test))
-    parts = [
-        evaluator.probabilities(variables, np.asarray(read.at(jnp.asarray(indices)).images), size)
-        for indices, _, read in streams.padded_reads(examples, size)
-    ]
-    shares = np.concatenate(parts)[: len(test)]
+    shares = Evaluator(task.network, devices).probabilities(variables, examples, size)
 
     def images(indices: np.ndarray) -> np.ndarray:
         return np.asarray(streams.read_now(examples, indices, 0).at(jnp.asarray(indices)).images)

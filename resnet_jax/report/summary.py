@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -57,12 +57,7 @@ def layer_table(model: nn.Module, input_shape: Sequence[int]) -> list[Layer]:
     """
     layers: list[Layer] = []
 
-    def record(
-        call: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
+    def record(call: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         output, module = call(*args, **kwargs), context.module
         if context.method_name != "__call__" or getattr(module, "rate", None) == 0:
             return output

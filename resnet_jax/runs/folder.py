@@ -137,6 +137,13 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
     return config_lib.validate(saved["config"]), saved["dataset"]
 
 
+def dtype(path: str | os.PathLike[str]) -> str:
+    """Returns the dtype that a run began in, and goes on in on any device; empty: it has not."""
+    with contextlib.suppress(UserError):
+        return str(read_run(path)[0].model.dtype)
+    return ""
+
+
 def _lack(path: str | os.PathLike[str]) -> str:
     """Returns what is wrong with a folder that holds no checkpoint."""
     if not os.path.isdir(path):

@@ -57,7 +57,7 @@ COLUMNS = (
 
 
 class _Stream:
-    """A stream whose terminal may be closed: then it is a pipe that nobody reads."""
+    """A stream that may be closed or full: then it is a pipe that nobody reads."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -79,7 +79,7 @@ def _closed_is_broken() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno != errno.EIO:
+        if error.errno not in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise BrokenPipeError from error
 
@@ -88,7 +88,7 @@ class _Console(Console):
     """A console that a training outlives: who reads the output may have seen enough."""
 
     def __init__(self, stream: TextIO | None) -> None:
-        file: Any = _Stream(stream or sys.stdout)
+        file: Any = stream or _Stream(sys.stdout)  # what a run's own file can't take is an error
         super().__init__(file=file, highlight=False, soft_wrap=True, emoji=False)
 
     def on_broken_pipe(self) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import flatten
-from resnet_jax.errors import UserError, pip_line
+from resnet_jax.errors import UserError, needing
 from resnet_jax.runs.records import Record, is_number
 
 PROJECT = "resnet_jax"
@@ -111,8 +111,5 @@ def numbers(record: Record) -> dict[str, float]:
 
 
 def _imported(name: str) -> Any:
-    try:
+    with needing(name, f"config field log.{name}"):
         return importlib.import_module(name)
-    except ModuleNotFoundError:
-        hint = f"config field log.{name} needs the package {name}: {pip_line(name)}"
-        raise UserError(hint) from None

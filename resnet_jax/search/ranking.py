@@ -41,7 +41,7 @@ def _said(search: Search) -> str:
     if search.settings.select_on_test:
         return f"Ranked by the {metric} score on the test set itself."
     return (
-        f"Ranked by the {metric} score on validation images; the test set was scored for the "
+        f"Ranked by the {metric} score on validation images; the test set is scored for the "
         "winner alone."
     )
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.checks import checked
 from resnet_jax.config.fields import RESUMABLE, SEARCH_FIELDS
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import UserError, shown, unknown
 from resnet_jax.platform import compute_dtype
 from resnet_jax.search import sampling
@@ -19,6 +21,7 @@ from resnet_jax.search.trials import MEASURES
 from resnet_jax.training.task import check_names
 
 _DRAWN = 1000  # points whose values are checked where there is no grid
+_TRIED = 100  # points with a value that are tried until one can be trained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,10 +88,16 @@ class Search:
             "number": SEARCH,
             **{path: value for path, value in base.items() if path[5:] not in RESUMABLE},
             **{f"space.{axis.path}": dataclasses.asdict(axis) for axis in self.axes},
+            "images": self._digest(),
             **{f"search.{name}": self.settings[name] for name in kept},
             "seeds": self.seeds,
         }
         return json.loads(json.dumps(found))
+
+    def _digest(self) -> str:
+        """Returns that of the images, or "" where trials have different ones."""
+        varies = any(axis.path.startswith("data.") for axis in self.axes)
+        return "" if varies else open_dataset(self.base.data).info.digest
 
 
 def _scored(base: ConfigDict, settings: ConfigDict) -> ConfigDict:
@@ -134,17 +143,33 @@ def _check_trials(
     base: ConfigDict, axes: Sequence[Axis], points: Sequence[Point], seeds: Sequence[int]
 ) -> None:
     """Refuses seeds, values of lists and ends of ranges that trials would, before any trains."""
-    first: dict[tuple[str, Any], Point] = {}  # the first point with a value
+    having: dict[tuple[str, Any], list[Point]] = {}  # the points with a value
     for axis in axes:
         for point in points:
             if axis.path in point:
                 values = (point[axis.path],) if axis.values else (axis.low, axis.high)
                 for value in values:
-                    first.setdefault((axis.path, label(value)), point | {axis.path: value})
-    for point in first.values():
-        _check_config(configured(base, point))
+                    alike = having.setdefault((axis.path, label(value)), [])
+                    alike.append(point | {axis.path: value})
+    good = points[0]
+    for alike in having.values():
+        some = random.Random(0).sample(alike, min(_TRIED, len(alike)))
+        good = _first_good(base, some)
     for seed in seeds:
-        _check_config(configured(base, points[0], seed=seed))
+        _check_config(configured(base, good, seed=seed))
+
+
+def _first_good(base: ConfigDict, points: Sequence[Point]) -> Point:
+    """Returns the first point that can be trained, or refuses what all of them have in common."""
+    problems = []
+    for point in points:
+        try:
+            _check_config(configured(base, point))
+        except UserError as error:
+            problems.append(error)
+        else:
+            return point
+    raise problems[0]
 
 
 def _check_config(config: ConfigDict) -> None:

@@ -171,12 +171,7 @@ def configured(base: ConfigDict, point: Mapping[str, Any], **fields: Any) -> Con
         if point.get(f"{group}.name", base[group].name) != base[group].name:
             config[group].options = ConfigDict()
     with config.ignore_type():
-        for path, value in {**point, **fields}.items():
-            *groups, name = path.split(".")
-            node = config
-            for group in groups:
-                node = node[group]
-            node[name] = value
+        config.update_from_flattened_dict({**point, **fields})
     return config_lib.validate(config)
 
 

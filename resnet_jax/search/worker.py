@@ -67,9 +67,12 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
                 raise Interrupted("stopped between two trials", received[0])
         board.close()
         with study.locked():  # workers may end at the same moment
-            _score_winner(study, board)
-            found = study.standings()
-            board.note(write_ranking(folder, search, found))
+            try:
+                _score_winner(study, board)
+            finally:  # points are ranked, though none was completed or test images can't be read
+                found = study.standings()
+                ranking = write_ranking(folder, search, found)
+            board.note(ranking)
             plots = write_plots(folder, search.axes, search.settings, found)
         missing = f"need the extra report: {pip_line('report')}"
         board.note(f"plots: {', '.join(plots) or missing}")

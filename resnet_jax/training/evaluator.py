@@ -7,7 +7,6 @@ import numpy as np
 
 from resnet_jax.data.datasets import Examples
 from resnet_jax.data.download import Progress
-from resnet_jax.data.order import padded_batches
 from resnet_jax.data.streams import Stream, padded_reads
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.hyperparameters import shared, structure
@@ -54,21 +53,22 @@ class Evaluator:
                 progress("scoring", done, number)
         return metrics
 
-    def probabilities(self, variables: Tree, images: np.ndarray, batch_size: int) -> np.ndarray:
+    def probabilities(
+        self, variables: Tree, examples: Examples | Stream, batch_size: int
+    ) -> np.ndarray:
         """Returns the probability of each class for each image, float32 `[images, num_classes]`.
 
         Args:
           variables: the model's parameters and statistics.
-          images: uint8 `[images, height, width, channels]`.
+          examples: the images.
           batch_size: images per step; the last one is filled up, so that one program serves.
         """
         variables = self._devices.put(variables)
-        batch_size = min(batch_size, len(images))
         parts = [
-            np.asarray(self._classify(variables, images[indices]))
-            for indices, _ in padded_batches(len(images), batch_size)
+            np.asarray(self._classify(variables, np.asarray(read.at(indices).images)))
+            for indices, _, read in padded_reads(examples, batch_size)
         ]
-        return np.concatenate(parts)[: len(images)]
+        return np.concatenate(parts)[: len(examples)]
 
 
 def _score_batch(

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -38,12 +38,7 @@ def frozen_norms(frozen: str) -> Iterator[None]:
       frozen: regular expression of the paths of frozen parameters; empty: none.
     """
 
-    def call(
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        context: nn.module.InterceptorContext,
-    ) -> Any:
+    def call(function: Any, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
         module = context.module
         if isinstance(module, BatchNorm) and "train" in kwargs:
             path = "/".join((*module.path, "scale"))

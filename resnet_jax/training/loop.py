@@ -100,6 +100,8 @@ def training(
 ) -> Training[tuple[Record, TrainState]]:
     """Yields each dispatch, and is sent what came of it; see `train_and_evaluate`."""
     config = validate(config)
+    if config.model.dtype == "auto":
+        config.model.dtype = hosts.share(lambda: folders.dtype(workdir)) or "auto"
     config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()

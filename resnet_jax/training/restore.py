@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from resnet_jax.config.load import selects
 from resnet_jax.data.datasets import DatasetInfo
-from resnet_jax.errors import UserError
+from resnet_jax.errors import UserError, unknown
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
 from resnet_jax.runs.records import ranked
@@ -51,6 +51,8 @@ def load_run(workdir: str | os.PathLike[str], which: str = "best") -> Restored:
 
 def restore(workdir: str | os.PathLike[str], which: str) -> tuple[Task, TrainState]:
     """Returns what a run is made of and a state without that of the optimizer; see `load_run`."""
+    if which not in (known := ("best", "newest")):
+        raise unknown("checkpoint", which, known)
     config, info = folders.read_run(workdir)
     task = create_task(config, DatasetInfo.from_json(info))
     directory = pathlib.Path(workdir) / folders.CHECKPOINTS

@@ -196,9 +196,16 @@ def learning_rates(config: ConfigDict, num_epochs: int, steps_per_epoch: int) ->
     clock = Clock(max(num_epochs - warmup, 0.0), 1.0 if per_epoch else 1.0 / steps_per_epoch)
     steps = np.arange(num_epochs * steps_per_epoch)
     now = steps // steps_per_epoch if per_epoch else steps / steps_per_epoch
-    factors = SCHEDULES[config.name](np.maximum(now - warmup, 0.0), clock, **options)
     # Never quite zero: the first step must count, and the first one after the warm-up is the first
     # with the full rate.
     warming = (steps + 1) / (warmup * steps_per_epoch + 1)
-    factors = np.where(steps < warmup * steps_per_epoch, warming, factors)
-    return (peak * factors).astype(np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        factors = SCHEDULES[config.name](np.maximum(now - warmup, 0.0), clock, **options)
+        factors = np.where(steps < warmup * steps_per_epoch, warming, factors)
+        rates = (peak * factors).astype(np.float32)
+    if not np.isfinite(rates).all():
+        raise UserError(
+            f"schedule {config.name!r} raises the learning rate beyond all numbers; change its "
+            "options, or lower optimizer.learning_rate"
+        )
+    return rates

@@ -165,7 +165,7 @@ def muon(
     *,
     momentum: Decay = 0.95,
     nesterov: bool = True,
-    newton_schulz_steps: Annotated[int, Bounds(low=1)] = 5,
+    newton_schulz_steps: Annotated[int, Bounds(1, 100)] = 5,
     coefficients: tuple[float, float, float] = (3.4445, -4.7750, 2.0315),
     pattern: Pattern = r"^(?!head/).*kernel$",
     beta1: Decay = 0.9,

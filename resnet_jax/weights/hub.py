@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from types import ModuleType
 
-from resnet_jax.errors import UserError, pip_line
+from resnet_jax.errors import UserError, needing
 
 PREFIX = "hf://"
 FILE = "model.safetensors"
@@ -65,10 +65,8 @@ def publish(folder: pathlib.Path, address: str) -> None:
 @contextlib.contextmanager
 def _hub(address: str) -> Iterator[ModuleType]:
     """Yields huggingface_hub, whose errors become one line."""
-    try:
+    with needing("hub", address):
         import huggingface_hub
-    except ModuleNotFoundError as error:
-        raise UserError(f"{address} needs {error.name}: {pip_line('hub')}") from None
     try:
         yield huggingface_hub
     except UserError:

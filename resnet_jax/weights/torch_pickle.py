@@ -105,5 +105,5 @@ _ALLOWED: dict[str, Any] = {
     **{f"torch.{np.dtype(dtype).name}": None for dtype in _DTYPES.values()},
     **dict.fromkeys(["torch.Size", "torch.device", "argparse.Namespace", "numpy.dtype"], Ignored),
     **dict.fromkeys([f"numpy.{core}.multiarray.scalar" for core in ("core", "_core")], Ignored),
-    "_codecs.encode": Ignored,
+    **dict.fromkeys(["_codecs.encode", "collections.Counter"], Ignored),  # the latter of schedules
 }

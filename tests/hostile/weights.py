@@ -235,6 +235,8 @@ def headers():
         "model_path": {"model": "../../canary"},
         "model_code": {"model": CODE},
         "deep_model": {"options": {"stage_sizes": [10**6]}},
+        "deep_blocks": {"options": {"stage_sizes": [333] * 3, "num_convs": 1000}},
+        "deep_head": {"model": "alexnet", "options": {"hidden_sizes": [1] * 10**6}},
         "wide_model": {"options": {"num_filters": [10**6] * 3}},
         "code_option": {"options": {"activation": CODE}},
         "named_option": {"options": {"name": "x"}},
