@@ -142,8 +142,8 @@ def _attend(child: int, told: socket.socket, noise: pathlib.Path) -> int:
     if status >= 0 or -status in (signal.SIGKILL, *stops):
         noise.unlink(missing_ok=True)
         more = ""
-    if -status in stops:  # while it waited for the others
-        tell("stopped before the first step; the same command again resumes\n")
+    if -status in stops:  # while it waited for the others, or by a second signal
+        tell("stopped; the same command again resumes\n")
     elif status < 0:
         print(f"error: this process was killed by signal {-status}{more}", file=sys.stderr)
     return status if status >= 0 else 128 - status

@@ -185,7 +185,11 @@ def run(config: str, seed: int, flags: Sequence[str], deadline: float) -> str:
         process.wait(max(deadline - time.monotonic(), 0) if deadline else None)
     except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
         process.send_signal(signal.SIGINT)  # it saves its step
-        process.wait()
+        try:
+            process.wait()
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)  # a second one ends it at once
+            raise
         if isinstance(error, KeyboardInterrupt):
             raise
         print("the budget is spent; the same command goes on", file=sys.stderr)

@@ -11,7 +11,7 @@ from resnet_jax.errors import UserError
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.task import create_task
-from resnet_jax.trees import map_with_path
+from resnet_jax.trees import named_leaves
 
 NETS = {
     "vgg": (
@@ -53,8 +53,8 @@ def trained(tiny, network=None, steps=3):
 
 def changed(before, after):
     """Returns the paths of the leaves that differ."""
-    differ = map_with_path(lambda path, a, b: path if (a != b).any() else "", before, after)
-    return {path for path in jax.tree.leaves(differ) if path}
+    pairs = zip(named_leaves(before), named_leaves(after), strict=True)
+    return {path for (path, a), (_, b) in pairs if (a != b).any()}
 
 
 def test_frozen_parameters_and_statistics_stay():

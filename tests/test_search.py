@@ -555,7 +555,7 @@ def test_another_search_is_refused(address, tmp_path, monkeypatch, capsys):
     assert "is of another search: space.optimizer.weight_decay was" in capsys.readouterr().err
     assert run(tmp_path, *flags, "--config.base.batch_size=60") == 2
     assert "base.batch_size was 120, is 60" in capsys.readouterr().err
-    assert run(tmp_path, *flags, "--config.base.data.name=npz:x.npz") == 2
+    assert run(tmp_path, *flags, "--config.base.data.name=mnist") == 2
     assert "base.data.name was" in capsys.readouterr().err
     assert run(tmp_path, *flags, "--config.search.keep=best") == 0
 

@@ -58,8 +58,9 @@ def check_suits(task: Task, info: DatasetInfo) -> None:
         if ours != theirs:
             raise UserError(f"class {label} of the run is {ours!r}, of the dataset {theirs!r}")
     shape, module = input_shape(info, task.config.data), task.network.module
-    if variable_shapes(module, shape) != variable_shapes(module, task.input_shape):
-        (height, width, _), (rows, columns, _) = task.input_shape, shape
+    own = task.input_shape
+    if shape != own and variable_shapes(module, shape) != variable_shapes(module, own):
+        (height, width, _), (rows, columns, _) = own, shape
         raise UserError(
             f"the run's model takes images of {height}x{width} pixels, the dataset's are "
             f"{rows}x{columns}"

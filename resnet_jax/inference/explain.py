@@ -4,6 +4,7 @@ import functools
 import itertools
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from resnet_jax.errors import UserError
 from resnet_jax.files import writing
 from resnet_jax.inference.predict import Classifier, Prediction, Watch
 from resnet_jax.models.layers import Function
@@ -101,16 +103,24 @@ def overlay(pixels: np.ndarray, heat: np.ndarray) -> Image.Image:
     return Image.fromarray(((1 - strength) * below + strength * colours).astype(np.uint8))
 
 
-def overlay_writer(classifier: Classifier, folder: pathlib.Path) -> Watch:
+def overlay_writer(classifier: Classifier, folder: pathlib.Path, images: Sequence[str]) -> Watch:
     """Returns what writes overlays of what speaks for the predicted class of each image of a batch.
 
     Args:
       classifier: what predicts.
       folder: where they go, named by the number of the image and the name of its file; it is made.
+      images: names of files and folders, which are read while overlays are written.
 
     Raises:
-      UserError: if the folder can't be made, and from what is returned if a file can't be written.
+      UserError: if the folder can't be made, or is in one of the images, and from what is returned
+        if a file can't be written.
     """
+    for name in filter(os.path.isdir, images):
+        if folder.resolve().is_relative_to(pathlib.Path(name).resolve()):
+            raise UserError(
+                f"--cam writes into {folder}, which is in {name}: give the images by a pattern, "
+                "such as '*.jpg', or from another folder"
+            )
     with writing(folder):
         folder.mkdir(exist_ok=True)
     names, numbers = classifier.class_names, itertools.count(1)

@@ -54,13 +54,7 @@ def print_predictions(
     with contextlib.redirect_stdout(sys.stderr):  # what is said of a damaged checkpoint
         classifier = Classifier.of_weights(weights) if weights else Classifier.of_run(workdir)
         folder = pathlib.Path(workdir) / "cam"
-        watch = overlay_writer(classifier, folder) if cam else None
-    for name in filter(os.path.isdir, names if cam else ()):
-        if folder.resolve().is_relative_to(pathlib.Path(name).resolve()):
-            raise UserError(
-                f"--cam writes into {folder}, which is in {name}: give the images by a pattern, "
-                "such as '*.jpg', or from another folder"
-            )
+        watch = overlay_writer(classifier, folder, names) if cam else None
     top = min(top, len(classifier.class_names))
     head, line = _FORMS[form](classifier.class_names, top)
     bad: list[UserError] = []

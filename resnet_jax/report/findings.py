@@ -170,7 +170,7 @@ def find(
       width, channels, filters]`, and why there are no images, if so.
 
     Raises:
-      UserError: if there is no checkpoint that can be used.
+      UserError: if there is no checkpoint that can be used, or the dataset does not suit the run.
     """
     task, state = restore(workdir, "best")
     if dataset:

@@ -41,7 +41,8 @@ def write_report(
       The path of the page.
 
     Raises:
-      UserError: if there is no run or no checkpoint that can be used, or the page can't be written.
+      UserError: if there is no run or no checkpoint that can be used, the dataset does not suit the
+        run, or the page can't be written.
     """
     runs = [findings.read(workdir) for workdir in workdirs]
     if len({run.name for run in runs}) < len(runs):

@@ -139,7 +139,7 @@ def read_run(path: str | os.PathLike[str]) -> tuple[ConfigDict, dict[str, Any]]:
 
 def dtype(path: str | os.PathLike[str]) -> str:
     """Returns the dtype that a run began in, and goes on in on any device; empty: it has not."""
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):  # of which `claim` tells
         return str(read_run(path)[0].model.dtype)
     return ""
 

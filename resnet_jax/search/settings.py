@@ -21,6 +21,10 @@ from resnet_jax.search.trials import MEASURES
 from resnet_jax.training.task import check_names
 
 _DRAWN = 1000  # points whose values are checked where there is no grid
+_OF_IMAGES = {
+    f"data.{name}"
+    for name in ("name", "dir", "classes", "image_size", "test_fraction", "on_bad_image")
+}
 _TRIED = 100  # points with a value that are tried until one can be trained
 
 
@@ -96,7 +100,7 @@ class Search:
 
     def _digest(self) -> str:
         """Returns that of the images, or "" where trials have different ones."""
-        varies = any(axis.path.startswith("data.") for axis in self.axes)
+        varies = any(axis.path in _OF_IMAGES for axis in self.axes)
         return "" if varies else open_dataset(self.base.data).info.digest
 
 
@@ -150,7 +154,7 @@ def _check_trials(
                 values = (point[axis.path],) if axis.values else (axis.low, axis.high)
                 for value in values:
                     alike = having.setdefault((axis.path, label(value)), [])
-                    alike.append(point | {axis.path: value})
+                    alike.append(point if axis.values else point | {axis.path: value})
     good = points[0]
     for alike in having.values():
         some = random.Random(0).sample(alike, min(_TRIED, len(alike)))

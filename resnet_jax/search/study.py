@@ -34,14 +34,14 @@ class Study:
         """Opens the storage, and takes note of the search there.
 
         Raises:
-          UserError: if it can't be reached, or is of another search.
+          UserError: if it can't be reached, or is of another search; or if there are no images.
         """
         self.search, self.workdir = search, workdir
         self._draws, self._drawn = draws(search.axes, search.settings.seed), list[Point]()
         if os.path.exists(workdir / folders.CONFIG):
             raise UserError(f"--workdir {workdir} holds a run; name another one for a search")
-        self._storage = open_storage(workdir, search.settings.storage)
         wanted = search.description()
+        self._storage = open_storage(workdir, search.settings.storage)
         with self.locked():
             found = self._storage.read().get(SEARCH)
             if found is None:

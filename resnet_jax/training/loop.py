@@ -100,8 +100,10 @@ def training(
 ) -> Training[tuple[Record, TrainState]]:
     """Yields each dispatch, and is sent what came of it; see `train_and_evaluate`."""
     config = validate(config)
-    if config.model.dtype == "auto":
-        config.model.dtype = hosts.share(lambda: folders.dtype(workdir)) or "auto"
+    began = hosts.share(lambda: folders.dtype(workdir))
+    if config.model.dtype == "auto" and began:
+        with contextlib.suppress(UserError):  # `begin` says what differs
+            config.model.dtype = compute_dtype(began)
     config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()

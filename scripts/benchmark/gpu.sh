@@ -41,8 +41,8 @@ case $part in
   "$python" scripts/fetch_cifar10.py ${DATA:+--source=folder --dir="$DATA"}
   try 4 scripts/speedrun.py --optimizer=muon --seeds=200 ${DATA:+--data-dir="$DATA"} \
     --json="$results/speedrun94-gpu.json"
-  # `python scripts/reproduce.py --record RUN "resnet_v2.py --config.model.dtype=bfloat16"` then keeps
-  # its record.
+  # Then `python scripts/reproduce.py --record RUN "resnet_v2.py --config.model.dtype=bfloat16"`
+  # keeps its record.
   try 4 -m resnet_jax.main --config=resnet_v2 --workdir="${RESULTS:-runs}/resnet_v2" \
     --config.model.dtype=bfloat16 \
     ${DATA:+--config.data.dir="$DATA"}
