@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.loss.label_smoothing = 0.1
     config.optimizer.options.momentum = 0.9
     config.optimizer.learning_rate = 0.02
-    config.optimizer.learning_rate_factors = (("^(conv1|bn1|stage)", 0.1),)
+    config.optimizer.learning_rate_factors = (("^(?!head/)", 0.1),)
     config.optimizer.weight_decay = 1e-4
     config.optimizer.no_decay = "bn|bias"
     config.schedule.name = "cosine"

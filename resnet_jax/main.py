@@ -44,7 +44,7 @@ from ml_collections import ConfigDict
 from resnet_jax import errors
 from resnet_jax.config import load as config_lib
 from resnet_jax.config.flags import override, override_search
-from resnet_jax.errors import Interrupted, UserError, needing, one_line, tell, unknown
+from resnet_jax.errors import Interrupted, UserError, one_line, tell, unknown
 
 # Those that take a run as it is, and what they take beside it.
 _RUN_MODES = {
@@ -185,8 +185,7 @@ def _train(settings: "_Settings") -> None:
 
 
 def _report(settings: "_Settings") -> None:
-    with needing("report", "a report"):
-        from resnet_jax.report.page import write_report
+    from resnet_jax.report.page import write_report
 
     print(f"report  {write_report([settings.workdir, *settings.paths])}")
 

@@ -9,6 +9,7 @@ import os
 import pathlib
 import platform
 import re
+import shutil
 import signal
 import sys
 import time
@@ -46,7 +47,8 @@ def enable_cache() -> None:
             os.makedirs(folder, exist_ok=True)
         except (OSError, RuntimeError):  # there is no home
             return
-        if not os.access(folder, os.W_OK):
+        # What jax can't write as a whole it leaves torn, for good.
+        if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 2**28:
             return
         jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -179,6 +181,11 @@ def compute_dtype(wanted: str) -> str:
         is_fast = has_bfloat16 and (not on_cpu or (onednn and jax.device_count() == 1))
         return "bfloat16" if is_fast else "float32"
     return wanted
+
+
+def machine_memory() -> int:
+    """Returns the bytes of memory of this machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def show_cursor() -> None:

@@ -5,6 +5,7 @@ import json
 import math
 import pathlib
 import re
+import sys
 import typing
 from typing import Annotated, Literal
 
@@ -317,6 +318,7 @@ def test_a_name_stands_for_a_file_of_configs(monkeypatch, tmp_path):
         ("def get_config(:\n", "{file}:1: SyntaxError"),
         ("x = 1\n", "no function get_config"),
         ("def get_config(): return 3\n", "get_config returned no ConfigDict but 3"),
+        ("import helper_of_ours\n", "{file}:1: ModuleNotFoundError"),
     ],
 )
 def test_a_bug_in_a_config_file_is_said_with_its_line(tmp_path, text, problem):
@@ -326,6 +328,20 @@ def test_a_bug_in_a_config_file_is_said_with_its_line(tmp_path, text, problem):
         config_lib.load(str(file))
     assert str(error.value).startswith(f"--config {file}")
     assert problem.format(file=file) in str(error.value)
+
+
+def test_a_config_may_import_what_lies_beside_it(tmp_path):
+    (tmp_path / "helper_beside.py").write_text("from resnet_jax.config import default_config\n")
+    file = tmp_path / "config.py"
+    file.write_text(
+        "import helper_beside\ndef get_config(): return helper_beside.default_config()\n"
+    )
+    path = [*sys.path]
+    assert config_lib.load(str(file)) == config_lib.default_config()
+    assert sys.path == path
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"its command is in starts\.jsonl"):
+        config_lib.load(str(tmp_path / "config.json"))
 
 
 def test_options_are_such_as_a_run_can_write():

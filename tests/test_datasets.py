@@ -14,10 +14,9 @@ from resnet_jax.data.datasets import (
     input_shape,
     select_classes,
     select_info,
-    split,
-    split_sizes,
 )
 from resnet_jax.data.registry import load_dataset, open_dataset
+from resnet_jax.data.splits import split, split_sizes
 from resnet_jax.errors import UserError
 
 RANDOM = np.random.default_rng(0)
@@ -76,6 +75,29 @@ def test_classes_are_selected_and_renumbered():
     info = dataclasses.replace(sample.info, test_counts=(9, *[0] * 9))
     with pytest.raises(UserError, match="a part of cifar10_sample has no image of them"):
         select_info(info, (1, 2))
+
+
+def test_validation_images_of_ones_own():
+    dataset = custom(val_images=IMAGES[:20], val_labels=LABELS[:20])
+    parts = split(dataset, data())
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 1000,
+        "val": 20,
+        "test": 30,
+    }
+    assert split_sizes(dataset.info, data()) == {"train": 1000, "val": 20, "test": 30}
+    assert dataset.info.digest != custom().info.digest
+    with pytest.raises(UserError, match="val images are"):
+        custom(val_images=IMAGES[:20, 1:], val_labels=LABELS[:20])
+    with pytest.raises(UserError, match="val_labels must be integers"):
+        custom(val_images=IMAGES[:20])
+
+
+@pytest.mark.parametrize("part", ["train", "val", "test"])
+def test_a_dataset_that_is_not_what_it_says_is_refused(part):
+    dataset = dataclasses.replace(custom(), **{part: custom().train.at(np.arange(500))})
+    with pytest.raises(UserError, match=f"the {part} images of the dataset are not those"):
+        dataset.opened()
 
 
 def test_a_model_takes_images_as_they_are_or_resized():

@@ -12,6 +12,7 @@ import pytest
 import tiny_run
 
 from resnet_jax.errors import UserError
+from resnet_jax.models.resnet import ResidualBlock
 from resnet_jax.training.devices import Devices
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.loop import train_and_evaluate
@@ -86,6 +87,19 @@ def test_probabilities_come_from_one_program_for_any_number_of_images(tiny):
     for count in (40, 30):
         tiny.evaluator.probabilities(variables, images.at(np.arange(count)), 20)
     assert tiny.evaluator._classify._cache_size() == before
+
+
+def test_a_block_that_is_defined_anew_has_a_program_of_its_own():
+    config = tiny_run.get_config()
+    config.model.options.block_cls = "MyBlock"
+
+    def key(**attributes):
+        MyBlock = type("MyBlock", (ResidualBlock,), attributes | {"__module__": __name__})
+        trainer = tiny_run.Tiny(config).trainer
+        return MyBlock, trainer.key
+
+    old, new = key(__call__=lambda self, x, train: x), key(__call__=lambda self, x, train: 2 * x)
+    assert old[1] != new[1]
 
 
 def test_weights_are_handed_to_the_devices_once(tiny, monkeypatch):

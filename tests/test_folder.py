@@ -132,6 +132,24 @@ def test_a_run_and_a_search_have_folders_of_their_own(tmp_path):
         pass
 
 
+@pytest.mark.parametrize("name", ["config.json", "metrics.jsonl"])
+def test_what_others_wrote_is_left_alone(tmp_path, name):
+    (tmp_path / name).write_text("of another program")
+    with pytest.raises(UserError, match="is of no run; move it"), workdir.claim(tmp_path):
+        pass
+    assert (tmp_path / name).read_text() == "of another program"
+
+
+def test_a_run_is_no_class_of_its_images(tmp_path):
+    photos = tmp_path / "photos"
+    (photos / "cats").mkdir(parents=True)
+    with pytest.raises(UserError, match="whose folders are classes; name another"):
+        workdir.check_apart(photos / "runs" / "a", f"folder:{photos}")
+    workdir.check_apart(tmp_path / "runs", f"folder:{photos}")
+    (photos / "train").mkdir()
+    workdir.check_apart(photos / "runs" / "a", f"folder:{photos}")
+
+
 def test_what_orbax_gives_back_is_written_as_it_was(tmp_path, config):
     start(tmp_path, config)
     save(tmp_path, config)

@@ -10,8 +10,8 @@ from tiny_run import get_config
 
 from resnet_jax.config import default_config
 from resnet_jax.data import folders, image_files
-from resnet_jax.data.datasets import split, split_sizes
 from resnet_jax.data.registry import load_dataset, open_dataset
+from resnet_jax.data.splits import split, split_sizes
 from resnet_jax.errors import UserError
 from resnet_jax.inference.predict import predict
 from resnet_jax.training.loop import train_and_evaluate
@@ -248,6 +248,14 @@ def test_a_file_that_is_no_image_stops_or_is_left_out(tmp_path):
         load_dataset(data(tmp_path))
     dataset = load_dataset(data(tmp_path, on_bad_image="skip"))
     assert (dataset.info.train_counts, dataset.info.test_counts) == ((4, 4), (1, 1))
+
+
+@pytest.mark.parametrize("name", ["broken.HEIC", "broken.avif"])
+def test_images_that_can_not_be_read_are_not_passed_over(tmp_path, name):
+    write(tmp_path, {"amber": 5, "blue": 5})
+    (tmp_path / "amber" / name).write_bytes(b"words")
+    with pytest.raises(UserError, match="broken"):
+        load_dataset(data(tmp_path))
 
 
 def test_a_run_takes_classes_and_colours_from_the_folder(tmp_path):

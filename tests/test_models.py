@@ -15,7 +15,7 @@ from jax.tree_util import tree_leaves_with_path
 from resnet_jax.errors import UserError
 from resnet_jax.models import vgg
 from resnet_jax.models.registry import create_model, list_models, model_options
-from resnet_jax.models.resnet import ResidualBlock
+from resnet_jax.models.resnet import BasicBlock, ResidualBlock
 
 # These tests compile much and run little: no optimization, and random bits that compile fast.
 FAST_COMPILE = {"xla_backend_optimization_level": "0"}
@@ -145,6 +145,13 @@ def gradients_at(model, variables):
     rest = dict(variables)
     params = rest.pop("params")
     return jax.device_get(jit(jax.value_and_grad(loss))(params, rest, images))
+
+
+def test_blocks_of_blocks_have_names():
+    class MyBlock(BasicBlock):
+        pass
+
+    assert create_model("resnet18", block_cls="MyBlock").block_cls is MyBlock
 
 
 @pytest.mark.parametrize("name", ["cnn", "alexnet", "resnet_small", "preact_resnet18", "vit_tiny"])

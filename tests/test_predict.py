@@ -20,6 +20,7 @@ from PIL import Image
 
 import resnet_jax
 from resnet_jax import main, platform
+from resnet_jax.errors import UserError
 from resnet_jax.inference import explain, scores
 from resnet_jax.inference import predict as predict_lib
 from resnet_jax.inference.scores import all_class_names
@@ -334,6 +335,11 @@ def test_grad_cam_is_that_of_pytorchs_hooks(tmp_path):
     found = explain.grad_cam(model, variables, jnp.asarray(images), labels)
     assert expected.max() > 0
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4 * expected.max())
+
+
+def test_arrays_are_bytes(plain_run):
+    with pytest.raises(UserError, match="pixels must be uint8"):
+        predict_lib.Classifier.of_run(plain_run[0]).probabilities(np.zeros((1, 32, 32, 3)))
 
 
 def test_overlays_are_written(predict, folder, plain_run, tmp_path):

@@ -11,6 +11,7 @@ import pytest
 from resnet_jax.data import cache, download
 from resnet_jax.errors import UserError
 from resnet_jax.weights import pretrained
+from resnet_jax.weights.info import bundled
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def test_missing_files_and_an_unknown_model(host, tmp_path):
     for path in (tmp_path / "none.pth", tmp_path, "a" * 5000, "\0"):
         with pytest.raises(UserError, match=r"field init\.weights: there is no file"):
             pretrained.weights_file(str(path), "vgg16", print)
+    assert pretrained.weights_file("cnn", "cnn", print) == bundled()["cnn"]
     (tmp_path / "mine.pth").touch()
     path = pretrained.weights_file(str(tmp_path / "mine.pth"), "vgg16", print)
     assert path == tmp_path / "mine.pth"

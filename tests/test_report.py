@@ -253,7 +253,8 @@ def test_a_training_ends_with_its_report(tmp_path, monkeypatch, capsys):
 
 
 def test_without_the_extra_a_line_says_so(plain_run, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "resnet_jax.report.page", None)
+    monkeypatch.delitem(sys.modules, "resnet_jax.report.page")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
     assert main.main(["resnet-jax", "--mode=report", f"--workdir={plain_run[0]}"]) == 2
     assert "pip install 'resnet-flax-cifar[report]'" in capsys.readouterr().err
 

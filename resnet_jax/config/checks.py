@@ -100,7 +100,7 @@ def checked(what: str, hint: Any, value: Any) -> Any:
     if origin is type:
         if isinstance(value, type) and issubclass(value, arguments[0]):
             return value
-        return _named(what, {c.__name__: c for c in arguments[0].__subclasses__()}, value)
+        return _named(what, {c.__name__: c for c in _subclasses(arguments[0])}, value)
     if origin is tuple:
         return _items(what, arguments, value)
     if origin is Callable:
@@ -115,6 +115,10 @@ def checked(what: str, hint: Any, value: Any) -> Any:
     if hint is float and not math.isfinite(value):
         raise UserError(f"{what} must be a finite number, not {value}")
     return {name: _plain(item) for name, item in value.items()} if hint is dict else value
+
+
+def _subclasses(base: type) -> list[type]:
+    return [c for own in base.__subclasses__() for c in (own, *_subclasses(own))]
 
 
 def check_options(

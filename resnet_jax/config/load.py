@@ -11,6 +11,7 @@ import json
 import os
 import pathlib
 import runpy
+import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -85,7 +86,14 @@ def load(path: str) -> ConfigDict:
         near = difflib.get_close_matches(file, [*beside, *named])
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(named))}"
         raise UserError(f"--config {file} does not exist; {hint}")
+    if file.endswith(".json"):
+        raise UserError(
+            f"--config {file} is what a run left to be read; its command is in starts.jsonl beside "
+            "it, and --config takes a Python file with a function get_config"
+        )
+    folder = os.path.dirname(os.path.abspath(file))
     try:
+        sys.path.append(folder)  # of helpers; the last, so that none hides another module
         get_config = runpy.run_path(file).get("get_config")
         if not callable(get_config):
             raise UserError(f"--config {file} has no function get_config")
@@ -95,6 +103,8 @@ def load(path: str) -> ConfigDict:
     except BaseException as error:  # a file can raise anything
         problem = f"{_place(error, file)}: {type(error).__name__}: {shown(error, str)}"
         raise UserError(f"--config {path}: {problem}") from error
+    finally:
+        sys.path.remove(folder)
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config returned no ConfigDict but {shown(config)}")
     try:
@@ -192,8 +202,8 @@ def _check_writable(path: str, value: Any) -> None:
         json.dumps(value)
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"config field {path} must be such that JSON can hold it: functions and classes by "
-            f"their names ({error})"
+            f"config field {path} must be such that JSON can hold it: blocks and activations by "
+            f"their names, other functions and classes in code of your own ({error})"
         ) from None
 
 

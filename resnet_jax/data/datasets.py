@@ -15,6 +15,7 @@ from resnet_jax.config.checks import Bounds, Count, checked
 from resnet_jax.data.download import Progress
 from resnet_jax.errors import UserError, shown
 
+PARTS = ("train", "val", "test")
 Size = Annotated[int, Bounds(0)]
 Notify = Callable[[str], None]
 
@@ -115,6 +116,9 @@ class Dataset:
         test_labels: np.ndarray,
         class_names: Sequence[str],
         name: str = "custom",
+        *,
+        val_images: np.ndarray | None = None,
+        val_labels: np.ndarray | None = None,
     ) -> "Dataset":
         """Returns a dataset of a user's own arrays.
 
@@ -125,6 +129,8 @@ class Dataset:
           test_labels: integers `[test]`.
           class_names: the names of the classes, by label.
           name: name of the dataset.
+          val_images: uint8 `[val, height, width, channels]`; None: some training images are taken.
+          val_labels: integers `[val]`.
 
         Raises:
           UserError: a shape, a dtype or a label does not fit.
@@ -132,32 +138,52 @@ class Dataset:
         class_names = [str(name) for name in class_names]
         if len({*class_names}) < len(class_names):
             raise UserError("class_names has a name twice")
-        train = _examples("train", train_images, train_labels, len(class_names))
-        test = _examples("test", test_images, test_labels, len(class_names))
-        _, *shape = train.images.shape
-        if list(test.images.shape[1:]) != shape:
-            raise UserError(f"test images are {test.images.shape[1:]}, training images {shape}")
-        arrays = (train.images, train.labels, test.images, test.labels)
+        given: dict[str, tuple[Any, Any]] = {
+            "train": (train_images, train_labels),
+            "test": (test_images, test_labels),
+        }
+        if val_images is not None or val_labels is not None:
+            given["val"] = val_images, val_labels
+        parts = {name: _examples(name, *arrays, len(class_names)) for name, arrays in given.items()}
+        _, *shape = parts["train"].images.shape
+        for part, examples in parts.items():
+            if list(examples.images.shape[1:]) != shape:
+                found = examples.images.shape[1:]
+                raise UserError(f"{part} images are {found}, training images {shape}")
+        arrays = [array for part in parts.values() for array in (part.images, part.labels)]
         digest = hashlib.sha256(repr([[*class_names], *(a.shape for a in arrays)]).encode())
         for array in arrays:
             digest.update(np.asarray(array, order="C").data)
-        mean, std = channel_statistics(train.images)
+        mean, std = channel_statistics(parts["train"].images)
         info = DatasetInfo(
             name=name,
             image_shape=tuple(shape),
             class_names=tuple(class_names),
-            train_counts=count_labels(train.labels, len(class_names)),
-            val_counts=(),
-            test_counts=count_labels(test.labels, len(class_names)),
+            **{f"{part}_counts": _counts(parts.get(part), len(class_names)) for part in PARTS},
             mean=mean,
             std=std,
             digest=digest.hexdigest(),
         )
-        return cls(info, train, test, f"arrays ({name})")
+        return cls(info, source=f"arrays ({name})", **parts)
 
     def opened(self) -> "Opened":
-        """Returns it as datasets by name are: loading it is done."""
+        """Returns it as datasets by name are: loading it is done.
+
+        Raises:
+          UserError: if it has other images than `info` tells of.
+        """
+        for part in PARTS:
+            found = _counts(getattr(self, part), len(self.info.class_names))
+            if found != getattr(self.info, f"{part}_counts"):
+                raise UserError(
+                    f"the {part} images of the dataset are not those that its info counts; make "
+                    "another one by Dataset.from_arrays"
+                )
         return Opened(self.info, lambda notify, progress: self)
+
+
+def _counts(part: Examples | None, num_classes: int) -> tuple[int, ...]:
+    return () if part is None else count_labels(part.labels, num_classes)
 
 
 def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:
@@ -273,78 +299,3 @@ def input_shape(info: DatasetInfo, config: ConfigDict) -> tuple[int, int, int]:
     """
     size = config.image_size
     return (size, size, info.image_shape[-1]) if size else info.image_shape
-
-
-def split_sizes(info: DatasetInfo, config: ConfigDict) -> dict[str, int]:
-    """Returns the number of images of "train", "val" (if there is any) and "test".
-
-    Args:
-      info: the dataset.
-      config: the group `data` of a config.
-
-    Raises:
-      UserError: as `split`.
-    """
-    train, test = sum(info.train_counts), sum(info.test_counts)
-    if info.val_counts:
-        return {"train": train, "val": sum(info.val_counts), "test": test}
-    val = sum(_val_counts(info.train_counts, config.val_fraction))
-    return {"train": train - val, **({"val": val} if val else {}), "test": test}
-
-
-def split(dataset: Dataset, config: ConfigDict) -> dict[str, Examples]:
-    """Returns the examples of "train", "val" (if there is any) and "test".
-
-    The split is stratified: of each class the same share is set aside.
-
-    Args:
-      dataset: the whole dataset.
-      config: the group `data` of a config.
-
-    Raises:
-      UserError: if the share set aside is too small for one image, or leaves none of a class.
-    """
-    if dataset.val is not None:
-        return {"train": dataset.train, "val": dataset.val, "test": dataset.test}
-    train, counts = dataset.train, _val_counts(dataset.info.train_counts, config.val_fraction)
-    if not any(counts):
-        return {"train": train, "test": dataset.test}
-    is_val = _set_aside(np.asarray(train.labels), counts, config.split_seed)
-    parts = {"train": ~is_val, "val": is_val}
-    splits = {name: Examples(train.images[p], train.labels[p]) for name, p in parts.items()}
-    return splits | {"test": dataset.test}
-
-
-def _set_aside(labels: np.ndarray, counts: Sequence[int], seed: int) -> np.ndarray:
-    """Returns which examples are set aside, bool `[examples]`: so many of each class, at random.
-
-    Args:
-      labels: integers `[examples]`.
-      counts: how many of each class.
-      seed: seed of the choice.
-    """
-    generator = np.random.PCG64(seed)
-    chosen = np.zeros(len(labels), bool)
-    for label, count in enumerate(counts):
-        members = np.flatnonzero(labels == label)
-        # Sorting random words gives one permutation everywhere; Generator.permutation may change.
-        order = np.argsort(generator.random_raw(len(members)), kind="stable")
-        chosen[members[order[:count]]] = True
-    return chosen
-
-
-def _val_counts(counts: Sequence[int], fraction: float) -> list[int]:
-    """Returns how many images of each class are set aside."""
-    val = [round(fraction * count) for count in counts]
-    if fraction > 0 and sum(val) == 0:
-        raise UserError(
-            f"config field data.val_fraction is {fraction}, too small a share of {sum(counts):,} "
-            "training images to hold one of any class; raise it"
-        )
-    for label, (part, count) in enumerate(zip(val, counts, strict=True)):
-        if count and part == count:
-            raise UserError(
-                f"config field data.val_fraction is {fraction}, which leaves no training image of "
-                f"class {label}; lower it"
-            )
-    return val

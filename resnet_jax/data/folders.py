@@ -11,17 +11,17 @@ from ml_collections import ConfigDict
 
 from resnet_jax.data import image_files
 from resnet_jax.data.cache import remembered
-from resnet_jax.data.datasets import Opened
+from resnet_jax.data.datasets import PARTS, Opened
 from resnet_jax.data.download import reading
 from resnet_jax.data.parts import open_parts, sizes_differ
 from resnet_jax.errors import UserError
 
 SUFFIXES = (
     *(".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"),
-    *(".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".ppm", ".pgm", ".pbm", ".pnm", ".jfif"),
+    *(".heic", ".heif", ".avif", ".jxl"),  # can't be read, and are not passed over in silence
 )
-SPLITS = ("train", "val", "test")
-_LIKE_SPLITS = {*SPLITS, "training", "valid", "validation", "testing"}
+_LIKE_SPLITS = {*PARTS, "training", "valid", "validation", "testing"}
 Files = list[tuple[Path, int]]
 
 
@@ -77,12 +77,12 @@ def _find(root: Path, config: ConfigDict) -> tuple[list[str], dict[str, Files], 
     names = {entry.name for entry in root.iterdir() if entry.is_dir()}
     like_splits = {name for name in names if name.casefold() in _LIKE_SPLITS}
     is_split = "train" in names or len(like_splits) > 1
-    if (unknown := like_splits - {*SPLITS}) and is_split:
+    if (unknown := like_splits - {*PARTS}) and is_split:
         raise UserError(
             f"config field data.name: {root / min(unknown)} would be no split and no class; name "
-            f"the folders {', '.join(SPLITS)}"
+            f"the folders {', '.join(PARTS)}"
         )
-    found = {name: root / name for name in SPLITS if name in names}
+    found = {name: root / name for name in PARTS if name in names}
     train = found.get("train", root)
     class_names = sorted(place.name for place in train.iterdir() if place.is_dir())
     if len(class_names) < 2:

@@ -51,11 +51,12 @@ def open_sample(rest: str, config: ConfigDict) -> Opened:
 
 
 def open_npz(path: str, config: ConfigDict) -> Opened:
-    """npz:FILE, arrays train_images, train_labels, test_images, test_labels [, class_names]."""
+    """npz:FILE, arrays {train,test}_{images,labels} [, val_images, val_labels, class_names]."""
     path = os.path.expanduser(path)
     needed = ("train_images", "train_labels", "test_images", "test_labels")
     with reading(f"{path} (config field data.name)"), np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in (*needed, "class_names") if name in file}
+        known = *needed, "val_images", "val_labels", "class_names"
+        arrays = {name: file[name] for name in known if name in file}
     if missing := [name for name in needed if name not in arrays]:
         raise UserError(f"config field data.name: {path} lacks the array {missing[0]}")
     labels = arrays["train_labels"]
@@ -108,7 +109,7 @@ DATASETS: Mapping[str, Registered] = {
         folders.open_folder,
     ),
     "npz:FILE": Registered(
-        "arrays train_images, train_labels, test_images, test_labels [, class_names]", open_npz
+        "arrays {train,test}_{images,labels} [, val_images, val_labels, class_names]", open_npz
     ),
     "tfds:NAME": Registered("any that tensorflow-datasets has prepared", tfds.open_tfds),
 }

@@ -26,7 +26,7 @@ from resnet_jax.data.image_files import Crop
 from resnet_jax.data.order import padded_batches
 from resnet_jax.data.parts import Encoded
 from resnet_jax.errors import UserError
-from resnet_jax.platform import num_threads
+from resnet_jax.platform import machine_memory, num_threads
 from resnet_jax.randomness import Purpose
 
 _PIECE = 64  # images that a process decodes and hands over at once
@@ -37,8 +37,8 @@ _CPU_BYTES = 2_000_000_000
 def is_resident(info: DatasetInfo, config: ConfigDict) -> bool:
     """Returns whether all images of a dataset are kept on the device, as bytes.
 
-    They are if they fit `data.resident_bytes`, by default a third of the device's memory, 2 GB on a
-    CPU.
+    They are if they fit `data.resident_bytes`, by default a third of the device's memory, at most
+    2 GB on a CPU.
 
     Args:
       info: the dataset.
@@ -48,7 +48,7 @@ def is_resident(info: DatasetInfo, config: ConfigDict) -> bool:
     limit = config.resident_bytes
     if limit < 0:
         memory = jax.local_devices()[0].memory_stats() or {}  # a CPU has none
-        limit = memory.get("bytes_limit", 3 * _CPU_BYTES) // 3
+        limit = memory.get("bytes_limit", min(3 * _CPU_BYTES, machine_memory())) // 3
     return count * math.prod(info.image_shape) <= limit
 
 

@@ -175,7 +175,15 @@ class Classifier:
 
         Args:
           pixels: uint8 `[images, height, width, channels]`.
+
+        Raises:
+          UserError: if they are none.
         """
+        if pixels.ndim != 4 or pixels.dtype != np.uint8:
+            raise UserError(
+                "pixels must be uint8 [images, height, width, channels], not "
+                f"{pixels.dtype} {list(pixels.shape)}"
+            )
         # Batches are filled up to a power of two, so that few programs serve.
         size = min(self._batch_size, 1 << (len(pixels) - 1).bit_length())
         examples = Examples(pixels, np.zeros(len(pixels), np.int32))

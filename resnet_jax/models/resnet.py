@@ -215,7 +215,7 @@ class ResNet(layers.StagedClassifier):
       activation: the non-linearity.
       norm_cls: constructor of the norms, called with `dtype`, `param_dtype` and `name` and, where
         they are set, `scale_init` and `virtual_batch_size`; what it makes is called as `BatchNorm`
-        is.
+        is, and adds the shortcut and applies the activation that it is given.
       dtype: dtype of the computation; logits are always float32.
       param_dtype: dtype of the parameters.
 

@@ -7,17 +7,22 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2
 import numpy as np
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from resnet_jax.config.load import changes, default_config, selects
 from resnet_jax.data.datasets import Dataset
+from resnet_jax.errors import needing
 from resnet_jax.files import write_atomically, writing
-from resnet_jax.report import comparison, findings, plots
+from resnet_jax.report import comparison, findings
 from resnet_jax.report.findings import Run, TestFindings
 from resnet_jax.runs.terminal import duration
+
+with needing("report", "a report"):
+    import jinja2
+    from markupsafe import Markup
+    from matplotlib.figure import Figure
+
+    from resnet_jax.report import plots
 
 FOLDER = "report"
 PAGE = "index.html"
@@ -25,7 +30,8 @@ _OF_IMAGES = ("confusion", "reliability", "mistakes", "examples")  # figures
 
 
 def write_report(
-    workdirs: Sequence[str | os.PathLike[str]], dataset: Dataset | None = None
+    workdirs: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    dataset: Dataset | None = None,
 ) -> pathlib.Path:
     """Writes the page of a run into its folder, `report/index.html`, and its figures as PNG files.
 
@@ -33,7 +39,7 @@ def write_report(
     of the first run, whose folder the page is in.
 
     Args:
-      workdirs: the folders of the runs.
+      workdirs: the folder of the run, or those of several.
       dataset: the images of the first run; None: those that its config names. Without, the page
         says why it has no pictures and no confusion matrix.
 
@@ -41,9 +47,10 @@ def write_report(
       The path of the page.
 
     Raises:
-      UserError: if there is no run or no checkpoint that can be used, the dataset does not suit the
-        run, or the page can't be written.
+      UserError: if the extra `report` is missing, there is no run or no checkpoint that can be
+        used, the dataset does not suit the run, or the page can't be written.
     """
+    workdirs = [workdirs] if isinstance(workdirs, str | os.PathLike) else workdirs
     runs = [findings.read(workdir) for workdir in workdirs]
     if len({run.name for run in runs}) < len(runs):
         runs = [

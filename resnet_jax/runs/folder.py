@@ -161,6 +161,16 @@ def _is_of(folder: pathlib.Path, error: OSError) -> bool:
     return (inside or not os.path.isdir(folder)) and unwritable(error) is not None
 
 
+def check_apart(path: str | os.PathLike[str], data_name: str) -> None:
+    """Refuses a run in the folder of its images, of whose classes it would be one."""
+    kind, _, place = data_name.partition(":")
+    root = pathlib.Path(os.path.expanduser(place))
+    if kind != "folder" or not place or (root / "train").is_dir():
+        return
+    if pathlib.Path(path).resolve().is_relative_to(root.resolve()):
+        raise UserError(f"--workdir {path} is in {place}, whose folders are classes; name another")
+
+
 def _check_kinds(folder: pathlib.Path) -> None:
     """Refuses to write to a pipe, or into a file that a link in the folder of a run points at."""
     if (folder / SEARCH).exists():
@@ -172,6 +182,10 @@ def _check_kinds(folder: pathlib.Path) -> None:
         if os.path.lexists(path) and not is_fine:
             kind = "folder" if is_folder else "plain file"
             raise UserError(f"{path} is no {kind}; remove it, or name another --workdir")
+    if not (folder / LOCK).exists() and not (folder / CHECKPOINTS).exists():  # no run began here
+        for name in (CONFIG, DATASET, METRICS, STARTS):
+            if (folder / name).exists():
+                raise UserError(f"{folder / name} is of no run; move it, or name another --workdir")
 
 
 def _lock(lock: Any, folder: pathlib.Path) -> None:

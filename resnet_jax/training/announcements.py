@@ -6,7 +6,7 @@ import shlex
 import jax
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import split_sizes
+from resnet_jax.data.splits import split_sizes
 from resnet_jax.runs.records import Record
 from resnet_jax.runs.terminal import duration
 from resnet_jax.training.state import TrainState

@@ -9,7 +9,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, split
+from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples
+from resnet_jax.data.splits import split
 from resnet_jax.data.streams import ExampleBatch, Share, Stream, is_resident
 from resnet_jax.errors import UserError
 from resnet_jax.training.state import Tree

@@ -75,7 +75,7 @@ class Trainer:
         self._devices, self._batch_size = devices, config.batch_size
         step = make_train_step(network, optimizer)
         numbers = hyperparameters(config, optimizer)
-        self.key = structure(config, numbers), network.stage, devices.mesh
+        self.key = structure(config, numbers), network.module, network.stage, devices.mesh
         self._jit = functools.partial(jax.jit, out_shardings=devices.replicated)
         self._take = functools.partial(_take_steps, step)
         self._train = shared("train", self.key, lambda: self._jit(self._take, donate_argnums=0))

@@ -20,7 +20,7 @@ class Evaluator:
     def __init__(self, network: Network, devices: Devices) -> None:
         """Binds the model; nothing is compiled yet."""
         self._devices = devices
-        key = structure(network.config, None), network.stage, devices.mesh
+        key = structure(network.config, None), network.module, network.stage, devices.mesh
         score = functools.partial(_score_batch, network)
         jit = functools.partial(jax.jit, out_shardings=devices.replicated, donate_argnums=0)
         self._score = shared("score", key, lambda: jit(score))

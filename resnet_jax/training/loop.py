@@ -107,7 +107,9 @@ def training(
     config.model.dtype = compute_dtype(config.model.dtype)
     if config.deterministic:
         check_deterministic()
-    opened = opened or open_dataset(config.data)
+    if opened is None:
+        folders.check_apart(workdir, config.data.name)
+        opened = open_dataset(config.data)
     task = create_task(config, opened.info)
     check_memory(task)
     config = task.config
@@ -142,6 +144,7 @@ def training(
         terminal.note(announcements.opening(task, dataset.source, images, state, folder))
         state = devices.put(state)
         run = _begin(task, devices, dataset, state, recorder, checkpoints, terminal)
+        del dataset  # what is trained on is copied
         stopping = signals or contextlib.nullcontext(())
         with contextlib.closing(run.feed), stopping as received:
             state = yield from _train(run, state, received)

@@ -9,8 +9,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import split
 from resnet_jax.data.registry import open_dataset
+from resnet_jax.data.splits import split
 from resnet_jax.data.streams import feed
 from resnet_jax.files import writing
 from resnet_jax.platform import compute_dtype

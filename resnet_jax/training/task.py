@@ -10,11 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from resnet_jax.data.datasets import DatasetInfo, input_shape, split_sizes
+from resnet_jax.data.datasets import DatasetInfo, input_shape
 from resnet_jax.data.order import TrainingOrder
 from resnet_jax.data.registry import find_dataset
+from resnet_jax.data.splits import split_sizes
 from resnet_jax.errors import UserError, shown
 from resnet_jax.models.registry import create_model, model_options
+from resnet_jax.platform import machine_memory
 from resnet_jax.randomness import Purpose, derive
 from resnet_jax.training.features import check_cached_stage
 from resnet_jax.training.hyperparameters import hyperparameters, shared, structure
@@ -131,7 +133,7 @@ def create_task(config: ConfigDict, info: DatasetInfo) -> Task:
     if len(info.class_names) > config.model.num_classes:
         raise UserError(
             f"config field model.num_classes is {config.model.num_classes} but the data has "
-            f"{len(info.class_names)} classes"
+            f"{len(info.class_names)} classes; 0 takes as many as the data has"
         )
     model = _create_model(config)
     optimizer = create_optimizer(config.optimizer)
@@ -180,7 +182,7 @@ def _creation(
 
     # It runs once: to optimise it in full would take longer than it runs.
     options = {"xla_backend_optimization_level": 1}
-    key = structure(config, optimizer.numbers), shape
+    key = structure(config, optimizer.numbers), model, shape
     return shared("create", key, lambda: jax.jit(create, compiler_options=options))
 
 
@@ -281,8 +283,7 @@ def check_memory(task: Task) -> None:
     """
     needed = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.template))
     device = (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")  # a CPU has none
-    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    for place, there in (("the device", device), ("this machine", machine)):
+    for place, there in (("the device", device), ("this machine", machine_memory())):
         if there and needed > there:
             raise UserError(
                 f"config group model: weights and optimizer state take {needed / 2**30:,.1f} GiB "

@@ -8,6 +8,7 @@ from resnet_jax.data import cache
 from resnet_jax.data.download import Progress, Remote, fetch
 from resnet_jax.errors import UserError
 from resnet_jax.weights import hub
+from resnet_jax.weights.info import bundled
 
 URL = "https://download.pytorch.org/models/"
 
@@ -35,8 +36,8 @@ def weights_file(
     """Returns the file that `init.weights` of a config stands for.
 
     Args:
-      weights: a path; "torchvision", its file of the model; or an address of the hub,
-        `hf://user/name`. Both are taken from the cache or downloaded.
+      weights: a path; a model of which the package has weights; "torchvision", its file of the
+        model; or an address of the hub, `hf://user/name`. The latter are cached or downloaded.
       model: name of the model.
       notify: called with a line if another process is downloading.
       progress: told about every piece of the download; None: `notify` is, in plain lines.
@@ -47,6 +48,8 @@ def weights_file(
     """
     if hub.is_address(weights):
         return hub.fetch(weights)
+    if not os.path.exists(weights) and weights in bundled():
+        return bundled()[weights]
     if weights != "torchvision":
         if not os.path.isfile(weights):
             raise UserError(f"config field init.weights: there is no file or run {weights}")
