@@ -19,7 +19,7 @@ from resnet_jax.data.datasets import select_classes
 from resnet_jax.errors import Interrupted, UserError
 from resnet_jax.runs.checkpoints import Checkpoints
 from resnet_jax.runs.tensorboard import Events
-from resnet_jax.training import loop
+from resnet_jax.training import loop, start
 from resnet_jax.training.driver import Trainer
 from resnet_jax.training.evaluator import Evaluator
 from resnet_jax.training.state import Metrics
@@ -219,7 +219,7 @@ def test_parameters_of_half_precision_are_saved_and_restored_as_such(tmp_path):
 
 def test_a_run_goes_on_in_the_dtype_that_it_began_in(plain_run, tmp_path, monkeypatch):
     # As where it began on several devices, and goes on on one.
-    monkeypatch.setattr(loop, "compute_dtype", lambda dtype: dtype.replace("auto", "bfloat16"))
+    monkeypatch.setattr(start, "compute_dtype", lambda dtype: dtype.replace("auto", "bfloat16"))
     config = tiny_run.get_config()
     config.model.dtype = "auto"
     workdir = shutil.copytree(plain_run[0], tmp_path / "run")

@@ -148,10 +148,10 @@ def gradients_at(model, variables):
 
 
 def test_blocks_of_blocks_have_names():
-    class MyBlock(BasicBlock):
+    class OwnBlock(BasicBlock):
         pass
 
-    assert create_model("resnet18", block_cls="MyBlock").block_cls is MyBlock
+    assert create_model("resnet18", block_cls="OwnBlock").block_cls is OwnBlock
 
 
 @pytest.mark.parametrize("name", ["cnn", "alexnet", "resnet_small", "preact_resnet18", "vit_tiny"])

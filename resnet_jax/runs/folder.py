@@ -183,7 +183,7 @@ def _check_kinds(folder: pathlib.Path) -> None:
             kind = "folder" if is_folder else "plain file"
             raise UserError(f"{path} is no {kind}; remove it, or name another --workdir")
     if not (folder / LOCK).exists() and not (folder / CHECKPOINTS).exists():  # no run began here
-        for name in (CONFIG, DATASET, METRICS, STARTS):
+        for name in (CONFIG, DATASET, METRICS):
             if (folder / name).exists():
                 raise UserError(f"{folder / name} is of no run; move it, or name another --workdir")
 

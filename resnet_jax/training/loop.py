@@ -19,7 +19,7 @@ from resnet_jax.data.datasets import Dataset, DatasetInfo, Examples, Opened
 from resnet_jax.data.registry import open_dataset
 from resnet_jax.data.streams import Stream, feed, is_resident, read_now
 from resnet_jax.errors import Interrupted, UserError
-from resnet_jax.platform import check_deterministic, compute_dtype, memory_errors
+from resnet_jax.platform import check_deterministic, memory_errors
 from resnet_jax.randomness import Purpose
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, DamagedError
@@ -34,7 +34,7 @@ from resnet_jax.training.faults import Watch, stopped
 from resnet_jax.training.features import cache_features
 from resnet_jax.training.schedules import plateau_factor
 from resnet_jax.training.side_by_side import Dispatch, Training, train_side_by_side
-from resnet_jax.training.start import check_same, starting_point, weights
+from resnet_jax.training.start import check_same, settled_dtype, starting_point, weights
 from resnet_jax.training.state import Metrics, TrainState, not_finite
 from resnet_jax.training.task import Task, check_extension, check_memory, create_task
 from resnet_jax.trees import named_leaves, with_leaves
@@ -100,11 +100,7 @@ def training(
 ) -> Training[tuple[Record, TrainState]]:
     """Yields each dispatch, and is sent what came of it; see `train_and_evaluate`."""
     config = validate(config)
-    began = hosts.share(lambda: folders.dtype(workdir))
-    if config.model.dtype == "auto" and began:
-        with contextlib.suppress(UserError):  # `begin` says what differs
-            config.model.dtype = compute_dtype(began)
-    config.model.dtype = compute_dtype(config.model.dtype)
+    config.model.dtype = settled_dtype(config.model.dtype, workdir)
     if config.deterministic:
         check_deterministic()
     if opened is None:

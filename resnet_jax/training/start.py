@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from resnet_jax import hosts
 from resnet_jax.config.load import leaves
 from resnet_jax.errors import UserError
+from resnet_jax.platform import compute_dtype
 from resnet_jax.runs import folder as folders
 from resnet_jax.runs.checkpoints import Checkpoints, Run
 from resnet_jax.runs.terminal import Terminal
@@ -24,6 +25,15 @@ from resnet_jax.weights.torch_weights import fill
 
 # Where each host finds and reads its images.
 _OF_A_HOST = {"data.name", "data.source", "data.dir", "data.workers"}
+
+
+def settled_dtype(wanted: str, workdir: str | os.PathLike[str]) -> str:
+    """Returns the dtype of a training: what is asked for, and for "auto" what the run began in."""
+    began = hosts.share(lambda: folders.dtype(workdir))
+    if wanted == "auto" and began:
+        with contextlib.suppress(UserError):  # `begin` says what differs
+            return compute_dtype(began)
+    return compute_dtype(wanted)
 
 
 def check_same(config: ConfigDict, digest: str, images: str) -> None:
