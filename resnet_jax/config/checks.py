@@ -11,7 +11,7 @@ import math
 import re
 import typing
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -117,8 +117,10 @@ def checked(what: str, hint: Any, value: Any) -> Any:
     return {name: _plain(item) for name, item in value.items()} if hint is dict else value
 
 
-def _subclasses(base: type) -> list[type]:
-    return [c for own in base.__subclasses__() for c in (own, *_subclasses(own))]
+def _subclasses(base: type) -> Iterator[type]:
+    for own in base.__subclasses__():
+        yield own
+        yield from _subclasses(own)
 
 
 def check_options(
