@@ -118,6 +118,7 @@ def checked(what: str, hint: Any, value: Any) -> Any:
 
 
 def _subclasses(base: type) -> Iterator[type]:
+    own: type
     for own in base.__subclasses__():
         yield own
         yield from _subclasses(own)
