@@ -116,7 +116,7 @@ def test_each_augmentation_has_a_key_of_its_own(monkeypatch):
     assert seen[1] == {"flip": seen[0]["flip"]}
 
 
-@pytest.mark.parametrize("padding", [2, 4])
+@pytest.mark.parametrize("padding", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_crop_offsets_are_uniform_and_fill_with_black(padding):
     batch = 4050
     out, _ = augmented(positions(batch), crop_padding=padding)
@@ -175,7 +175,7 @@ def test_alternating_flip_shows_every_image_from_both_sides():
     assert abs((first[1:] == first[:-1]).mean() - 0.5) < 5 * 0.5 / 4000**0.5
 
 
-@pytest.mark.parametrize("side", [1, 7, 8, 16])
+@pytest.mark.parametrize("side", [pytest.param(1, marks=pytest.mark.slow), 7, 8])
 def test_cutout_is_a_square_of_the_mean_centred_anywhere(side):
     images = jnp.full((3000, 32, 32, 3), 0.9)
     out = np.asarray(augmented(images, cutout=side)[0])

@@ -52,5 +52,12 @@ def test_images_that_a_model_can_not_take_are_refused(plain_run):
 def test_what_a_run_scores_is_its_average(rich_run):
     folder, final, state = rich_run
     assert state.average
+    tiny = tiny_run.Tiny(tiny_run.get_config("rich"))
+
+    def accuracy(variables):
+        return tiny.evaluator.score(variables, tiny.data["test"], 160).means()["accuracy"]
+
+    raw = state.replace(average={}).variables()
+    assert accuracy(state.variables()) == pytest.approx(final["test_accuracy"]) != accuracy(raw)
     found = evaluate_run(folder, "newest")["accuracy"]
     assert found == pytest.approx(final["test_accuracy"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import zlib
 
 import pytest
@@ -143,3 +144,17 @@ def test_ranking_of_checkpoints():
     scores = [(1, 5.0), (2, 7.0), (3, 7.0), (4, 9.0)]
     assert records.ranked(scores, [5, 3, 2, 1]) == [2, 3, 1]
     assert records.ranked(scores, [6, 5]) == [6, 5]
+
+
+def test_a_record_is_on_disk_when_it_is_written(path, monkeypatch):
+    history, synced, fsync = History(path, 3, 3), [], os.fsync
+
+    def fsync_and_note(number):
+        found = os.fstat(number)
+        synced.append((found.st_ino, found.st_size))
+        fsync(number)
+
+    monkeypatch.setattr(os, "fsync", fsync_and_note)
+    history.add(score(4))
+    history.close()
+    assert synced == [(path.stat().st_ino, path.stat().st_size)]

@@ -2,6 +2,7 @@
 
 import math
 import sys
+import types
 
 import pytest
 import tiny_run
@@ -54,6 +55,24 @@ def test_mlflow_keeps_the_records(tmp_path, monkeypatch):
     assert run.data.metrics["val/loss"] == 1.5
     assert run.data.params["batch_size"] == "120"
     assert client.get_metric_history(run.info.run_id, "train/loss")[0].step == 4
+
+
+def test_wandb_is_handed_the_records(tmp_path, monkeypatch):
+    told = []
+
+    def init(**given):
+        told.append(given["dir"])
+        return types.SimpleNamespace(
+            log=lambda numbers, step: told.append((step, numbers)),
+            finish=lambda exit_code: told.append(exit_code),
+        )
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init))
+    (view,) = trackers.open_trackers(tmp_path, config(wandb=True))
+    for record in RECORDS:
+        view.record(record)
+    view.close(True)
+    assert told == [str(tmp_path), *((4, trackers.numbers(record)) for record in RECORDS), 0]
 
 
 def test_wandb_keeps_the_records(tmp_path, monkeypatch):
