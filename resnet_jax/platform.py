@@ -58,6 +58,8 @@ def enable_cache() -> None:
 def request_determinism() -> None:
     """Asks XLA for GPU programs that give the same bits every time; call it before jax is used."""
     os.environ["XLA_FLAGS"] = " ".join([*_given_flags(), *_missing_flags()])
+    # XLA's own cache would bring in the kernels that were fastest in other runs.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def check_deterministic() -> None:

@@ -258,7 +258,7 @@ def mix(
     mixup: Scalar | None = None,
     cutmix: Scalar | None = None,
 ) -> tuple[Array, Array]:
-    """Mixes each image and its target with another of the batch, all in one proportion.
+    """Mixes each image and its target with those of the reversed batch, all in one proportion.
 
     Mixup (Zhang et al. 2018) averages the pixels; cutmix (Yun et al. 2019) pastes a rectangle, and
     its proportion is the area that is really left. With both, a coin chooses one for the batch.
@@ -270,9 +270,8 @@ def mix(
       mixup: alpha of mixup's Beta distribution; None: no mixup.
       cutmix: alpha of cutmix's Beta distribution; None: no cutmix.
     """
-    key_partner, key_mixup, key_cutmix, key_coin = jax.random.split(key, 4)
+    key_mixup, key_cutmix, key_coin = jax.random.split(key, 3)
     height, width = images.shape[1:3]
-    partner = jax.random.permutation(key_partner, len(images))
     # The share of every pixel that its own image keeps, [height, width].
     kept = jnp.ones((height, width))
     if mixup is not None:
@@ -281,8 +280,9 @@ def mix(
         use = jax.random.bernoulli(key_coin, 1.0 if mixup is None else 0.5)
         kept = jnp.where(use, _cutmix_mask(key_cutmix, cutmix, height, width), kept)
     share = kept.mean()
-    images = kept[:, :, None] * images + (1 - kept[:, :, None]) * images[partner]
-    return images, share * targets + (1 - share) * targets[partner]
+    # A batch is in random order; another one would bring all of it to every device.
+    images = kept[:, :, None] * images + (1 - kept[:, :, None]) * images[::-1]
+    return images, share * targets + (1 - share) * targets[::-1]
 
 
 def symmetric_beta(key: Array, alpha: Scalar, shape: tuple[int, ...] = ()) -> Array:

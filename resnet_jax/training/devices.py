@@ -42,7 +42,8 @@ class Devices:
     @property
     def share(self) -> Share:
         """What this process reads of a batch."""
-        processes = sorted({device.process_index for device in self.mesh.devices.flat})
+        # In the order of the mesh, which need not be that of the processes' numbers.
+        processes = [*dict.fromkeys(device.process_index for device in self.mesh.devices.flat)]
         return Share(processes.index(jax.process_index()), len(processes), self.mesh.size)
 
     def put(self, tree: Tree) -> Tree:
