@@ -330,7 +330,7 @@ def test_a_bug_in_a_config_file_is_said_with_its_line(tmp_path, text, problem):
     assert problem.format(file=file) in str(error.value)
 
 
-def test_a_config_may_import_what_lies_beside_it(tmp_path):
+def test_a_config_may_import_what_lies_beside_it(tmp_path, monkeypatch):
     (tmp_path / "helper_beside.py").write_text("from resnet_jax.config import default_config\n")
     file = tmp_path / "config.py"
     file.write_text(
@@ -339,8 +339,12 @@ def test_a_config_may_import_what_lies_beside_it(tmp_path):
     path = [*sys.path]
     assert config_lib.load(str(file)) == config_lib.default_config()
     assert sys.path == path
+    monkeypatch.syspath_prepend(tmp_path)
+    path = [*sys.path]
+    config_lib.load(str(file))
+    assert sys.path == path
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(UserError, match=r"its command is in starts\.jsonl"):
+    with pytest.raises(UserError, match=r"its command in starts\.jsonl"):
         config_lib.load(str(tmp_path / "config.json"))
 
 

@@ -145,7 +145,8 @@ def test_a_run_is_no_class_of_its_images(tmp_path):
     (photos / "cats").mkdir(parents=True)
     with pytest.raises(UserError, match="whose folders are classes; name another"):
         workdir.check_apart(photos / "runs" / "a", f"folder:{photos}")
-    workdir.check_apart(tmp_path / "runs", f"folder:{photos}")
+    for place in (photos, "x" * 5000, "", "\0"):
+        workdir.check_apart(tmp_path / "runs", f"folder:{place}")
     (photos / "train").mkdir()
     workdir.check_apart(photos / "runs" / "a", f"folder:{photos}")
 

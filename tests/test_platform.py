@@ -36,6 +36,10 @@ def other_process(tmp_path_factory):
 @pytest.fixture
 def unset(monkeypatch):
     monkeypatch.setenv("XLA_FLAGS", "--xla_dump_max_hlo_modules=1")
+    name = "jax_persistent_cache_enable_xla_caches"
+    before = getattr(jax.config, name)
+    yield
+    jax.config.update(name, before)
 
 
 def test_determinism_is_requested_once(unset):

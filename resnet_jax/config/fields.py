@@ -74,7 +74,7 @@ FIELDS: dict[str, Field] = {
         0, _whole(0, 1_000), "first stages computed again in the backward pass, for their memory"
     ),
     "model.options": Field({}, dict, "fields of the model that replace the registry's"),
-    "init.weights": Field("", str, "file of PyTorch weights, 'torchvision', or a run's folder"),
+    "init.weights": Field("", str, "file, name of --list=weights, 'torchvision', or run's folder"),
     "init.cached_stage": Field(0, _whole(0, 100), "frozen stage computed once an image; 0: none"),
     # Data
     "data.name": Field("cifar10", str, "one of --list=datasets"),
@@ -89,7 +89,7 @@ FIELDS: dict[str, Field] = {
     "data.shuffle": Field(True, bool, "whether every epoch has an order of its own"),
     "data.drop_last": Field(False, bool, "whether an epoch's incomplete last batch is left out"),
     "data.resident_bytes": Field(
-        -1, _whole(-1, 2**50), "more bytes of images stream; -1: a third of the device, 2 GB on CPU"
+        -1, _whole(-1, 2**50), "more bytes of images stream; -1: a third of memory, on a CPU 2 GB"
     ),
     "data.workers": Field(
         -1, _whole(-1, 1024), "processes that decode streams; 0: a thread; -1: cores - 1"
@@ -115,7 +115,7 @@ FIELDS: dict[str, Field] = {
     "augment.erasing": Field(0.0, Share, "probability of random erasing; 0: none"),
     "augment.erasing_scale": Field((0.02, 0.33), _Area, "least and largest share of area erased"),
     "augment.erasing_ratio": Field((0.3, 3.3), _Ratio, "its least and largest height over width"),
-    "augment.mixup": Field(0.0, _ALPHA, "alpha of mixup's Beta distribution; 0: none"),
+    "augment.mixup": Field(0.0, _ALPHA, "alpha of mixup's Beta, with the reversed batch; 0: none"),
     "augment.cutmix": Field(0.0, _ALPHA, "alpha of cutmix's; 0: none; with mixup: one of the two"),
     # Loss and optimizer
     "loss.label_smoothing": Field(0.0, Rate, "share of each target spread over all classes"),

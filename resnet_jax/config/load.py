@@ -82,18 +82,19 @@ def load(path: str) -> ConfigDict:
     if not os.path.isfile(file):
         file = named.get(file.removesuffix(".py"), file)
     if not os.path.isfile(file):
-        beside = map(str, pathlib.Path(file).parent.glob("*.py"))
-        near = difflib.get_close_matches(file, [*beside, *named])
+        others = map(str, pathlib.Path(file).parent.glob("*.py"))
+        near = difflib.get_close_matches(file, [*others, *named])
         hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(sorted(named))}"
         raise UserError(f"--config {file} does not exist; {hint}")
     if file.endswith(".json"):
         raise UserError(
-            f"--config {file} is what a run left to be read; its command is in starts.jsonl beside "
-            "it, and --config takes a Python file with a function get_config"
+            f"--config {file} is no Python file with a function get_config; a run that left it has "
+            "its command in starts.jsonl"
         )
     folder = os.path.dirname(os.path.abspath(file))
+    beside = [folder] if folder not in sys.path else []
     try:
-        sys.path.append(folder)  # of helpers; the last, so that none hides another module
+        sys.path += beside  # of helpers; the last, so that none hides another module
         get_config = runpy.run_path(file).get("get_config")
         if not callable(get_config):
             raise UserError(f"--config {file} has no function get_config")
@@ -104,7 +105,8 @@ def load(path: str) -> ConfigDict:
         problem = f"{_place(error, file)}: {type(error).__name__}: {shown(error, str)}"
         raise UserError(f"--config {path}: {problem}") from error
     finally:
-        sys.path.remove(folder)
+        if beside and folder in sys.path:
+            sys.path.remove(folder)
     if not isinstance(config, ConfigDict):
         raise UserError(f"--config {path}: get_config returned no ConfigDict but {shown(config)}")
     try:

@@ -280,7 +280,7 @@ def mix(
         use = jax.random.bernoulli(key_coin, 1.0 if mixup is None else 0.5)
         kept = jnp.where(use, _cutmix_mask(key_cutmix, cutmix, height, width), kept)
     share = kept.mean()
-    # A batch is in random order; another one would bring all of it to every device.
+    # Other pairs than these would bring the whole batch to every device.
     images = kept[:, :, None] * images + (1 - kept[:, :, None]) * images[::-1]
     return images, share * targets + (1 - share) * targets[::-1]
 

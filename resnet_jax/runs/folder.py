@@ -164,10 +164,10 @@ def _is_of(folder: pathlib.Path, error: OSError) -> bool:
 def check_apart(path: str | os.PathLike[str], data_name: str) -> None:
     """Refuses a run in the folder of its images, of whose classes it would be one."""
     kind, _, place = data_name.partition(":")
-    root = pathlib.Path(os.path.expanduser(place))
-    if kind != "folder" or not place or (root / "train").is_dir():
-        return
-    if pathlib.Path(path).resolve().is_relative_to(root.resolve()):
+    root = os.path.expanduser(place)
+    if kind != "folder" or not os.path.isdir(root) or os.path.isdir(os.path.join(root, "train")):
+        return  # of a folder that is none another check tells
+    if pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
         raise UserError(f"--workdir {path} is in {place}, whose folders are classes; name another")
 
 

@@ -50,6 +50,7 @@ def run_search(config: ConfigDict, workdir: str, signals: Signals | None = None)
       Interrupted: if a signal arrived; the trials in hand were saved.
     """
     search, folder = Search.of(config), pathlib.Path(workdir)
+    folders.check_apart(folder, search.base.data.name)
     with contextlib.ExitStack() as stack:
         study = stack.enter_context(contextlib.closing(Study(search, folder)))
         board = stack.enter_context(contextlib.closing(Board()))
