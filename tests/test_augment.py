@@ -255,7 +255,7 @@ def test_cutmix_label_weights_are_the_areas():
             np.testing.assert_allclose(target, counts / 1024, atol=1e-6)
         shares.append(np.diag(targets).min())
     assert np.std(shares) > 0.15
-    assert min(shares) < 0.3
+    assert min(shares) < 0.5
 
 
 def test_mixup_and_cutmix_take_turns():
