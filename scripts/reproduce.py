@@ -27,6 +27,7 @@ from results_table import README, RESULTS, ROOT, TABLE, Records, is_search, reco
 from studies import BETTER, ROWS
 
 from resnet_jax.config.load import changes, default_config, leaves
+from resnet_jax.data.registry import open_dataset
 from resnet_jax.errors import UserError, unknown
 from resnet_jax.files import write_atomically, writing
 from resnet_jax.inference.export import told
@@ -58,7 +59,9 @@ def collect(folder: pathlib.Path, config: str) -> dict[str, Any]:
     Raises:
       UserError: if it is not finished, or ran another config.
     """
-    settings, (file, *overrides) = workdir.read_run(folder)[0], config.split()
+    (settings, images), (file, *overrides) = workdir.read_run(folder), config.split()
+    if images["digest"] != open_dataset(settings.data).info.digest:
+        raise UserError(f"the run in {folder} is of other images than {settings.data.name}")
     if differ := _differing(config, settings):
         raise UserError(f"the run in {folder} is none of {config}: {', '.join(differ)} differs")
     records, bad = records_lib.read(folder / workdir.METRICS)

@@ -271,14 +271,15 @@ def test_of_validation_and_test_images_one_chooses():
 
 
 @pytest.mark.parametrize(
-    ("group", "field", "value"), [("evaluate", "split", "test"), ("init", "cached_stage", 1)]
+    ("group", "field", "value"),
+    [("evaluate", "split", "test"), ("init", "cached_stage", 1), ("augment", "cutmix", 1.0)],
 )
 def test_only_validation_images_can_be_augmented(group, field, value):
     config = tiny_run.get_config()
     config.evaluate.augment = True
     config_lib.validate(config)
     config[group][field] = value
-    with pytest.raises(UserError, match=r"evaluate.augment needs validation images"):
+    with pytest.raises(UserError, match=r"evaluate.augment (needs|is True, but)"):
         config_lib.validate(config)
 
 

@@ -220,6 +220,8 @@ def test_seeds_have_mean_and_deviation(plain_run):
     place = [column.header for column in comparison.COLUMNS].index("final test %")
     assert rows[3].cells[place] == f"13.00 ± {np.std(accuracies, ddof=1):.2f}"
     assert rows[3].cells[0] == rows[0].cells[0] == "2,466"
+    runs[1] = dataclasses.replace(runs[1], info=dataclasses.replace(one.info, digest="other"))
+    assert "mean ± std of 2 seeds" in [row.name for row in comparison.compare(runs)]
     assert "optimizer.name=adam" in rows[-1].differs
     assert "seed=2" in rows[2].differs
 

@@ -190,6 +190,10 @@ BAD = [
     (["--config.space.batch_size=3"], "space.batch_size takes a list"),
     (["--config.space.seed=(0,1)"], "list seeds in the field seeds"),
     (["--config.space.evaluate.augment=(True,)"], "can't be compared"),
+    (
+        ["--config.base.evaluate.augment=True", "--config.space.augment.crop_padding=(0,4)"],
+        "such scores can't be compared",
+    ),
     (["--config.seeds=()"], "config field seeds takes seeds that differ"),
     (["--config.search.metod=x"], "did you mean search.method"),
     (["--config.search.method=rnd"], "search.method"),

@@ -305,6 +305,11 @@ def _check_relations(config: ConfigDict) -> None:
             "config field evaluate.augment needs validation images: evaluate.split='val', "
             "init.cached_stage=0"
         )
+    if config.evaluate.augment and (config.augment.mixup or config.augment.cutmix):
+        raise UserError(
+            "config field evaluate.augment is True, but augment.mixup and augment.cutmix mix all "
+            "validation images in one random proportion; set it to False"
+        )
     if config.init.cached_stage and config.evaluate.test_time_augmentation != "none":
         raise UserError(
             "config field evaluate.test_time_augmentation needs images, but init.cached_stage "

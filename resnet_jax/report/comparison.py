@@ -71,7 +71,8 @@ def compare(runs: Sequence[Run]) -> list[Row]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if changes(group[0].config, run.config).keys() <= {"seed"}:
+            same_images = group[0].info.digest == run.info.digest
+            if same_images and changes(group[0].config, run.config).keys() <= {"seed"}:
                 group.append(run)
                 break
         else:

@@ -69,7 +69,8 @@ def _with_options(function: Callable[..., Any]) -> str:
 def _weights() -> dict[str, str]:
     def described(info: WeightsInfo) -> str:
         accuracy = f"{info.test_accuracy:.2f} % of the test images of {info.dataset}"
-        return f"{accuracy}, {info.num_parameters:,} parameters"
+        mirror = ", mirror images counted in" * (info.test_time_augmentation == "mirror")
+        return f"{accuracy}{mirror}, {info.num_parameters:,} parameters"
 
     return {model: described(weights_info(model)) for model in bundled()}
 

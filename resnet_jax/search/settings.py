@@ -78,6 +78,11 @@ class Search:
         axes = parse(given["space"])
         base = _scored(config_lib.validate(given["base"]), settings)
         base.model.dtype = compute_dtype(base.model.dtype)  # the same for workers of any machine
+        if base.evaluate.augment and any(a.varies and a.path.startswith("augment.") for a in axes):
+            raise UserError(
+                "config field base augments validation images, each trial in its own way, and such "
+                "scores can't be compared; set --config.base.evaluate.augment=False"
+            )
         points = tuple(grid(axes)) if settings.method == "grid" else ()
         _check_method(settings, axes, seeds)
         tried = points or [draw(axes, settings.seed, number) for number in range(_DRAWN)]

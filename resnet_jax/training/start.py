@@ -18,6 +18,7 @@ from resnet_jax.training.restore import load_run
 from resnet_jax.training.state import TrainState, Tree
 from resnet_jax.training.task import Task
 from resnet_jax.trees import named_leaves, with_leaves
+from resnet_jax.weights.info import WeightsInfo, read_info
 from resnet_jax.weights.load import adapted_variables
 from resnet_jax.weights.pretrained import weights_file
 from resnet_jax.weights.torch_files import TorchFile
@@ -93,8 +94,21 @@ def _first_state(task: Task, terminal: Terminal) -> TrainState:
     if os.path.isdir(init):
         variables = adapted_variables(_run_variables(init), init, module, *arguments)
     elif init:
-        variables = fill(module, TorchFile(weights(config, terminal)), "fit", *arguments)
+        file = TorchFile(weights(config, terminal))
+        if (info := read_info(file)) and (differ := _differing(info, task)):
+            terminal.note(f"the weights were trained with other {', '.join(differ)}")
+        variables = fill(module, file, "fit", *arguments)
     return task.create_state(variables)
+
+
+def _differing(info: WeightsInfo, task: Task) -> list[str]:
+    """Returns what of the images that weights were trained on is not that of this training."""
+    pairs = {
+        "data.mean": (info.mean, task.config.data.mean),
+        "data.std": (info.std, task.config.data.std),
+        "classes": (info.class_names, task.info.class_names),
+    }
+    return [name for name, (theirs, ours) in pairs.items() if tuple(theirs) != tuple(ours)]
 
 
 def _run_variables(workdir: str) -> Tree:
