@@ -13,9 +13,9 @@ The report tells of a 7x7 stem, and of rotation and crops; its code, followed he
 crops and flips. `resnet_v2` is the report's name for its network, not a style of blocks.
 
 Measured: 2 hours 29 minutes for the 60 epochs of `sgd` in bfloat16 on two CPU cores with AVX-512
-BF16; in float32, on slower ones, 8.4 hours are expected, and minutes on a GPU. Reported test figures are the
-best over all epochs, whose checkpoint the code keeps; ours keeps the last one, unless
---config.evaluate.select_on_test=True.
+BF16; in float32, on slower ones, 8.4 hours are expected, and minutes on a GPU. Reported test
+figures are the best over all epochs, whose checkpoint the code keeps; ours keeps the last one,
+unless --config.evaluate.select_on_test=True.
 """
 
 from ml_collections import ConfigDict
