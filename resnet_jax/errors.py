@@ -8,9 +8,10 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# What the system says of a place that can't be written, such as a full disk.
+# What the system says of a full disk, and of any place that can't be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _UNWRITABLE = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(*FULL, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.ELOOP),
 )
 # What it says while a place can't be read, and nothing of what is there.

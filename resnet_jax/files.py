@@ -25,6 +25,11 @@ def writing(what: object) -> Iterator[None]:
         raise UserError(f"{what} can't be written: {error.strerror or error}") from error
 
 
+def is_within(path: str | os.PathLike[str], folder: str | os.PathLike[str]) -> bool:
+    """Returns whether a path is that of a folder or below it, links followed."""
+    return pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))
+
+
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
     """Replaces a file by a new one, which is on disk when this returns.
 

@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as error:
         return _interrupted(str(error), error.signal_number, arguments)
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.EPIPE, *errors.FULL):
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if error.errno == errno.EPIPE:  # who reads the output has seen enough

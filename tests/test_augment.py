@@ -175,7 +175,7 @@ def test_alternating_flip_shows_every_image_from_both_sides():
     assert abs((first[1:] == first[:-1]).mean() - 0.5) < 5 * 0.5 / 4000**0.5
 
 
-@pytest.mark.parametrize("side", [pytest.param(1, marks=pytest.mark.slow), 7, 8])
+@pytest.mark.parametrize("side", [pytest.param(1, marks=pytest.mark.slow), 7, 8, 16])
 def test_cutout_is_a_square_of_the_mean_centred_anywhere(side):
     images = jnp.full((3000, 32, 32, 3), 0.9)
     out = np.asarray(augmented(images, cutout=side)[0])
@@ -248,14 +248,14 @@ def test_cutmix_label_weights_are_the_areas():
     labels = jnp.arange(10, dtype=jnp.int32)
     images = jnp.broadcast_to(labels[:, None, None, None] / 10.0, (10, 32, 32, 3))
     shares = []
-    for key in range(40):
+    for key in range(120):
         out, targets = augmented(images, labels, key=key, cutmix=1.0)
         for image, target in zip(np.rint(np.asarray(out) * 10), targets, strict=True):
             counts = np.bincount(image[..., 0].astype(int).ravel(), minlength=10)
             np.testing.assert_allclose(target, counts / 1024, atol=1e-6)
         shares.append(np.diag(targets).min())
     assert np.std(shares) > 0.15
-    assert min(shares) < 0.5
+    assert min(shares) < 0.3
 
 
 def test_mixup_and_cutmix_take_turns():

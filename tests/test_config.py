@@ -271,15 +271,19 @@ def test_of_validation_and_test_images_one_chooses():
 
 
 @pytest.mark.parametrize(
-    ("group", "field", "value"),
-    [("evaluate", "split", "test"), ("init", "cached_stage", 1), ("augment", "cutmix", 1.0)],
+    ("group", "field", "value", "problem"),
+    [
+        ("evaluate", "split", "test", "needs validation images"),
+        ("init", "cached_stage", 1, "needs validation images"),
+        ("augment", "cutmix", 1.0, "is True, but augment.mixup and augment.cutmix mix all"),
+    ],
 )
-def test_only_validation_images_can_be_augmented(group, field, value):
+def test_only_validation_images_can_be_augmented(group, field, value, problem):
     config = tiny_run.get_config()
     config.evaluate.augment = True
     config_lib.validate(config)
     config[group][field] = value
-    with pytest.raises(UserError, match=r"evaluate.augment (needs|is True, but)"):
+    with pytest.raises(UserError, match=f"evaluate.augment {problem}"):
         config_lib.validate(config)
 
 

@@ -117,7 +117,9 @@ def test_it_stands_alone(page):
         assert min(Image.open(path.parent / f"{name}.png").size) > 50
 
 
-def test_names_are_text_and_escaped_where_they_are_none(plain_run, tmp_path, monkeypatch, recwarn):
+def test_names_are_text_and_escaped_where_they_are_none(
+    plain_run, tmp_path, monkeypatch, capfd, recwarn
+):
     name, run = "<script>alert(1)</script> $x^$ & \\frac{", findings.read(plain_run[0])
     names = (name, "b\udcff", "日本", *run.info.class_names[3:])
     info = dataclasses.replace(run.info, class_names=names)
@@ -127,6 +129,7 @@ def test_names_are_text_and_escaped_where_they_are_none(plain_run, tmp_path, mon
     assert "<script" not in text
     found = [row[0] for row in Page(text).tables["classes"]][1:4]
     assert found == [name, r"b\udcff", "日本"]
+    assert capfd.readouterr().err == ""
     assert not [w for w in recwarn if "Glyph" in str(w.message)], "no warnings of missing glyphs"
 
 

@@ -182,6 +182,15 @@ class Dataset:
         return Opened(self.info, lambda notify, progress: self)
 
 
+def check_pixels(what: str, images: np.ndarray) -> None:
+    """Refuses what are no images as bytes."""
+    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
+        raise UserError(
+            f"{what} must be uint8 [images, height, width, channels], "
+            f"not {images.dtype} {list(images.shape)}"
+        )
+
+
 def _counts(part: Examples | None, num_classes: int) -> tuple[int, ...]:
     return () if part is None else count_labels(part.labels, num_classes)
 
@@ -189,11 +198,7 @@ def _counts(part: Examples | None, num_classes: int) -> tuple[int, ...]:
 def _examples(split: str, images: np.ndarray, labels: np.ndarray, num_classes: int) -> Examples:
     """Returns a user's arrays, checked."""
     images, labels = np.asarray(images), np.asarray(labels)
-    if images.ndim != 4 or images.dtype != np.uint8 or 0 in images.shape:
-        raise UserError(
-            f"{split}_images must be uint8 [images, height, width, channels], "
-            f"not {images.dtype} {list(images.shape)}"
-        )
+    check_pixels(f"{split}_images", images)
     if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
         raise UserError(
             f"{split}_labels must be integers [{len(images)}], not {labels.dtype} {labels.shape}"

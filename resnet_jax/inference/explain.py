@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.errors import UserError
-from resnet_jax.files import writing
+from resnet_jax.files import is_within, writing
 from resnet_jax.inference.predict import Classifier, Prediction, Watch
 from resnet_jax.models.layers import Function
 from resnet_jax.models.vit import VisionTransformer, attention_weights
@@ -116,7 +116,7 @@ def overlay_writer(classifier: Classifier, folder: pathlib.Path, images: Sequenc
         if a file can't be written.
     """
     for name in filter(os.path.isdir, images):
-        if folder.resolve().is_relative_to(pathlib.Path(name).resolve()):
+        if is_within(folder, name):
             raise UserError(
                 f"--cam writes into {folder}, which is in {name}: give the images by a pattern, "
                 "such as '*.jpg', or from another folder"

@@ -8,7 +8,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from resnet_jax.config.load import default_config
-from resnet_jax.data.datasets import Examples
+from resnet_jax.data.datasets import Examples, check_pixels
 from resnet_jax.errors import UserError
 from resnet_jax.inference.images import Name, OnBadImage, read_batches
 from resnet_jax.inference.scores import all_class_names
@@ -179,11 +179,7 @@ class Classifier:
         Raises:
           UserError: if they are none.
         """
-        if pixels.ndim != 4 or pixels.dtype != np.uint8:
-            raise UserError(
-                "pixels must be uint8 [images, height, width, channels], not "
-                f"{pixels.dtype} {list(pixels.shape)}"
-            )
+        check_pixels("pixels", pixels)
         # Batches are filled up to a power of two, so that few programs serve.
         size = min(self._batch_size, 1 << (len(pixels) - 1).bit_length())
         examples = Examples(pixels, np.zeros(len(pixels), np.int32))

@@ -21,8 +21,8 @@ import jax
 from ml_collections import ConfigDict
 
 from resnet_jax.config import load as config_lib
-from resnet_jax.errors import UserError, shown, unwritable, without_secrets
-from resnet_jax.files import write_atomically
+from resnet_jax.errors import FULL, UserError, shown, unwritable, without_secrets
+from resnet_jax.files import is_within, write_atomically
 from resnet_jax.platform import num_threads
 from resnet_jax.runs.checkpoints import Checkpoints, Run
 
@@ -36,7 +36,7 @@ LOCK = "lock"
 SEARCH = "search.json"  # of the folder of a search, which is no run's
 
 # What a full or read-only disk says of an open file, whose name it does not say.
-_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+_DISK = (*FULL, errno.EROFS)
 
 
 @contextlib.contextmanager
@@ -167,7 +167,7 @@ def check_apart(path: str | os.PathLike[str], data_name: str) -> None:
     root = os.path.expanduser(place)
     if kind != "folder" or not os.path.isdir(root) or os.path.isdir(os.path.join(root, "train")):
         return  # of a folder that is none another check tells
-    if pathlib.Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+    if is_within(path, root):
         raise UserError(f"--workdir {path} is in {place}, whose folders are classes; name another")
 
 

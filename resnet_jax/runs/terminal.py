@@ -11,6 +11,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn
 from rich.text import Text
 
+from resnet_jax.errors import FULL
+
 Row = Mapping[str, Any]
 
 _EPOCH = "epoch"  # name of its bar
@@ -79,7 +81,7 @@ def _closed_is_broken() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno not in (errno.EIO, *FULL):
             raise
         raise BrokenPipeError from error
 

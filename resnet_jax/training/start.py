@@ -30,7 +30,7 @@ _OF_A_HOST = {"data.name", "data.source", "data.dir", "data.workers"}
 
 def settled_dtype(wanted: str, workdir: str | os.PathLike[str]) -> str:
     """Returns the dtype of a training: what is asked for, and for "auto" what the run began in."""
-    began = hosts.share(lambda: folders.dtype(workdir))
+    began = hosts.share(lambda: folders.dtype(workdir) if wanted == "auto" else "")
     if wanted == "auto" and began:
         with contextlib.suppress(UserError):  # `begin` says what differs
             return compute_dtype(began)
